@@ -1,0 +1,22 @@
+"""Knowledge distillation in PyTorch Lightning for when the supervision cannot be trusted."""
+
+from typing import TYPE_CHECKING, Any
+
+from lit_kd.version import __version__
+
+if TYPE_CHECKING:
+    from lit_kd.data import Batch
+    from lit_kd.distiller import Distiller
+    from lit_kd.features import Outputs
+    from lit_kd.methods import ALMKD, KD, Supervised
+
+__all__ = ["ALMKD", "KD", "Batch", "Distiller", "Outputs", "Supervised", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and Lightning only when something needs them: ``lit-kd --version`` answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lit_kd' has no attribute {name!r}")
+    from lit_kd import data, distiller, features, methods
+
+    return next(getattr(m, name) for m in (methods, distiller, features, data) if hasattr(m, name))

@@ -1,0 +1,40 @@
+"""Data modules whose batches tell each sample's index, with label noise and a trusted meta split."""
+
+from lit_kd.data.base import DataModule
+from lit_kd.data.batch import UNLABELED, Batch, as_batch
+from lit_kd.data.digits import DigitsDataModule
+from lit_kd.data.folder import ImageFolderDataModule
+from lit_kd.data.foreign import DistillationDataModule
+from lit_kd.data.noise import corrupt, transition_matrix
+from lit_kd.data.partition import Source
+from lit_kd.data.rows import ItemRows, Rows, TensorRows
+from lit_kd.data.sampler import EpochSampler
+from lit_kd.data.splits import stratified_split
+from lit_kd.data.vision import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    MNISTDataModule,
+)
+
+__all__ = [
+    "UNLABELED",
+    "Batch",
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DataModule",
+    "DigitsDataModule",
+    "DistillationDataModule",
+    "EpochSampler",
+    "FashionMNISTDataModule",
+    "ImageFolderDataModule",
+    "ItemRows",
+    "MNISTDataModule",
+    "Rows",
+    "Source",
+    "TensorRows",
+    "as_batch",
+    "corrupt",
+    "stratified_split",
+    "transition_matrix",
+]

@@ -1,0 +1,100 @@
+"""Image files in one folder a class, decoded as they are needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_kd.data.base import DataModule
+from lit_kd.data.partition import Labels, Source
+from lit_kd.data.rows import ItemRows
+
+# The usual statistics of natural images, those of ImageNet; pretrained networks expect them.
+MEAN = [0.485, 0.456, 0.406]
+STD = [0.229, 0.224, 0.225]
+
+
+class ImageFolderDataModule(DataModule):
+    """Images in ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+
+    ``root/val`` beside both is the validation split, from which the meta split is cut; without ``root/test``
+    it is the test split. Classes are the subfolders of ``train`` in alphabetical order.
+
+    Args:
+        root: The directory.
+        image_size: Height and width of the images in pixels.
+        augment: Train on random crops of random size, and random mirror images.
+        **shared: Arguments of every data module, see `DataModule`.
+
+    Raises:
+        FileNotFoundError: If a folder is not there.
+    """
+
+    def __init__(self, root: str = "data", image_size: int = 64, augment: bool = True, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.root = Path(root).expanduser().resolve()
+        self.image_size = image_size
+        self.augment = augment
+        self.input_shape = (3, image_size, image_size)
+        # Needed before the model is built, hence read here; the files are listed in setup.
+        self.class_names = _subfolders(self.root / "train")
+        self.num_classes = len(self.class_names)
+        self.test_folder = "test" if (self.root / "test").is_dir() else "val"
+        _subfolders(self.root / self.test_folder, also="test/ or ")
+
+    def load(self) -> Source:
+        """List the files."""
+        train, labels = self._read("train", self.augment)
+        plain, _ = self._read("train")
+        test, test_labels = self._read(self.test_folder)
+        source = Source(train, plain, labels, test, test_labels, identity=self._names(plain))
+        if self.test_folder == "test" and (self.root / "val").is_dir():
+            source.val, source.val_labels = self._read("val")
+            source.val_train, _ = self._read("val", self.augment)
+            source.identity += self._names(source.val)
+        return source
+
+    def _read(self, name: str, augment: bool = False) -> tuple[ItemRows, Labels]:
+        from torchvision.datasets import ImageFolder
+
+        folder = ImageFolder(str(self.root / name), self._transform(augment))
+        assert self.class_names is not None
+        unknown = sorted(set(folder.classes) - set(self.class_names))
+        if unknown:
+            raise ValueError(
+                f"expected in {self.root / name} class folders that train has, found also "
+                f"{', '.join(unknown)}. Remove or rename them."
+            )
+        # A split may lack a class: its own numbering is then another.
+        number = np.array([self.class_names.index(c) for c in folder.classes], dtype=np.int64)
+        return ItemRows(folder), number[folder.targets]
+
+    def _transform(self, augment: bool) -> Any:
+        from torchvision import transforms as t
+
+        size = self.image_size
+        view = (
+            [t.RandomResizedCrop(size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
+            if augment
+            else [t.Resize(size), t.CenterCrop(size)]
+        )
+        return t.Compose([*view, t.ToTensor(), t.Normalize(MEAN, STD)])
+
+    def _names(self, rows: ItemRows) -> bytes:
+        """Names of the files, which tell data sets apart; decoded pixels depend on the library."""
+        paths = (Path(path).relative_to(self.root).as_posix() for path, _ in rows.dataset.samples)
+        return "\n".join(paths).encode()
+
+
+def _subfolders(folder: Path, also: str = "") -> list[str]:
+    """Return the names of the class folders."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not names:
+        raise FileNotFoundError(
+            f"expected in {folder.parent} a folder {also}{folder.name}/ with one folder of images a class, "
+            f"found {'no class folder in it' if folder.is_dir() else 'no such folder'}. "
+            "Set root to the directory that holds train/ and test/."
+        )
+    return names

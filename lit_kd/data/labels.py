@@ -1,0 +1,95 @@
+"""The labels of a foreign data set, without loading its inputs where that can be avoided."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.progress import track
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from lit_kd.data.partition import Labels
+
+MANY = 2000
+"""Rows above which a walk over the data set is announced."""
+
+
+def read_labels(dataset: Any, name: str) -> Labels:
+    """Read the label of every item of a map-style data set of ``(x, y)`` items.
+
+    They are taken from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`,
+    also through `Subset` and `ConcatDataset`, if a few items confirm them; else every item is read once.
+
+    Args:
+        dataset: The data set.
+        name: What to call it in messages.
+
+    Returns:
+        Labels, int64, shape ``(n,)``.
+
+    Raises:
+        TypeError: If its items are not pairs of an input and a class number.
+    """
+    n = len(dataset)
+    known = _known(dataset)
+    # Items may be augmented: reading some here must not shift the random numbers of the training.
+    with isolate_rng():
+        some = np.unique(np.linspace(0, n - 1, num=min(n, 8)).astype(int))
+        seen = [_label(dataset, int(i), name) for i in some]
+        if known is not None and len(known) == n and known[some].tolist() == seen:
+            return known
+        if n > MANY:
+            warnings.warn(
+                f"reading the labels of all {n} items of the {name} data set one by one, once, as it has no "
+                "usable `targets` or `labels`. Give it such an attribute to skip this.",
+                stacklevel=2,
+            )
+        walk = track(range(n), description=f"Labels of {name} data", disable=n <= MANY)
+        return np.array([_label(dataset, i, name) for i in walk], dtype=np.int64)
+
+
+def _known(dataset: Any) -> Labels | None:
+    """Labels the data set tells without reading items, or None."""
+    if isinstance(dataset, Subset):
+        whole = _known(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_known(part) for part in dataset.datasets]
+        return (
+            None
+            if any(part is None for part in parts)
+            else np.concatenate([p for p in parts if p is not None])
+        )
+    if isinstance(dataset, TensorDataset):
+        found: Any = dataset.tensors[1] if len(dataset.tensors) == 2 else None
+    else:
+        found = getattr(dataset, "targets", None)
+        found = getattr(dataset, "labels", None) if found is None else found
+    if found is None:
+        return None
+    try:
+        labels = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    except ValueError:  # a ragged list, e.g. of boxes
+        return None
+    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
+
+
+def _label(dataset: Any, i: int, name: str) -> int:
+    item = dataset[i]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        found = type(item).__name__ + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+        raise TypeError(
+            f"expected items (x, y) of the {name} data set, found a {found}. "
+            "Let its __getitem__ return such a pair; x may be a mapping."
+        )
+    try:
+        return operator.index(item[1])
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"expected class numbers as labels of the {name} data set, found {item[1]!r} in item {i}. "
+            "Let its items be (x, y), y an integer."
+        ) from None

@@ -1,0 +1,196 @@
+"""From a source of rows to the train, meta, val and test parts, with noisy and clean labels."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lit_kd.data.batch import UNLABELED
+from lit_kd.data.noise import corrupt
+from lit_kd.data.rows import Indexed, JoinedRows, Rows
+from lit_kd.data.seeds import derive_seed
+from lit_kd.data.splits import Positions, count_rows, stratified_split
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass
+class Source:
+    """What a data module loads, before it is split.
+
+    Attributes:
+        train: The pool: rows for training, augmented if they are to be. ``n`` rows.
+        plain: The same rows without augmentation; may be the same object.
+        labels: True labels of the pool, shape ``(n,)``; `UNLABELED` marks a missing one. Rows without a label
+            are always training rows.
+        test: Test rows, if the data set has its own.
+        test_labels: Their labels.
+        test_size: If it has none: the fraction or count of the pool to hold out as test rows.
+        val: Validation rows, if the data set has its own; then the meta rows are cut from them.
+        val_labels: Their labels.
+        val_train: The validation rows augmented, for meta rows that are trained on. Default: `val`.
+        identity: Some bytes that tell this data set from another; they go into the fingerprint.
+    """
+
+    train: Rows
+    plain: Rows
+    labels: Labels
+    test: Rows | None = None
+    test_labels: Labels | None = None
+    test_size: int | float = 0
+    val: Rows | None = None
+    val_labels: Labels | None = None
+    val_train: Rows | None = None
+    identity: bytes = b""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The parts of a data set. ``N`` training and ``M`` meta rows.
+
+    Attributes:
+        augmented: Rows to train on.
+        plain: The same rows, not augmented.
+        positions: For each of train, meta and val, positions in both of these.
+        given: Labels that the training sees, ``(N + M,)``: of training rows, maybe noisy, then of meta rows.
+        clean: The true ones, ``(N + M,)``.
+        val: Validation rows.
+        test: Test rows.
+        fingerprint: Hash of all that a table of per-sample values relies on.
+    """
+
+    augmented: Rows
+    plain: Rows
+    positions: dict[str, Positions]
+    given: Tensor
+    clean: Tensor
+    val: Indexed
+    test: Indexed
+    fingerprint: str
+
+    def train_rows(self, meta: bool) -> Indexed:
+        """Return the training rows, followed by the meta rows if `meta`."""
+        parts = ("train", "meta") if meta else ("train",)
+        positions = np.concatenate([self.positions[part] for part in parts])
+        return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
+
+    def meta_rows(self) -> Indexed:
+        """Return the meta rows, not augmented."""
+        first = len(self.positions["train"])
+        return Indexed(
+            self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given))
+        )
+
+
+def partition(
+    source: Source,
+    num_classes: int,
+    meta: int | float,
+    val: int | float,
+    matrix: npt.ArrayLike | None,
+    seed: int,
+) -> Partition:
+    """Split a source and corrupt its training labels.
+
+    Args:
+        source: The data.
+        num_classes: Number of classes ``C``.
+        meta: Fraction or count of meta rows: of the source's validation rows if it has any, else of its pool.
+        val: Fraction or count of the pool for validation; not used if the source has validation rows.
+        matrix: Transition matrix ``(C, C)`` of the training labels' noise; None for none.
+        seed: Seed of the split and of the noise.
+
+    Raises:
+        ValueError: If a label is out of range, or the sizes do not fit.
+    """
+    labels = check_labels(source.labels, len(source.train), num_classes, "training", missing=True)
+    if len(source.plain) != len(source.train):
+        raise ValueError(
+            f"expected the same rows with and without augmentation, found {len(source.train)} and "
+            f"{len(source.plain)}. Let Source.plain be Source.train where nothing is augmented."
+        )
+    augmented, plain, clean = source.train, source.plain, labels
+    split_seed = derive_seed(seed, "split")
+    labeled = np.flatnonzero(labels != UNLABELED)
+    # Test rows are held out by a seed of their own: a teacher trained under one seed must never be tested, or
+    # have its student tested, under another on rows that it was trained on.
+    total = len(labeled)
+    held = stratified_split(labels[labeled], {"test": source.test_size}, seed=0, rest="pool")
+    test_positions, labeled = labeled[held["test"]], labeled[held["pool"]]
+    if source.val is None:
+        # Fractions are of all labeled rows, before the test rows are taken away.
+        sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
+        parts = stratified_split(labels[labeled], sizes, split_seed)
+        positions = {name: labeled[part] for name, part in parts.items()}
+    else:
+        assert source.val_labels is not None, "a Source with val rows has their labels"
+        own = check_labels(source.val_labels, len(source.val), num_classes, "validation")
+        # One numbering for both: the validation rows follow the pool.
+        augmented = JoinedRows(augmented, source.val_train or source.val)
+        plain = JoinedRows(plain, source.val)
+        clean = np.concatenate([labels, own])
+        parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
+        positions = {"train": labeled} | {name: part + len(labels) for name, part in parts.items()}
+    unlabeled = np.flatnonzero(labels == UNLABELED)
+    positions["train"] = np.sort(np.concatenate([positions["train"], unlabeled]))
+
+    truth = clean[np.concatenate([positions["train"], positions["meta"]])]
+    given = truth.copy()
+    if matrix is not None:
+        n = len(positions["train"])
+        given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
+
+    if source.test is None:
+        test = Indexed(source.plain, test_positions, torch.from_numpy(labels[test_positions]), None)
+    else:
+        assert source.test_labels is not None, "a Source with test rows has their labels"
+        test_labels = check_labels(source.test_labels, len(source.test), num_classes, "test")
+        test = Indexed(source.test, np.arange(len(test_labels)), torch.from_numpy(test_labels), None)
+    return Partition(
+        augmented=augmented,
+        plain=plain,
+        positions=positions,
+        given=torch.from_numpy(given),
+        clean=torch.from_numpy(truth),
+        val=Indexed(plain, positions["val"], torch.from_numpy(clean[positions["val"]]), None),
+        test=test,
+        fingerprint=_fingerprint(source, positions, given, num_classes),
+    )
+
+
+def check_labels(
+    labels: npt.ArrayLike, rows: int, num_classes: int, name: str, missing: bool = False
+) -> Labels:
+    """Return labels as int64, if there is one in ``[0, num_classes)`` for each row.
+
+    Raises:
+        ValueError: If not. `UNLABELED` passes where `missing` labels are allowed.
+    """
+    y = np.asarray(labels)
+    if y.shape != (rows,) or y.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected one integer label for each of {rows} {name} rows, found {y.dtype} of shape {y.shape}. "
+            "Give class numbers."
+        )
+    wrong = np.flatnonzero((y < (UNLABELED if missing else 0)) | (y >= num_classes))
+    if len(wrong):
+        also = f" (or {UNLABELED} for a missing one)" if missing else ""
+        raise ValueError(
+            f"expected {name} labels in [0, {num_classes}){also}, found {y[wrong[0]]} in row {wrong[0]} "
+            f"({len(wrong)} such rows). Give the right num_classes, or count the classes from 0."
+        )
+    return y.astype(np.int64)
+
+
+def _fingerprint(source: Source, positions: dict[str, Positions], given: Labels, num_classes: int) -> str:
+    sizes = [num_classes, *(len(part) for part in positions.values())]
+    digest = hashlib.sha256(repr(sizes).encode())
+    for array in (positions["train"], positions["meta"], given):
+        digest.update(array.astype("<i8").tobytes())
+    digest.update(source.identity)
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""The order in which the training rows come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DistributedSampler
+
+
+class EpochSampler(DistributedSampler[int]):
+    """Shuffles anew each epoch, in an order that depends on the seed and the epoch alone.
+
+    The number of processes does not change the order: rank ``r`` of ``R`` takes every ``R``-th row from the
+    ``r``-th, so that the ``k``-th batches of all ranks together are the ``k``-th batch of one process with
+    their summed batch size. A resumed run sees what an uninterrupted one would have. It is a
+    `DistributedSampler`, hence Lightning keeps it instead of putting one of its own in its place, and calls
+    `set_epoch` (in a loop of your own, call it).
+
+    Args:
+        size: Number of rows to draw from.
+        length: Number of draws an epoch; default `size`. Permutations of all rows follow one another until
+            they suffice, so a stream of few rows can be exactly as long as one of many.
+        num_replicas: Number of processes ``R``. Every one draws equally often: the draws are padded, from
+            their start, to a multiple of it.
+        rank: This process, in ``[0, R)``.
+        seed: Seed, at least 0.
+
+    Example:
+        >>> sampler = EpochSampler(3, length=5, seed=0)
+        >>> draws = list(sampler)
+        >>> len(draws), sorted(draws[:3])
+        (5, [0, 1, 2])
+    """
+
+    def __init__(
+        self, size: int, length: int | None = None, num_replicas: int = 1, rank: int = 0, seed: int = 0
+    ) -> None:
+        if size < 1:
+            raise ValueError(
+                f"expected at least one row to draw from, found {size}. Give a non-empty data set."
+            )
+        self.size = size
+        self.length = size if length is None else length
+        super().__init__(range(self.length), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+
+    def order(self) -> npt.NDArray[np.int64]:
+        """Return the rows that all ranks together draw this epoch, in order, padding included."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rounds = -(-self.length // self.size)
+        draws = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])[: self.length]
+        return np.resize(draws, self.total_size)
+
+    def __iter__(self) -> Iterator[int]:
+        draws: list[int] = self.order()[self.rank :: self.num_replicas].tolist()
+        return iter(draws)

@@ -1,0 +1,255 @@
+"""The base of every method: it owns the teachers' inference and the student's optimisation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from lit_kd.data.batch import UNLABELED, Batch, as_batch
+from lit_kd.features import Outputs, Tapped
+from lit_kd.metrics import EvaluationMetrics
+from lit_kd.models import resolve_model
+from lit_kd.teachers import Teachers
+
+
+def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
+    """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4 (RepDistiller's setting)."""
+    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+class Distiller(LightningModule):
+    """Trains a student with the help of frozen teachers.
+
+    A method overrides `distill`, and holds no logging, optimiser, device or checkpoint code. Checkpoints hold the
+    student and never a teacher; ``load_from_checkpoint`` needs no teacher's file.
+
+    Args:
+        student: A module that gives logits ``(B, C)`` (or an object with ``.logits``), or a name such as
+            ``"resnet20"``, see `lit_kd.models.model_names`.
+        teacher: One teacher or a list: modules, or paths of lit_kd checkpoints.
+        num_classes: C.
+        input_shape: Shape of one sample, which models built by name may need.
+        optimizer: Maps parameters to an optimizer.
+        lr_scheduler: Maps an optimizer to a scheduler; ``None`` keeps the learning rate.
+        lr_interval: Whether the scheduler steps once an epoch or once an update.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether training is impossible without a teacher."""
+    needs_meta: ClassVar[bool] = False
+    """Whether a training batch is ``{"train": ..., "meta": ...}``, the second from the meta split."""
+    student_taps: ClassVar[tuple[str, ...]] = ()
+    """Layers of the student whose features `distill` wants."""
+    teacher_taps: ClassVar[tuple[str, ...]] = ()
+    """The same for the teachers."""
+
+    def __init__(
+        self,
+        student: nn.Module | str,
+        teacher: nn.Module | str | list[nn.Module | str] | None = None,
+        *,
+        num_classes: int,
+        input_shape: list[int] | None = None,
+        optimizer: OptimizerCallable = sgd,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"expected num_classes of at least 2, found {num_classes}")
+        self.save_hyperparameters()
+        _keep_plain(self.hparams)
+        self.student = resolve_model(student, num_classes, input_shape)
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
+        # in a tuple, modules are no submodules: see Teachers
+        self._teacher_specs: tuple[nn.Module | str, ...] = _as_tuple(teacher)
+        if any(spec is self.student for spec in self._teacher_specs):
+            raise ValueError(
+                "expected a teacher other than the student itself; pass a copy that is trained already"
+            )
+        self.teachers = Teachers()
+        self._checked: set[str] = set()
+
+    @property
+    def trains_on_meta(self) -> bool:
+        """Whether the meta rows belong into the training stream too, after the training set's own rows."""
+        return False
+
+    # what a method is
+
+    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a batch: the one hook that a method overrides.
+
+        Args:
+            student: The student's outputs, logits ``(B, C)``, with gradients.
+            teachers: Each teacher's outputs, without gradients.
+            batch: Inputs, labels ``(B,)`` and, where the method needs them, sample indices.
+
+        Returns:
+            Terms by name, each already weighted, per sample ``(B,)`` or a scalar. Their means are summed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override distill()")
+
+    # teachers
+
+    def setup(self, stage: str) -> None:
+        """Load the teachers: required for training, used for evaluation where they are at hand."""
+        self.tapped_student = Tapped(self.student, self.student_taps)
+        training = stage == "fit"
+        if training and self.needs_teacher and not self._teacher_specs:
+            raise ValueError(
+                f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or the path of a "
+                "lit_kd checkpoint, or a list of these"
+            )
+        if stage == "predict" or len(self.teachers) == len(self._teacher_specs):
+            return
+        missing = [
+            str(s)
+            for s in self._teacher_specs
+            if isinstance(s, str) and _is_path(s) and not Path(s).is_file()
+        ]
+        if missing and not training:
+            rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
+            return
+        models = [resolve_model(spec, self.num_classes, self.input_shape) for spec in self._teacher_specs]
+        for spec in self._teacher_specs:
+            if isinstance(spec, str) and not _is_path(spec):
+                rank_zero_warn(
+                    f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path."
+                )
+        self.teachers = Teachers(models, self.teacher_taps)
+        self.teachers.apply(lambda t: t.to(self.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        """Teachers follow the student to a device or dtype, though they are no submodules."""
+        super()._apply(fn, recurse)
+        self.teachers.apply(fn)
+        return self
+
+    # the steps
+
+    def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The student's logits, ``(B, C)``."""
+        return Tapped(self.student)(x).logits
+
+    def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
+        """The student's and the teachers' outputs for a batch."""
+        teachers = self.teachers(batch.x)  # first, while no activations of the student take memory
+        student = self.tapped_student(batch.x)
+        self._check(batch, student, teachers)
+        return student, teachers
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Sum the method's loss terms."""
+        batch = as_batch(batch)
+        student, teachers = self.outputs(batch)
+        return self.total(self.distill(student, teachers, batch), batch)
+
+    def total(self, terms: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The sum of the terms' means, a scalar; logs them as ``train/<term>`` and ``train/loss``."""
+        means = {f"train/{name}": term.mean() for name, term in terms.items()}
+        loss = torch.stack(list(means.values())).sum()
+        logged = {name: mean.detach() for name, mean in means.items()} | {"train/loss": loss.detach()}
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.y))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure on a validation batch."""
+        self._evaluate(as_batch(batch), "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure on a test batch."""
+        self._evaluate(as_batch(batch), "test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        student, teachers = self.outputs(batch)
+        metrics = self.metrics[f"at_{stage}"]
+        logged = metrics.update(student.logits, batch.y, [t.logits for t in teachers])
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.y))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The most probable class and its probability, ``(B,)`` each."""
+        x = batch if isinstance(batch, Tensor) else as_batch(batch).x
+        probability, index = self(x).float().softmax(-1).max(-1)
+        return {"class": index, "probability": probability}
+
+    def _check(self, batch: Batch, student: Outputs, teachers: list[Outputs]) -> None:
+        """Refuse class counts and labels that do not fit, before they do damage."""
+        stage = str(self.trainer.state.stage)
+        if batch.y.device.type != "cpu" and stage in self._checked:
+            return  # reading values from an accelerator would stall every step: the first batch must do
+        self._checked.add(stage)
+        for name, outputs in [("student", student), *((f"teacher {k}", t) for k, t in enumerate(teachers))]:
+            if outputs.logits.shape != (len(batch.y), self.num_classes):
+                raise ValueError(
+                    f"expected {name}'s logits of shape {(len(batch.y), self.num_classes)} (batch, num_classes), found "
+                    f"{tuple(outputs.logits.shape)}: student, teacher and num_classes must agree on the classes"
+                )
+        low, high = int(batch.y.min()), int(batch.y.max())
+        if high >= self.num_classes or low < (UNLABELED if self.trainer.training else 0):
+            raise ValueError(
+                f"expected labels in [0, {self.num_classes}), found {low} to {high}: correct the labels or num_classes"
+            )
+
+    # optimisation
+
+    def on_train_epoch_start(self) -> None:
+        """Train the student, whatever mode it came in; draw the epoch's randomness from (seed, epoch, rank).
+
+        So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
+        """
+        self.student.train()
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            drawn = np.random.SeedSequence([int(seed), self.current_epoch, self.global_rank])
+            torch.manual_seed(int(drawn.generate_state(1)[0]))
+
+    def configure_optimizers(self) -> Any:
+        """The student's optimizer, over what requires gradients, and its scheduler."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        config = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def _is_path(spec: str) -> bool:
+    return Path(spec).suffix in {".ckpt", ".pt", ".pth"} or Path(spec).is_file()
+
+
+def _as_tuple(teacher: nn.Module | str | list[nn.Module | str] | None) -> tuple[nn.Module | str, ...]:
+    if teacher is None:
+        return ()
+    return tuple(teacher) if isinstance(teacher, (list, tuple)) else (teacher,)
+
+
+def _keep_plain(hparams: Any) -> None:
+    """Drop what a checkpoint cannot hold as plain data: live modules and functions given in Python."""
+    for name in [name for name, value in hparams.items() if not _is_plain(value)]:
+        del hparams[name]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (str, int, float, bool))

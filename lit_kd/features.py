@@ -1,0 +1,102 @@
+"""What a model gives: logits, and the features of inner layers on request."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lit_kd.models import last_linear
+
+PENULTIMATE = "penultimate"
+"""The tap on what the last linear layer reads."""
+
+
+class Outputs(NamedTuple):
+    """What a model gives for a batch.
+
+    Attributes:
+        logits: ``(B, C)``, unnormalised.
+        features: Features by tap name: the output of the layer at that module path, or, for `PENULTIMATE`, the
+            input of the last linear layer.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor]
+
+
+def logits_of(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Call a model with a tensor, or with a mapping as keyword arguments, and read its logits.
+
+    Args:
+        model: Returns logits ``(B, C)``, or an object with them as ``.logits``.
+        x: The batch.
+
+    Returns:
+        Logits, ``(B, C)``.
+
+    Raises:
+        TypeError: If the model returns something else.
+    """
+    out = model(**x) if isinstance(x, Mapping) else model(x)
+    logits = getattr(out, "logits", out)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"expected {type(model).__name__} to return logits, a tensor, or an object with .logits; "
+            f"found {type(out).__name__}. Wrap the model in a module that returns its logits."
+        )
+    return logits
+
+
+class Tapped:
+    """A model together with the layers whose features are wanted.
+
+    Hooks live only while the model runs, so nothing is left behind on it: it can be pickled and shared.
+
+    Args:
+        model: The model.
+        taps: Module paths (``"layer3.0"``) or `PENULTIMATE`.
+
+    Raises:
+        ValueError: If the model has no such layer.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
+        self.model = model
+        self.layers = {tap: self._find(tap) for tap in taps}
+
+    def _find(self, tap: str) -> nn.Module:
+        if tap == PENULTIMATE:
+            return last_linear(self.model)[1]
+        layers = dict(self.model.named_modules())
+        if tap not in layers:
+            near = difflib.get_close_matches(tap, layers, n=5) or list(layers)[1:6]
+            raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")
+        return layers[tap]
+
+    def __call__(self, x: Tensor | Mapping[str, Tensor]) -> Outputs:
+        """Run the model on a batch."""
+        features: dict[str, Tensor] = {}
+        hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
+        try:
+            return Outputs(logits_of(self.model, x), features)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> RemovableHandle:
+    if tap == PENULTIMATE:
+
+        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            features[tap] = inputs[0]
+
+        return layer.register_forward_pre_hook(before)
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        features[tap] = output
+
+    return layer.register_forward_hook(after)

@@ -1,0 +1,76 @@
+"""One update in manual optimisation: what Lightning does by itself only in automatic optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor
+
+
+def check_manual(module: LightningModule) -> None:
+    """Refuse what manual optimisation with a look-ahead cannot do right.
+
+    Raises:
+        ValueError: For fp16 with loss scaling, and for strategies that shard the student.
+    """
+    name = type(module).__name__
+    plugin = module.trainer.precision_plugin
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+        raise ValueError(f"{name} does not support precision 16-mixed: use bf16-mixed or 32-true")
+    strategy = module.trainer.strategy
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise ValueError(
+            f"{name} reads the student's last layer, which {type(strategy).__name__} shards: use the strategy ddp"
+        )
+
+
+def manual_update(
+    module: LightningModule, loss: Tensor, batch_idx: int, clip: float | None, accumulate: int
+) -> None:
+    """Backward, and on every ``accumulate``-th or last batch clip, step, and step the schedulers.
+
+    Args:
+        module: In manual optimisation, with one optimizer.
+        loss: Mean over the batch, a scalar.
+        batch_idx: Of the epoch.
+        clip: Largest gradient norm.
+        accumulate: Batches an update.
+    """
+    optimizer = module.optimizers()
+    assert isinstance(optimizer, LightningOptimizer)
+    last = module.trainer.is_last_batch
+    module.manual_backward(loss / accumulate)
+    if last or (batch_idx + 1) % accumulate == 0:
+        if clip is not None:
+            module.clip_gradients(optimizer.optimizer, gradient_clip_val=clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        _step_schedulers(module, "step")
+    if last:  # not in on_train_epoch_end: checkpoints are written before that
+        _step_schedulers(module, "epoch")
+
+
+def _step_schedulers(module: LightningModule, interval: str) -> None:
+    for config in module.trainer.lr_scheduler_configs:
+        if config.interval != interval:
+            continue
+        scheduler: Any = config.scheduler
+        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step()
+        elif config.monitor in module.trainer.callback_metrics:  # after the first validation
+            scheduler.step(module.trainer.callback_metrics[config.monitor])
+
+
+def learning_rate(module: LightningModule, parameter: Tensor) -> float:
+    """The current learning rate of a parameter."""
+    optimizer = module.optimizers()
+    assert isinstance(optimizer, LightningOptimizer)
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            return float(group["lr"])
+    raise ValueError("the student's last layer is not among the optimizer's parameters: unfreeze it")

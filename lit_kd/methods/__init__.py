@@ -1,0 +1,7 @@
+"""The methods, one file each."""
+
+from lit_kd.methods.almkd import ALMKD
+from lit_kd.methods.kd import KD
+from lit_kd.methods.supervised import Supervised
+
+__all__ = ["ALMKD", "KD", "Supervised"]

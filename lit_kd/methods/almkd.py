@@ -1,0 +1,208 @@
+"""ALM-KD: for every sample, learn how much to listen to the teacher and how much to the label."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_kd.data import DataModule
+from lit_kd.data.batch import Batch, as_batch
+from lit_kd.distiller import Distiller
+from lit_kd.features import PENULTIMATE, Outputs, Tapped
+from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.manual import check_manual, learning_rate, manual_update
+from lit_kd.meta import Head, MetaRows
+from lit_kd.models import last_linear
+from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
+from lit_kd.samples import SampleTable, all_rows, all_sum
+
+RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}
+
+
+class ALMKD(Distiller):
+    """Adaptive loss mixing (arXiv 2202.03250): per-sample weights of label and teachers, learned on a meta split.
+
+    The loss of sample i is ``lam_i0 CE_i + sum_k lam_ik T^2 KL_ik``. In each training step the rule first takes the
+    meta-step: how would the validation loss on meta rows change with this batch's weights? The gradient is exact for
+    the student's last layer, and costs three small matrix products and one forward pass of meta rows. Then the student
+    learns with the weights of the sample table. Needs a data module with sample indices and a meta split: any of
+    `lit_kd.data`, or `lit_kd.data.DistillationDataModule` around your own.
+
+    Args:
+        student: The network to train, a module or a name; its last layer must be linear.
+        teacher: One teacher or a list: modules or checkpoint paths.
+        rule: How weights follow from the meta-gradient: ``"robust"`` (the default, ours), ``"paper"`` or ``"amal"``
+            (published), or a `lit_kd.rules.Rule` with constants of its own.
+        temperature: T > 0, dimensionless; the published experiments use 4, the robust rule was tuned at 1.
+        gradient_clip_val: Largest norm of the student's gradient; the trainer's own option does not reach here.
+        accumulate_grad_batches: Batches an update; likewise.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    needs_meta = True
+    student_taps = (PENULTIMATE,)
+
+    def __init__(
+        self,
+        student: nn.Module | str,
+        teacher: nn.Module | str | list[nn.Module | str] | None = None,
+        *,
+        rule: Literal["robust", "paper", "amal"] | Rule = "robust",
+        temperature: float = 1.0,
+        gradient_clip_val: float | None = None,
+        accumulate_grad_batches: int = 1,
+        **base: Any,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        if temperature <= 0:
+            raise ValueError(f"expected a temperature above 0, found {temperature}")
+        if accumulate_grad_batches < 1:
+            raise ValueError(
+                f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}"
+            )
+        if isinstance(rule, str) and rule not in RULES:
+            raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.rules.Rule, found {rule!r}")
+        self.automatic_optimization = False
+        self.rule: Rule = RULES[rule]() if isinstance(rule, str) else rule
+        self.temperature = temperature
+        self.gradient_clip_val = gradient_clip_val
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.table: SampleTable | None = None
+        """Beliefs about the training samples; column ``weights`` is ``(N, K + 1)``, label first."""
+        self._head_checked = False
+        last_linear(self.student)  # fail now if there is none
+
+    @property
+    def trains_on_meta(self) -> bool:
+        """As the rule wants it."""
+        return self.rule.trains_on_meta
+
+    # what we believe about samples
+
+    def setup(self, stage: str) -> None:
+        """Refuse data without indices or a meta split, and precisions and strategies that would be wrong."""
+        super().setup(stage)
+        if stage == "fit":
+            check_manual(self)
+            _data(self)
+
+    def on_fit_start(self) -> None:
+        """Make the sample table, or go on with a restored one."""
+        data = _data(self)
+        size = len(data.labels)
+        if self.table is None:
+            self.table = SampleTable(size, data.fingerprint)
+        self.table.check(size, data.fingerprint)
+        self.rule.start(self.table, len(self.teachers), data.trusted, self._epochs())
+        self.table.apply(lambda column: column.to(self.device))
+        self._meta_rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
+
+    def _epochs(self) -> int:
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        if steps is None or steps < 0:
+            return epochs or 1
+        batches = self.trainer.estimated_stepping_batches and self.trainer.num_training_batches
+        by_steps = math.ceil(steps * self.accumulate_grad_batches / batches)
+        return by_steps if epochs is None or epochs < 0 else min(epochs, by_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The table goes with the student."""
+        if self.table is not None:
+            self.table.sync()
+            checkpoint["sample_table"] = self.table.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the table up again; the data's fingerprint is checked before training."""
+        if "sample_table" in checkpoint:
+            self.table = SampleTable.from_state_dict(checkpoint["sample_table"])
+
+    # the steps
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """The meta-step, then the student's step with the table's weights."""
+        assert self.table is not None
+        train, meta = as_batch(batch["train"]), as_batch(batch["meta"])
+        student, teachers = self.outputs(train)
+        if self.rule.active(self.current_epoch):
+            with torch.no_grad():
+                self.rule.observe(self.table, self._meta_step(train, meta, student, teachers))
+        loss = self.total(self.distill(student, teachers, train), train)
+        manual_update(self, loss, batch_idx, self.gradient_clip_val, self.accumulate_grad_batches)
+        if self.trainer.is_last_batch:  # before validation, so that checkpoints hold the renewed weights
+            self.table.sync()
+            self.rule.renew(self.table, self.current_epoch)
+
+    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
+        """Two terms, ``label`` and ``teacher``, with the table's weights."""
+        assert self.table is not None
+        weights = self.table["weights"][batch.index]
+        distilled = torch.stack(
+            [kd_loss(student.logits, t.logits, self.temperature) for t in teachers], dim=1
+        )
+        return {
+            "label": weights[:, 0] * cross_entropy(student.logits, batch.y),
+            "teacher": (weights[:, 1:] * distilled).sum(1),
+        }
+
+    def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs]) -> MetaStep:
+        assert train.index is not None
+        path, layer = last_linear(self.student)
+        # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
+        with torch.autocast(self.device.type, enabled=False):
+            head = Head(layer.weight.float(), None if layer.bias is None else layer.bias.float())
+            features = student.features[PENULTIMATE].detach().float()
+            self._check_head(path, head, features, student.logits)
+            return MetaStep(
+                index=train.index,
+                y=train.y,
+                logits=student.logits.detach().float(),
+                features=features,
+                teachers=[t.logits.float() for t in teachers],
+                head=head,
+                meta=self._latest_meta_rows(meta, all_rows(train.index)),
+                lr=learning_rate(self, layer.weight),
+                batch_size=len(train.y) * self.trainer.world_size,
+                temperature=self.temperature,
+                all_sum=all_sum,
+            )
+
+    def _check_head(self, path: str, head: Head, features: Tensor, logits: Tensor) -> None:
+        """Once a training: is the layer taken for the last one really the one that gives the logits?"""
+        if self._head_checked:
+            return
+        if features.dim() != 2 or not torch.allclose(head(features), logits.float(), rtol=0.05, atol=0.05):
+            raise ValueError(
+                f"expected the student's logits to be the output of its last linear layer, {path!r}; found other values. "
+                "The meta-gradient is taken at that layer: let the student end in torch.nn.Linear"
+            )
+        self._head_checked = True
+
+    def _latest_meta_rows(self, meta: Batch, batch_index: Tensor) -> MetaRows:
+        """Meta rows of this step and, as far as the rule wants more, of the latest steps before it."""
+        assert meta.index is not None
+        # in eval mode, so that the meta rows leave no trace in running statistics
+        self.student.eval()
+        features = Tapped(self.student, self.student_taps)(meta.x).features[PENULTIMATE].float()
+        self.student.train()
+        self._meta_rows.append((features, meta.y, meta.index))
+        wanted = min(self.rule.meta_rows or 0, _data(self).meta_size)
+        held = sum(len(y) for _, y, _ in self._meta_rows) * self.trainer.world_size
+        while held - len(self._meta_rows[0][1]) * self.trainer.world_size >= max(wanted, 1):
+            held -= len(self._meta_rows.popleft()[1]) * self.trainer.world_size
+        rows = [torch.cat(parts) for parts in zip(*self._meta_rows, strict=True)]
+        return MetaRows(rows[0], rows[1], keep=~torch.isin(rows[2], batch_index))
+
+
+def _data(module: ALMKD) -> DataModule:
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, DataModule):
+        raise ValueError(
+            "ALMKD needs sample indices and a meta split of the validation data: pass a data module of lit_kd.data, or "
+            "wrap your own in lit_kd.data.DistillationDataModule(inner); "
+            f"found {'none' if data is None else type(data).__name__}"
+        )
+    return data

@@ -1,0 +1,30 @@
+"""Training with labels alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_kd.data.batch import Batch
+from lit_kd.distiller import Distiller
+from lit_kd.features import Outputs
+from lit_kd.losses import cross_entropy
+
+
+class Supervised(Distiller):
+    """Cross-entropy with the labels: trains teachers, and is the baseline of every distilled student.
+
+    Args:
+        student: The network to train, a module or a name.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, student: nn.Module | str, **base: Any) -> None:
+        super().__init__(student=student, teacher=None, **base)
+
+    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
+        """One term, ``label``."""
+        return {"label": cross_entropy(student.logits, batch.y)}

@@ -1,0 +1,200 @@
+"""The networks of the distillation literature that neither torchvision nor timm has: those for 32x32 images.
+
+All take (B, C, H, W) and give (B, K) logits. The convolutional ones keep one layout, so that one set of
+names serves whoever hooks features: ``layer1``, ``layer2``, ``layer3`` (the stages), ``pool`` (the features'
+mean over the image, (B, D)) and ``fc`` (the classifier). No ReLU works in place: a feature taken by a hook
+stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequential:
+    """A multilayer perceptron with ReLU.
+
+    Args:
+        in_features: The size F of one input after flattening.
+        hidden: The width of each hidden layer.
+        num_classes: The number of logits K.
+
+    Returns:
+        A network from (B, ...) with F values each to (B, K); its last module is the `nn.Linear` that gives
+        the logits.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(in_features, width), nn.ReLU()]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
+
+
+class GlobalPool(nn.Module):
+    """The mean over the image: (B, D, H, W) to (B, D), whatever H and W are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average ``x`` (B, D, H, W) over its last two axes."""
+        return x.mean(dim=(2, 3))
+
+
+class ConvNet(nn.Module):
+    """A small CNN, for tests and for digits: three stages of conv-BN-ReLU, of widths w, 2w and 4w.
+
+    The first two stages end in an average pooling by 2, so 8x8 digits reach the last one as 2x2 and 28x28
+    images as 7x7.
+
+    Args:
+        in_channels: C of the input.
+        width: w, the width of the first stage.
+        num_classes: The number of logits K.
+    """
+
+    def __init__(self, in_channels: int, width: int, num_classes: int) -> None:
+        super().__init__()
+
+        def stage(inputs: int, outputs: int, *tail: nn.Module) -> nn.Sequential:
+            return nn.Sequential(_conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(), *tail)
+
+        self.layer1 = stage(in_channels, width, nn.AvgPool2d(2))
+        self.layer2 = stage(width, 2 * width, nn.AvgPool2d(2))
+        self.layer3 = stage(2 * width, 4 * width)
+        self.pool = GlobalPool()
+        self.fc = nn.Linear(4 * width, num_classes)
+        _init_convs(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify ``x`` (B, C, H, W), H and W at least 4; returns logits (B, K)."""
+        logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
+        return logits
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet of basic blocks (He et al., "Deep residual learning for image recognition", 4.2).
+
+    As distillation benchmarks have it (Tian et al., "Contrastive representation distillation", and the
+    RepDistiller code): where a block changes shape its shortcut is a 1x1 convolution with BN, while He et al.
+    pad the channels with zeros. That adds the few parameters by which published counts differ.
+
+    Args:
+        depth: 6n + 2, for three stages of n blocks.
+        widths: Channels after the stem and in each of the three stages.
+        in_channels: C of the input.
+        num_classes: The number of logits K.
+    """
+
+    def __init__(
+        self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        stem, *stages = widths
+        self.conv1 = _conv3x3(in_channels, stem)
+        self.bn1 = nn.BatchNorm2d(stem)
+        blocks = (depth - 2) // 6
+        self.layer1 = _stage(_BasicBlock, blocks, stem, stages[0], 1)
+        self.layer2 = _stage(_BasicBlock, blocks, stages[0], stages[1], 2)
+        self.layer3 = _stage(_BasicBlock, blocks, stages[1], stages[2], 2)
+        self.pool = GlobalPool()
+        self.fc = nn.Linear(stages[2], num_classes)
+        _init_convs(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify ``x`` (B, C, H, W); returns logits (B, K)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
+        return logits
+
+
+class WideResNet(nn.Module):
+    """A wide ResNet of pre-activation blocks (Zagoruyko and Komodakis, "Wide residual networks"), no dropout.
+
+    Args:
+        depth: 6n + 4, for three stages of n blocks.
+        widen: The factor W on the stages' widths 16, 32 and 64; the stem stays at 16.
+        in_channels: C of the input.
+        num_classes: The number of logits K.
+    """
+
+    def __init__(self, depth: int, widen: int, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, 16)
+        blocks = (depth - 4) // 6
+        self.layer1 = _stage(_PreActBlock, blocks, 16, 16 * widen, 1)
+        self.layer2 = _stage(_PreActBlock, blocks, 16 * widen, 32 * widen, 2)
+        self.layer3 = _stage(_PreActBlock, blocks, 32 * widen, 64 * widen, 2)
+        # Pre-activation blocks end in a sum: the last one's BN and ReLU come here.
+        self.bn1 = nn.BatchNorm2d(64 * widen)
+        self.pool = GlobalPool()
+        self.fc = nn.Linear(64 * widen, num_classes)
+        _init_convs(self)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify ``x`` (B, C, H, W); returns logits (B, K)."""
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        logits: Tensor = self.fc(self.pool(F.relu(self.bn1(x))))
+        return logits
+
+
+class _BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, plus the shortcut, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+class _PreActBlock(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-conv, plus the shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv3x3(outputs, outputs)
+        self.shortcut: nn.Conv2d | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        # An identity shortcut carries the raw sum; a convolution sees what the block's first one sees.
+        residual = x if self.shortcut is None else self.shortcut(active)
+        out: Tensor = residual + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out
+
+
+def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    # No bias: a BatchNorm follows, at once or before the next block's first convolution.
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def _stage(
+    block: type[_BasicBlock] | type[_PreActBlock], blocks: int, inputs: int, outputs: int, stride: int
+) -> nn.Sequential:
+    """``blocks`` blocks, the first of which changes width and resolution."""
+    first = block(inputs, outputs, stride)
+    return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _init_convs(model: nn.Module) -> None:
+    """He et al.'s normal initialisation of the convolutions; BN and linear layers keep PyTorch's own."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,98 @@
+"""What a rule is, and what it sees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from lit_kd.meta import Head, MetaRows, last_layer_alignment, meta_gradient, term_gradients
+from lit_kd.samples import SampleTable
+
+
+def _same(total: Tensor) -> Tensor:
+    return total
+
+
+@dataclass
+class MetaStep:
+    """A training batch and meta rows, as the student's last layer sees them; all without gradients, in float32.
+
+    Attributes:
+        index: Sample indices, ``(B,)``.
+        y: Given labels, ``(B,)``.
+        logits: Student logits, ``(B, C)``.
+        features: Inputs of the last layer, ``(B, D)``.
+        teachers: Teacher logits, K tensors ``(B, C)``.
+        head: The student's last layer.
+        meta: Rows of the meta split, none of which is in the batch.
+        lr: Current learning rate of the student.
+        batch_size: Rows of the batch over all processes.
+        temperature: Of the distillation terms, dimensionless.
+        all_sum: Sums a tensor over processes.
+    """
+
+    index: Tensor
+    y: Tensor
+    logits: Tensor
+    features: Tensor
+    teachers: list[Tensor]
+    head: Head
+    meta: MetaRows
+    lr: float
+    batch_size: int
+    temperature: float
+    all_sum: Callable[[Tensor], Tensor] = _same
+    gradients: Tensor = field(init=False)
+    """Of every loss term by the logits, ``(B, K + 1, C)``."""
+
+    def __post_init__(self) -> None:
+        self.gradients = term_gradients(self.logits, self.y, self.teachers, self.temperature)
+
+    def alignment(self, weights: Tensor, lr: float) -> Tensor:
+        """See `lit_kd.meta.last_layer_alignment`, ``(B, K + 1)``."""
+        return last_layer_alignment(
+            self.head, self.features, self.gradients, weights, self.meta, lr, self.all_sum
+        )
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
+        return meta_gradient(self.alignment(weights, self.lr), self.lr, self.batch_size)
+
+
+class Rule(ABC):
+    """Keeps the column ``weights`` of a sample table, ``(N, K + 1)``: label first, then each teacher.
+
+    A training batch first passes `observe`, in the epochs in which the rule is `active`; then the student learns with
+    the weights that the table holds. After an epoch's last batch every process has the same table and calls `renew`.
+    """
+
+    trains_on_meta: ClassVar[bool] = False
+    """Whether the meta rows take part in training."""
+    meta_rows: ClassVar[int | None] = None
+    """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
+
+    @abstractmethod
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, epochs: int) -> None:
+        """Add the rule's columns.
+
+        Args:
+            table: The table; columns restored from a checkpoint keep their values.
+            teachers: K.
+            trusted: Which rows are trusted meta rows, bool ``(N,)``.
+            epochs: How many epochs the training has.
+        """
+
+    @abstractmethod
+    def active(self, epoch: int) -> bool:
+        """Whether the meta-step is taken in this epoch, counted from 0."""
+
+    @abstractmethod
+    def observe(self, table: SampleTable, step: MetaStep) -> None:
+        """Take the meta-step for a training batch."""
+
+    def renew(self, table: SampleTable, epoch: int) -> None:  # noqa: B027 - most rules are done in `observe`
+        """Renew the weights after an epoch."""

@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lit_kd.models
+from lit_kd.models import build_model, last_linear, load_student, model_names, resolve_model
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
+OWN = ["mlp-32", "mlp-256-128", "cnn-16", "resnet8", "resnet20", "resnet8x4", "wrn-10-1", "wrn-16-2"]
+FOREIGN = ["torchvision/resnet18", "timm/resnet18"]
+
+
+def size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def images(shape: tuple[int, ...], batch: int = 4) -> Tensor:
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", [*OWN, "timm/resnet10t"])
+def test_logits_and_gradients(name: str, shape: tuple[int, ...]) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    model = build_model(name, 7, shape)
+    assert model.training
+    logits = model(images(shape))
+    assert logits.shape == (4, 7)
+    F.cross_entropy(logits, torch.arange(4)).backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    assert [n for n, g in grads.items() if g is None or not g.isfinite().all()] == []
+    if not name.startswith("timm"):  # timm's residual branches start at zero, and so do their gradients
+        assert [n for n, g in grads.items() if g is not None and not g.any()] == []
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if not n.startswith("mlp")] + FOREIGN)
+def test_without_a_shape_images_have_three_channels(name: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    assert build_model(name, 5)(images((3, 32, 32), 2)).shape == (2, 5)
+
+
+def test_an_mlp_takes_vectors_and_images_alike() -> None:
+    assert size(build_model("mlp-32", 10, (64,))) == size(build_model("mlp-32", 10, [1, 8, 8]))
+    assert build_model("mlp-32", 10, (64,))(torch.zeros(2, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("vit_b_32", 32), ("inception_v3", 75)])
+def test_torchvision_gives_plain_logits_in_training(name: str, side: int) -> None:
+    with torch.device("meta"):  # large networks: their shapes are enough
+        model = build_model(f"torchvision/{name}", 5, (3, side, side))
+        assert model.training
+        assert model(torch.zeros(2, 3, side, side)).shape == (2, 5)
+
+
+def test_timm_transformers_are_built_for_the_images() -> None:
+    pytest.importorskip("timm")
+    model = build_model("timm/vit_tiny_patch16_224", 5, (1, 32, 32))
+    assert model(images((1, 32, 32), 2)).shape == (2, 5)
+
+
+# What the networks are
+
+
+# By 100 classes, as they have been published and are counted in RepDistiller's networks.
+PUBLISHED = {
+    "resnet20": 278_324,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "resnet8x4": 1_233_540,
+    "resnet32x4": 7_433_860,
+    "wrn-16-2": 703_284,
+    "wrn-40-1": 569_780,
+    "wrn-40-2": 2_255_156,
+}
+
+
+def resnet_size(depth: int, widths: tuple[int, ...], classes: int, channels: int = 3) -> int:
+    """Counted by hand: BN has 2 values a channel, a block two 3x3 convolutions and their BN."""
+    total = 9 * channels * widths[0] + 2 * widths[0]
+    for before, width in itertools.pairwise(widths):
+        blocks = (depth - 2) // 6
+        total += 9 * before * width + (2 * blocks - 1) * 9 * width**2 + 4 * blocks * width
+        if width != before or width != widths[1]:
+            total += before * width + 2 * width
+    return total + (widths[-1] + 1) * classes
+
+
+def wrn_size(depth: int, widen: int, classes: int, channels: int = 3) -> int:
+    widths, blocks = (16, 16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
+    total = 9 * channels * 16
+    for before, width in itertools.pairwise(widths):
+        total += 9 * before * width + (2 * blocks - 1) * 9 * width**2
+        total += 2 * before + (2 * blocks - 1) * 2 * width  # the first BN sees what came before
+        total += before * width if before != width else 0
+    return total + 2 * widths[-1] + (widths[-1] + 1) * classes
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str) -> None:
+    with torch.device("meta"):
+        assert size(build_model(name, 100)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
+def test_resnet_sizes(depth: int) -> None:
+    with torch.device("meta"):
+        model = build_model(f"resnet{depth}", 10, (1, 28, 28))
+        assert size(model) == resnet_size(depth, (16, 16, 32, 64), 10, 1)
+        # He et al. count the weighted layers: all but the shortcuts.
+        layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len([n for n in layers if "shortcut" not in n]) == depth
+
+
+@pytest.mark.parametrize("depth", [8, 32])
+def test_wide_resnet4_sizes(depth: int) -> None:
+    with torch.device("meta"):
+        assert size(build_model(f"resnet{depth}x4", 100)) == resnet_size(depth, (32, 64, 128, 256), 100)
+
+
+@pytest.mark.parametrize(("depth", "widen"), [(10, 1), (16, 1), (16, 2), (40, 1), (40, 2), (28, 10)])
+def test_wrn_sizes(depth: int, widen: int) -> None:
+    with torch.device("meta"):
+        assert size(build_model(f"wrn-{depth}-{widen}", 100)) == wrn_size(depth, widen, 100)
+
+
+def test_small_sizes() -> None:
+    assert size(build_model("mlp-256-128", 10, (64,))) == 65 * 256 + 257 * 128 + 129 * 10
+    convs = 9 * (16 + 16 * 32 + 32 * 64)
+    assert size(build_model("cnn-16", 10, (1, 8, 8))) == convs + 2 * (16 + 32 + 64) + 65 * 10
+
+
+def test_a_basic_block_is_the_paper_s() -> None:
+    block = build_model("resnet8", 10).eval().get_submodule("layer2.0")
+    x = images((16, 8, 8), 2)
+    out = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+    short = F.conv2d(x, block.shortcut[0].weight, stride=2) / (1 + block.shortcut[1].eps) ** 0.5
+    torch.testing.assert_close(block(x), F.relu(out + short))
+
+
+@pytest.mark.parametrize(("stage", "channels"), [("layer1.0", 16), ("layer2.0", 16)])
+def test_a_pre_activation_block_is_the_paper_s(stage: str, channels: int) -> None:
+    block = build_model("wrn-10-1", 10).eval().get_submodule(stage)
+    x = images((channels, 8, 8), 2)
+    active = F.relu(x / (1 + block.bn1.eps) ** 0.5)
+    short = x if stage == "layer1.0" else F.conv2d(active, block.shortcut.weight, stride=2)
+    torch.testing.assert_close(block(x), short + block.conv2(F.relu(block.bn2(block.conv1(active)))))
+
+
+def test_convolutions_start_by_fan_out() -> None:
+    weight = build_model("resnet8x4", 10).get_submodule("layer3.0.conv2").weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["cnn-16", "resnet8", "wrn-10-1"])
+def test_one_layout_for_hooks(name: str) -> None:
+    model, found = build_model(name, 10), {}
+    for path in ("layer1", "layer2", "layer3", "pool"):
+        model.get_submodule(path).register_forward_hook(
+            lambda _module, _args, out, path=path: found.__setitem__(path, out.dim())
+        )
+    model(images((3, 32, 32), 2))
+    assert found == {"layer1": 4, "layer2": 4, "layer3": 4, "pool": 2}
+
+
+@pytest.mark.parametrize("name", [*OWN, "timm/resnet10t"])
+def test_the_seed_decides_the_weights(name: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+
+    def weights(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(build_model(name, 10, (3, 8, 8)).parameters())
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+# Names
+
+
+def test_model_names() -> None:
+    names = model_names()
+    fixed = [n for n in names if n.startswith("resnet")]
+    assert fixed == [*(f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)), "resnet8x4", "resnet32x4"]
+    assert {"mlp-H[-H...]", "cnn-W", "wrn-D-W", "torchvision/NAME", "timm/NAME"} < set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet21", r"unknown model 'resnet21'; did you mean resnet20, [^.]*\? Known: mlp-H.*timm/NAME"),
+        ("ResNet20", "did you mean resnet20,"),
+        ("resnet18", "did you mean torchvision/resnet18, resnet"),
+        ("vgg16", "did you mean torchvision/vgg16"),
+        ("zzzzzz", r"unknown model 'zzzzzz'\. Known: "),
+        ("", r"unknown model ''\. Known: "),
+        ("mlp", "did you mean mlp-32"),
+        ("mlp-", "expected mlp-H.* did you mean mlp-32"),
+        ("mlp-0", "expected mlp-H.* widths H of 1 or more"),
+        ("mlp-32-", "expected mlp-H"),
+        ("mlp--32", "expected mlp-H"),
+        ("mlp-32x", "expected mlp-H"),
+        ("mlp-٣", "expected mlp-H"),
+        ("cnn-0", "expected cnn-W"),
+        ("cnn-16-32", "expected cnn-W.* did you mean cnn-16"),
+        ("wrn-17-2", r"expected wrn-D-W with a depth D of 6n \+ 4 .* did you mean wrn-16-2"),
+        ("wrn-4-2", "expected wrn-D-W"),
+        ("wrn-16", "expected wrn-D-W"),
+        ("wrn-16-2-1", "expected wrn-D-W"),
+        ("torchvision/resnet19", "torchvision has no such classifier; did you mean torchvision/resnet18"),
+        ("torchvision/fasterrcnn_resnet50_fpn", "torchvision has no such classifier"),
+        ("torchvision/", "unknown model 'torchvision/'"),
+        ("hub/resnet18", "unknown model 'hub/resnet18'"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(name, 10, (3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet19", "; did you mean timm/resnet18,"),
+        ("hf-hub:timm/resnet18.a1_in1k", ""),  # timm would look for it on the network
+        ("hf_hub:timm/resnet18", ""),
+    ],
+)
+def test_unknown_timm_names(name: str, message: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=f"timm has no such classifier{message}"):
+        build_model(f"timm/{name}", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("mlp-32", None, "mlp-32 needs input_shape"),
+        ("resnet20", (64,), r"resnet20 takes images: expected input_shape \(C, H, W\), found \(64,\)"),
+        ("cnn-16", (8, 8), r"cnn-16 takes images.* found \(8, 8\)"),
+        ("torchvision/resnet18", (64,), "takes images"),
+        (
+            "torchvision/resnet18",
+            (1, 28, 28),
+            r"takes 3 channels, found input_shape \(1, 28, 28\): use a timm/",
+        ),
+        (
+            "torchvision/vit_b_16",
+            (3, 30, 30),
+            "torchvision/vit_b_16 cannot be built for input_shape .*indivisible",
+        ),
+        ("torchvision/maxvit_t", (3, 32, 32), "torchvision/maxvit_t cannot be built for input_shape"),
+        ("timm/resnet18", (64,), "takes images"),
+        ("resnet20", (3, 0, 32), "sizes of 1 or more, found"),
+        ("mlp-32", (), "sizes of 1 or more, found"),
+    ],
+)
+def test_unfit_inputs(name: str, shape: tuple[int, ...] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(name, 10, shape)
+
+
+def test_an_unknown_timm_tag() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"timm/resnet18\.no_such_tag cannot be built .*no_such_tag"):
+        build_model("timm/resnet18.no_such_tag", 10)
+
+
+def test_some_class_is_needed() -> None:
+    with pytest.raises(ValueError, match="num_classes must be 1 or more, found 0"):
+        build_model("resnet20", 0)
+
+
+def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"timm/resnet18 needs timm, .*pip install 'lit_kd\[timm\]'"):
+        build_model("timm/resnet18", 10)
+
+
+def test_weights_are_never_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    build_model("torchvision/resnet18", 10)
+    pytest.importorskip("timm")
+    build_model("timm/resnet18.a1_in1k", 10)
+
+
+def test_the_import_is_light() -> None:
+    # The parent package is stood in for: what lit_kd itself imports is not at issue here.
+    code = """
+import sys, types
+package = types.ModuleType("lit_kd")
+package.__path__ = [sys.argv[1]]
+sys.modules["lit_kd"] = package
+import lit_kd.models
+print([m for m in ("torchvision", "timm", "lightning") if m in sys.modules])
+lit_kd.models.build_model("resnet8", 10)
+print([m for m in ("torchvision", "timm", "lightning") if m in sys.modules])
+"""
+    package = Path(lit_kd.models.__file__).parents[1]
+    out = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["[]", "[]"]
+
+
+# The last linear layer
+
+
+@pytest.mark.parametrize("name", [*OWN, *FOREIGN, "torchvision/mobilenet_v3_small", "timm/convnext_atto"])
+def test_last_linear_gives_the_logits(name: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    model = build_model(name, 6, (3, 32, 32)).eval()
+    path, linear = last_linear(model)
+    assert model.get_submodule(path) is linear
+    seen: list[Tensor] = []
+    linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    logits = model(images((3, 32, 32), 2))
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0] @ linear.weight.T + linear.bias, logits)
+
+
+def test_last_linear_needs_one() -> None:
+    with pytest.raises(ValueError, match=r"SqueezeNet has no nn\.Linear"):
+        last_linear(build_model("torchvision/squeezenet1_1", 10))
+    assert last_linear(nn.Linear(2, 3))[0] == ""
+
+
+# Checkpoints
+
+
+def checkpoint(**changes: Any) -> dict[str, Any]:
+    """A Lightning checkpoint of a run with student cnn-4 on 1x8x8 images of 5 classes."""
+    torch.manual_seed(3)
+    student = build_model("cnn-4", 5, (1, 8, 8))
+    student(images((1, 8, 8), 16))  # moves BN's running statistics
+    state = {f"student.{k}": v for k, v in student.state_dict().items()}
+    return {
+        "epoch": 1,
+        "state_dict": {**state, "teacher.weight": torch.ones(2)},
+        "hyper_parameters": {"student": "cnn-4", "num_classes": 5, "input_shape": [1, 8, 8], "lr": 0.1},
+        **changes,
+    }
+
+
+def hparams(**changes: Any) -> dict[str, Any]:
+    return {**checkpoint()["hyper_parameters"], **changes}
+
+
+def save(tmp_path: Path, content: Any, name: str = "last.ckpt") -> Path:
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def test_load_student_restores_the_network(tmp_path: Path) -> None:
+    saved = checkpoint()
+    path = save(tmp_path, saved)
+    before = torch.get_rng_state()
+    for model in (load_student(path), load_student(str(path)), resolve_model(str(path), 5, (1, 8, 8))):
+        assert not model.training
+        assert all(p.requires_grad for p in model.parameters())
+        state = model.state_dict()
+        assert set(state) == {k[8:] for k in saved["state_dict"] if k.startswith("student.")}
+        assert all(torch.equal(v, saved["state_dict"][f"student.{k}"]) for k, v in state.items())
+        assert state["layer1.1.num_batches_tracked"] == 1
+        assert model(images((1, 8, 8))).shape == (4, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_load_student_without_a_shape(tmp_path: Path) -> None:
+    student = build_model("resnet8", 5)
+    state = {f"student.{k}": v for k, v in student.state_dict().items()}
+    hyper = {"student": "resnet8", "num_classes": 5, "input_shape": None}
+    model = load_student(save(tmp_path, {"state_dict": state, "hyper_parameters": hyper}))
+    torch.testing.assert_close(model(images((3, 32, 32))), student.eval()(images((3, 32, 32))))
+
+
+def test_a_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.ckpt: expected a \.ckpt file"):
+        load_student(tmp_path / "none.ckpt")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_student(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 cut short", pickle.dumps({"a": 1})])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.ckpt: not a file that torch\.save wrote, or a damaged one"):
+        load_student(tmp_path / "a.ckpt")
+
+
+def test_a_truncated_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, checkpoint())
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="or a damaged one"):
+        load_student(path)
+
+
+class Call:
+    def __init__(self, function: Any, argument: str) -> None:
+        self.call = (function, (argument,))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def test_an_unsafe_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for call in (Call(exec, f"open({str(mark)!r}, 'w')"), Call(os.system, f"touch {mark}")):
+        with pytest.raises(ValueError, match=r"found a pickled \S*(exec|system), which is not loaded"):
+            load_student(save(tmp_path, checkpoint(callbacks=call)))
+    assert not mark.exists()
+
+
+def test_a_checkpoint_of_a_live_network(tmp_path: Path) -> None:
+    # As Lightning writes it when save_hyperparameters meets an nn.Module.
+    with pytest.raises(ValueError, match=r"found a pickled torch\.nn\S*Linear, .*pass the nn\.Module itself"):
+        load_student(save(tmp_path, checkpoint(hyper_parameters=hparams(student=nn.Linear(2, 2)))))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "expected a Lightning checkpoint, a dict, found a list"),
+        ({"conv1.weight": torch.ones(1)}, r"found the keys 'conv1.weight'\. For a bare state_dict, rebuild"),
+        ({}, "found the keys none"),
+        (checkpoint(state_dict={"model.a": torch.ones(1)}), r"weights under 'student\.'.*found 'model.a'\."),
+        (checkpoint(state_dict={}), r"weights under 'student\.'.*found none"),
+        (checkpoint(hyper_parameters={}), r"hyper_parameters\['student'\].*found None\. .*live nn\.Module"),
+        (checkpoint(hyper_parameters=hparams(student=None)), "found None.*pass the nn.Module itself"),
+        (checkpoint(hyper_parameters=hparams(student="a/b.ckpt")), "found 'a/b.ckpt'.* itself a checkpoint"),
+        (
+            checkpoint(hyper_parameters=hparams(student="resnet21")),
+            "cannot be built: unknown model 'resnet21'",
+        ),
+        (checkpoint(hyper_parameters=hparams(num_classes=None)), r"\['num_classes'\], found None"),
+        (checkpoint(hyper_parameters=hparams(student="cnn-8")), "do not fit .* cnn-8 with 5 .*size mismatch"),
+        (checkpoint(hyper_parameters=hparams(student="mlp-8")), "do not fit .* mlp-8 .*Missing key"),
+        (checkpoint(hyper_parameters=hparams(num_classes=6)), "do not fit .* 6 classes .*size mismatch"),
+    ],
+)
+def test_an_unfit_checkpoint(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_student(save(tmp_path, content))
+    assert "last.ckpt: " in str(caught.value)
+
+
+# Resolution
+
+
+def test_resolve_model_returns_a_network_as_it_is() -> None:
+    model = nn.Linear(2, 2)
+    assert resolve_model(model, 5, None) is model
+
+
+def test_resolve_model_builds_by_name() -> None:
+    assert last_linear(resolve_model("mlp-8", 5, (3,)))[1].out_features == 5
+    with pytest.raises(ValueError, match="did you mean resnet20"):
+        resolve_model("resnet21", 5, None)
+
+
+def test_resolve_model_takes_any_existing_file(tmp_path: Path) -> None:
+    path = save(tmp_path, checkpoint(), "epoch=3-step=9")
+    assert last_linear(resolve_model(str(path), 5, None))[1].out_features == 5
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth"])
+def test_resolve_model_reads_a_suffix_as_a_path(suffix: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at resnet20"):
+        resolve_model(f"resnet20{suffix}", 5, None)
+
+
+def test_resolve_model_compares_the_classes(tmp_path: Path) -> None:
+    path = save(tmp_path, checkpoint())
+    with pytest.raises(ValueError, match="another class count: it gives 5 logits, this task has 10"):
+        resolve_model(str(path), 10, (1, 8, 8))
