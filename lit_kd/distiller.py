@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.features import Outputs, Tapped
 from lit_kd.metrics import EvaluationMetrics
-from lit_kd.models import resolve_model
+from lit_kd.models import Network, resolve_model
 from lit_kd.teachers import Teachers
 
 
@@ -40,7 +41,8 @@ class Distiller(LightningModule):
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
         optimizer: Maps parameters to an optimizer.
-        lr_scheduler: Maps an optimizer to a scheduler; ``None`` keeps the learning rate.
+        lr_scheduler: Maps an optimizer to a scheduler; ``"cosine"`` anneals to 0 over the whole training, ``None``
+            keeps the learning rate.
         lr_interval: Whether the scheduler steps once an epoch or once an update.
     """
 
@@ -55,13 +57,13 @@ class Distiller(LightningModule):
 
     def __init__(
         self,
-        student: nn.Module | str,
-        teacher: nn.Module | str | list[nn.Module | str] | None = None,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
         *,
         num_classes: int,
         input_shape: list[int] | None = None,
         optimizer: OptimizerCallable = sgd,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: Literal["cosine"] | LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
@@ -77,11 +79,9 @@ class Distiller(LightningModule):
         self.lr_interval = lr_interval
         self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
         # in a tuple, modules are no submodules: see Teachers
-        self._teacher_specs: tuple[nn.Module | str, ...] = _as_tuple(teacher)
+        self._teacher_specs: tuple[Network, ...] = _as_tuple(teacher)
         if any(spec is self.student for spec in self._teacher_specs):
-            raise ValueError(
-                "expected a teacher other than the student itself; pass a copy that is trained already"
-            )
+            raise ValueError("expected a teacher other than the student itself; pass a copy that is trained already")
         self.teachers = Teachers()
         self._checked: set[str] = set()
 
@@ -118,26 +118,20 @@ class Distiller(LightningModule):
             )
         if stage == "predict" or len(self.teachers) == len(self._teacher_specs):
             return
-        missing = [
-            str(s)
-            for s in self._teacher_specs
-            if isinstance(s, str) and _is_path(s) and not Path(s).is_file()
-        ]
+        missing = [str(s) for s in self._teacher_specs if isinstance(s, str) and _is_path(s) and not Path(s).is_file()]
         if missing and not training:
             rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
             return
         models = [resolve_model(spec, self.num_classes, self.input_shape) for spec in self._teacher_specs]
         for spec in self._teacher_specs:
             if isinstance(spec, str) and not _is_path(spec):
-                rank_zero_warn(
-                    f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path."
-                )
+                rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
         self.teachers = Teachers(models, self.teacher_taps)
         self.teachers.apply(lambda t: t.to(self.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """Teachers follow the student to a device or dtype, though they are no submodules."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.teachers.apply(fn)
         return self
 
@@ -154,7 +148,7 @@ class Distiller(LightningModule):
         self._check(batch, student, teachers)
         return student, teachers
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Sum the method's loss terms."""
         batch = as_batch(batch)
         student, teachers = self.outputs(batch)
@@ -178,7 +172,7 @@ class Distiller(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         student, teachers = self.outputs(batch)
-        metrics = self.metrics[f"at_{stage}"]
+        metrics = cast(EvaluationMetrics, self.metrics[f"at_{stage}"])
         logged = metrics.update(student.logits, batch.y, [t.logits for t in teachers])
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.y))
 
@@ -224,18 +218,27 @@ class Distiller(LightningModule):
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        config = {"scheduler": scheduler, "interval": self.lr_interval}
+        if self.lr_scheduler == "cosine":
+            scheduler: Any = CosineAnnealingLR(optimizer, self._schedule_length())
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _schedule_length(self) -> int:
+        """How often the scheduler will step."""
+        if self.lr_interval == "epoch" and (self.trainer.max_epochs or -1) > 0:
+            return int(self.trainer.max_epochs or 0)
+        return int(self.trainer.estimated_stepping_batches)
 
 
 def _is_path(spec: str) -> bool:
     return Path(spec).suffix in {".ckpt", ".pt", ".pth"} or Path(spec).is_file()
 
 
-def _as_tuple(teacher: nn.Module | str | list[nn.Module | str] | None) -> tuple[nn.Module | str, ...]:
+def _as_tuple(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     if teacher is None:
         return ()
     return tuple(teacher) if isinstance(teacher, (list, tuple)) else (teacher,)

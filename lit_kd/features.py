@@ -71,7 +71,7 @@ class Tapped:
     def _find(self, tap: str) -> nn.Module:
         if tap == PENULTIMATE:
             return last_linear(self.model)[1]
-        layers = dict(self.model.named_modules())
+        layers: dict[str, nn.Module] = dict(self.model.named_modules())
         if tap not in layers:
             near = difflib.get_close_matches(tap, layers, n=5) or list(layers)[1:6]
             raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")

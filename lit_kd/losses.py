@@ -5,7 +5,6 @@ Shapes: B samples, C classes. Whatever is called logits is unnormalised; tempera
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,6 +22,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         Losses in nats, ``(B,)``.
 
     Example:
+        >>> import torch
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
         tensor([1.3863, 0.0000])
     """
@@ -44,6 +44,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         Losses in nats, ``(B,)``; 0 where both agree, never negative.
 
     Example:
+        >>> import torch
         >>> z = torch.tensor([[0.0, 0.0]])
         >>> kd_loss(z, torch.tensor([[0.0, 0.0]]), temperature=4.0)
         tensor([0.])

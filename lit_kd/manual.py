@@ -29,9 +29,7 @@ def check_manual(module: LightningModule) -> None:
         )
 
 
-def manual_update(
-    module: LightningModule, loss: Tensor, batch_idx: int, clip: float | None, accumulate: int
-) -> None:
+def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: float | None, accumulate: int) -> None:
     """Backward, and on every ``accumulate``-th or last batch clip, step, and step the schedulers.
 
     Args:

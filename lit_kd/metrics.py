@@ -28,9 +28,7 @@ class EvaluationMetrics(nn.Module):
         self.stage = stage
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.accuracy_top5 = (
-            MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
-            if num_classes > 5
-            else None
+            MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False) if num_classes > 5 else None
         )
         self.ece = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)
         self.nll = MeanMetric()

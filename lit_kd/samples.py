@@ -53,9 +53,19 @@ class SampleTable:
         self._written: dict[str, Tensor] = {}
 
     def add(self, name: str, start: Tensor) -> None:
-        """Add a column whose every row is ``start``; a column that is there already keeps its values."""
+        """Add a column whose every row is ``start``; a column that is there already keeps its values.
+
+        Raises:
+            ValueError: If the column is there with rows of another shape.
+        """
         if name not in self.columns:
             self.columns[name] = start.expand(self.size, *start.shape).clone()
+        found = self.columns[name].shape[1:]
+        if found != start.shape:
+            raise ValueError(
+                f"expected rows of shape {tuple(start.shape)} in column {name!r} of the sample table, found "
+                f"{tuple(found)}: train with as many teachers as before, or start without the checkpoint"
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
@@ -90,9 +100,10 @@ class SampleTable:
         for name, written in self._written.items():
             column = self.columns[name]
             mask = written.view(-1, *[1] * (column.dim() - 1))
-            count = all_sum(written.to(column.dtype)).view_as(mask)
+            count = all_sum(written.int()).view_as(mask)
             total = all_sum(column.where(mask, 0))
-            self.columns[name] = torch.where(count > 0, total / count.clamp(min=1), column)
+            mean = torch.div(total, count.clamp(min=1), rounding_mode=None if total.is_floating_point() else "floor")
+            self.columns[name] = torch.where(count > 0, mean.to(column.dtype), column)
         self._written = {}
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:

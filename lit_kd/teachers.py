@@ -39,4 +39,4 @@ class Teachers:
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move every parameter and buffer, as `torch.nn.Module._apply` does: device and dtype follow the student's."""
         for model in self.models:
-            model._apply(fn)
+            model._apply(fn)  # type: ignore[no-untyped-call]

@@ -75,13 +75,9 @@ class DataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(
-                f"expected batch_size of at least 1, found {batch_size}. Give the rows of one batch."
-            )
+            raise ValueError(f"expected batch_size of at least 1, found {batch_size}. Give the rows of one batch.")
         if not 0 <= noise_rate <= 1:
-            raise ValueError(
-                f"expected noise_rate in [0, 1], found {noise_rate}. It is a probability, e.g. 0.4."
-            )
+            raise ValueError(f"expected noise_rate in [0, 1], found {noise_rate}. It is a probability, e.g. 0.4.")
         if transition is not None and (noise is not None or noise_rate or pairs is not None):
             raise ValueError(
                 "expected either transition or noise, noise_rate and pairs, found both. "
@@ -117,9 +113,7 @@ class DataModule(LightningDataModule, ABC):
             self.prepare_data()
         self._seed = resolve_seed(self.seed)
         source = self.load()
-        self._partition = partition(
-            source, self.num_classes, self.meta, self.val, self.noise_matrix(), self._seed
-        )
+        self._partition = partition(source, self.num_classes, self.meta, self.val, self.noise_matrix(), self._seed)
 
     def noise_matrix(self) -> npt.NDArray[np.float64] | None:
         """Return the transition matrix ``(C, C)`` of the training labels' noise, or None if there is none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 UNLABELED = -1
@@ -25,7 +24,7 @@ class Batch(NamedTuple):
 
     x: Tensor | Mapping[str, Tensor]
     y: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is of no use here
 
 
 def as_batch(batch: Any) -> Batch:
@@ -41,6 +40,7 @@ def as_batch(batch: Any) -> Batch:
         TypeError: If it is none of these.
 
     Example:
+        >>> import torch
         >>> as_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).index is None
         True
     """

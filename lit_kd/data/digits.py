@@ -23,7 +23,7 @@ class DigitsDataModule(DataModule):
         >>> data = DigitsDataModule(noise="symmetric", noise_rate=0.4, seed=0)
         >>> data.setup()
         >>> data.train_size, data.meta_size
-        (1077, 180)
+        (1078, 180)
     """
 
     confusable: ClassVar[dict[int, int] | None] = {0: 6, 6: 0, 1: 7, 7: 1, 2: 3, 3: 2, 4: 9, 9: 4, 5: 8, 8: 5}
@@ -42,6 +42,4 @@ class DigitsDataModule(DataModule):
         digits = load_digits()
         x = torch.from_numpy(digits.images.astype(np.float32) / 16).unsqueeze(1)
         rows = TensorRows(x)
-        return Source(
-            rows, rows, digits.target, test_size=self.test, identity=b"digits" + x.numpy().tobytes()
-        )
+        return Source(rows, rows, digits.target, test_size=self.test, identity=b"digits" + x.numpy().tobytes())

@@ -59,11 +59,7 @@ def _known(dataset: Any) -> Labels | None:
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, ConcatDataset):
         parts = [_known(part) for part in dataset.datasets]
-        return (
-            None
-            if any(part is None for part in parts)
-            else np.concatenate([p for p in parts if p is not None])
-        )
+        return None if any(part is None for part in parts) else np.concatenate([p for p in parts if p is not None])
     if isinstance(dataset, TensorDataset):
         found: Any = dataset.tensors[1] if len(dataset.tensors) == 2 else None
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -52,8 +52,7 @@ def transition_matrix(
         return (1 - rate) * eye + rate / num_classes
     if kind != "asymmetric":
         raise ValueError(
-            f"expected noise 'symmetric' or 'asymmetric', found {kind!r}. "
-            "Give any other kind as a transition matrix."
+            f"expected noise 'symmetric' or 'asymmetric', found {kind!r}. Give any other kind as a transition matrix."
         )
     if pairs is None:
         pairs = {c: (c + 1) % num_classes for c in range(num_classes)}
@@ -82,9 +81,7 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
             f"{expected}, found rows of unequal length. Give one row a true class, one column a given class."
         ) from None
     if array.shape != (num_classes, num_classes):
-        raise ValueError(
-            f"{expected}, found shape {array.shape}. Give one row a true class, one column a given class."
-        )
+        raise ValueError(f"{expected}, found shape {array.shape}. Give one row a true class, one column a given class.")
     if not (array >= 0).all():
         raise ValueError(f"{expected} of probabilities, found {array.min()}. Entries are at least 0.")
     sums = array.sum(axis=1)
@@ -97,7 +94,9 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
     return array
 
 
-def corrupt(labels: Labels, matrix: npt.ArrayLike, seed: int | np.random.Generator) -> Labels:
+def corrupt(
+    labels: Labels, matrix: Sequence[Sequence[float]] | npt.NDArray[np.float64], seed: int | np.random.Generator
+) -> Labels:
     """Draw each label anew from its row of a transition matrix.
 
     Args:
@@ -116,7 +115,7 @@ def corrupt(labels: Labels, matrix: npt.ArrayLike, seed: int | np.random.Generat
         [1, 0, -1]
     """
     true = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    array = check_matrix(matrix, np.shape(matrix)[0])
+    array = check_matrix(matrix, len(matrix))
     known = true != UNLABELED
     if known.any() and (true[known].min() < 0 or true[known].max() >= len(array)):
         raise ValueError(

@@ -82,9 +82,7 @@ class Partition:
     def meta_rows(self) -> Indexed:
         """Return the meta rows, not augmented."""
         first = len(self.positions["train"])
-        return Indexed(
-            self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given))
-        )
+        return Indexed(self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given)))
 
 
 def partition(
@@ -92,7 +90,7 @@ def partition(
     num_classes: int,
     meta: int | float,
     val: int | float,
-    matrix: npt.ArrayLike | None,
+    matrix: npt.NDArray[np.float64] | None,
     seed: int,
 ) -> Partition:
     """Split a source and corrupt its training labels.
@@ -163,9 +161,7 @@ def partition(
     )
 
 
-def check_labels(
-    labels: npt.ArrayLike, rows: int, num_classes: int, name: str, missing: bool = False
-) -> Labels:
+def check_labels(labels: npt.ArrayLike, rows: int, num_classes: int, name: str, missing: bool = False) -> Labels:
     """Return labels as int64, if there is one in ``[0, num_classes)`` for each row.
 
     Raises:

@@ -38,9 +38,7 @@ class EpochSampler(DistributedSampler[int]):
         self, size: int, length: int | None = None, num_replicas: int = 1, rank: int = 0, seed: int = 0
     ) -> None:
         if size < 1:
-            raise ValueError(
-                f"expected at least one row to draw from, found {size}. Give a non-empty data set."
-            )
+            raise ValueError(f"expected at least one row to draw from, found {size}. Give a non-empty data set.")
         self.size = size
         self.length = size if length is None else length
         super().__init__(range(self.length), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]

@@ -59,9 +59,7 @@ def stratified_split(
     y = np.asarray(labels)
     counts = {name: count_rows(size, len(y), name) for name, size in sizes.items()}
     if rest in counts:
-        raise ValueError(
-            f"expected no size for {rest}, found {sizes[rest]}. It takes what the other parts leave."
-        )
+        raise ValueError(f"expected no size for {rest}, found {sizes[rest]}. It takes what the other parts leave.")
     if not any(counts.values()):
         return {rest: np.arange(len(y)), **{name: np.arange(0) for name in counts}}
     if sum(counts.values()) >= len(y):

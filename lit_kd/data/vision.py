@@ -35,9 +35,7 @@ class _TorchvisionDataModule(DataModule):
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
 
-    def __init__(
-        self, root: str = "data", download: bool = False, limit: int | None = None, **shared: Any
-    ) -> None:
+    def __init__(self, root: str = "data", download: bool = False, limit: int | None = None, **shared: Any) -> None:
         super().__init__(**shared)
         self.root = root
         self.download = download

@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_kd.data import DataModule
 from lit_kd.data.batch import Batch, as_batch
@@ -16,7 +16,7 @@ from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.manual import check_manual, learning_rate, manual_update
 from lit_kd.meta import Head, MetaRows
-from lit_kd.models import last_linear
+from lit_kd.models import Network, last_linear
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.samples import SampleTable, all_rows, all_sum
 
@@ -48,8 +48,8 @@ class ALMKD(Distiller):
 
     def __init__(
         self,
-        student: nn.Module | str,
-        teacher: nn.Module | str | list[nn.Module | str] | None = None,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
         *,
         rule: Literal["robust", "paper", "amal"] | Rule = "robust",
         temperature: float = 1.0,
@@ -61,9 +61,7 @@ class ALMKD(Distiller):
         if temperature <= 0:
             raise ValueError(f"expected a temperature above 0, found {temperature}")
         if accumulate_grad_batches < 1:
-            raise ValueError(
-                f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}"
-            )
+            raise ValueError(f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}")
         if isinstance(rule, str) and rule not in RULES:
             raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.rules.Rule, found {rule!r}")
         self.automatic_optimization = False
@@ -140,9 +138,7 @@ class ALMKD(Distiller):
         """Two terms, ``label`` and ``teacher``, with the table's weights."""
         assert self.table is not None
         weights = self.table["weights"][batch.index]
-        distilled = torch.stack(
-            [kd_loss(student.logits, t.logits, self.temperature) for t in teachers], dim=1
-        )
+        distilled = torch.stack([kd_loss(student.logits, t.logits, self.temperature) for t in teachers], dim=1)
         return {
             "label": weights[:, 0] * cross_entropy(student.logits, batch.y),
             "teacher": (weights[:, 1:] * distilled).sum(1),
@@ -176,7 +172,7 @@ class ALMKD(Distiller):
             return
         if features.dim() != 2 or not torch.allclose(head(features), logits.float(), rtol=0.05, atol=0.05):
             raise ValueError(
-                f"expected the student's logits to be the output of its last linear layer, {path!r}; found other values. "
+                f"expected the student's logits to be the output of its last linear layer, {path!r}; found others. "
                 "The meta-gradient is taken at that layer: let the student end in torch.nn.Linear"
             )
         self._head_checked = True

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_kd.data.batch import Batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs
 from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.models import Network
 
 
 class KD(Distiller):
@@ -28,8 +29,8 @@ class KD(Distiller):
 
     def __init__(
         self,
-        student: nn.Module | str,
-        teacher: nn.Module | str | list[nn.Module | str] | None = None,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
         *,
         weight: float = 0.9,
         temperature: float = 4.0,

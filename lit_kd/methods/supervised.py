@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_kd.data.batch import Batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs
 from lit_kd.losses import cross_entropy
+from lit_kd.models import Network
 
 
 class Supervised(Distiller):
@@ -22,7 +23,7 @@ class Supervised(Distiller):
 
     needs_teacher = False
 
-    def __init__(self, student: nn.Module | str, **base: Any) -> None:
+    def __init__(self, student: Network, **base: Any) -> None:
         super().__init__(student=student, teacher=None, **base)
 
     def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:

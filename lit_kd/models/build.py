@@ -91,9 +91,7 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
     # The commonest slip: a bare name means the CIFAR network, and resnet18 or resnet50 are not among those.
     if not expected and name in _torchvision_names():
         near = [f"torchvision/{name}", *near]
-    raise ValueError(
-        f"unknown model {name!r}{expected}{_did_you_mean(near)} Known: {', '.join(model_names())}"
-    )
+    raise ValueError(f"unknown model {name!r}{expected}{_did_you_mean(near)} Known: {', '.join(model_names())}")
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -151,9 +149,7 @@ def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) ->
     elif member.startswith("maxvit"):
         options = {"input_size": shape[1:]}
     try:
-        model: nn.Module = torchvision.models.get_model(
-            member, weights=None, num_classes=num_classes, **options
-        )
+        model: nn.Module = torchvision.models.get_model(member, weights=None, num_classes=num_classes, **options)
     except (AssertionError, ValueError) as err:
         raise ValueError(f"torchvision/{member} cannot be built for input_shape {shape}: {err}") from err
     return model

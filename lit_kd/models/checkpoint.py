@@ -6,12 +6,18 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
 from .build import build_model
+
+if TYPE_CHECKING:
+    Network: TypeAlias = nn.Module | str
+else:
+    # what a config can say; with nn.Module here, the help of every method would list each module known to Python
+    Network = str
 
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 _PREFIX = "student."
@@ -39,9 +45,7 @@ def load_student(path: str | Path) -> nn.Module:
     return _load(Path(path))[0]
 
 
-def resolve_model(
-    spec: nn.Module | str, num_classes: int, input_shape: Sequence[int] | None = None
-) -> nn.Module:
+def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
     """Turn what a user gave as a student or teacher into a network.
 
     Args:
@@ -98,8 +102,7 @@ def _load(path: Path) -> tuple[nn.Module, int]:
     num_classes, input_shape = hparams.get("num_classes"), hparams.get("input_shape")
     if not isinstance(num_classes, int):
         raise ValueError(
-            f"{path}: expected a number as hyper_parameters['num_classes'], found {num_classes!r}: "
-            f"{_IN_PYTHON}"
+            f"{path}: expected a number as hyper_parameters['num_classes'], found {num_classes!r}: {_IN_PYTHON}"
         )
     try:
         # The weights drawn here are overwritten at once, so their draws must not show in the global state.
@@ -139,8 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from err
     if not isinstance(checkpoint, dict):
         raise ValueError(
-            f"{path}: expected a Lightning checkpoint, a dict, found a {type(checkpoint).__name__}: "
-            f"{_IN_PYTHON}"
+            f"{path}: expected a Lightning checkpoint, a dict, found a {type(checkpoint).__name__}: {_IN_PYTHON}"
         )
     return checkpoint
 

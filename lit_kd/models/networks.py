@@ -86,9 +86,7 @@ class ResNet(nn.Module):
         num_classes: The number of logits K.
     """
 
-    def __init__(
-        self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int
-    ) -> None:
+    def __init__(self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int) -> None:
         super().__init__()
         stem, *stages = widths
         self.conv1 = _conv3x3(in_channels, stem)
@@ -150,9 +148,7 @@ class _BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))

@@ -54,9 +54,7 @@ class MetaStep:
 
     def alignment(self, weights: Tensor, lr: float) -> Tensor:
         """See `lit_kd.meta.last_layer_alignment`, ``(B, K + 1)``."""
-        return last_layer_alignment(
-            self.head, self.features, self.gradients, weights, self.meta, lr, self.all_sum
-        )
+        return last_layer_alignment(self.head, self.features, self.gradients, weights, self.meta, lr, self.all_sum)
 
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""

@@ -41,10 +41,12 @@ def project(shares: Tensor) -> Tensor:
         tensor([1.0000, 0.0000, 0.4000])
     """
     inside = shares.clamp(min=0)
-    ordered = shares.sort(dim=1, descending=True).values
+    # the nearest point of the simplex ignores a common shift; this one keeps huge steps exact
+    shifted = shares - shares.amax(1, keepdim=True)
+    ordered = shifted.sort(dim=1, descending=True).values
     excess = (ordered.cumsum(1) - 1) / torch.arange(1, shares.shape[1] + 1, device=shares.device)
     last = (ordered > excess).sum(1, keepdim=True) - 1
-    on_simplex = (shares - excess.gather(1, last)).clamp(min=0)
+    on_simplex = (shifted - excess.gather(1, last)).clamp(min=0)
     return torch.where(inside.sum(1, keepdim=True) <= 1, inside, on_simplex)
 
 

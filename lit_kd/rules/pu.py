@@ -47,8 +47,12 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
         >>> round(fit.noise_rate, 2), fit.clean[:60].max() < 0.1
         (0.33, np.True_)
     """
+    if trusted.all() or not trusted.any():
+        return PUFit(np.ones(len(evidence)), 0.0)
     low, median, high = np.quantile(evidence[trusted], [0.25, 0.5, 0.75], axis=0)
-    x = np.clip((evidence - median) / np.maximum((high - low) / 1.35, 1e-6), -4, 4)
+    away = evidence - median
+    least = 1e-6 * np.abs(away).max(axis=0) + np.finfo(np.float64).tiny
+    x = np.clip(away / np.maximum((high - low) / 1.35, least), -4, 4)
     positive, unlabeled = x[trusted], x[~trusted]
 
     def negative_bound(theta: Array) -> tuple[float, Array]:

@@ -89,10 +89,11 @@ class Robust(Rule):
         fit = fit_clean_probability(features[known].double().cpu().numpy(), trusted[known].cpu().numpy())
         clean = torch.full_like(table["log_probability"], 1 - fit.noise_rate)
         clean[known] = torch.from_numpy(fit.clean).to(clean)
+        clean[trusted] = 1
         table["clean_probability"] = clean
         table.shared["noise_rate"] = torch.tensor(fit.noise_rate)
 
-        share = self._teacher_share(table, trusted & seen)
+        share = self._teacher_share(table, trusted & known)
         label = (1 - share.max()) * clean
         teachers = share * share / share.sum().clamp(min=1e-6) * self._teacher_helps(table, statistic[:, 1:])
         total = (label + teachers.sum(1)).mean()
@@ -129,6 +130,8 @@ class Robust(Rule):
     @staticmethod
     def _teacher_share(table: SampleTable, trusted: Tensor) -> Tensor:
         """Each teacher's share of the loss, ``(K,)`` in [0, 0.5]: as far as fewer errors on trusted rows are proven."""
+        if not trusted.any():
+            return torch.zeros_like(table["wrong"][0, 1:])
         wrong = table["wrong"][trusted].mean(0)
         student = table.shared.get("student_error", wrong[0])
         student = DECAY * student + (1 - DECAY) * wrong[0]

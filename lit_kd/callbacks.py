@@ -1,0 +1,54 @@
+"""What a run leaves behind besides checkpoints and logs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes ``predictions.csv`` with the columns row, class, probability, into the trainer's default_root_dir.
+
+    With several processes each writes its own rows, into ``predictions-RANK.csv``. An existing file is kept, and the
+    new one numbered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Write what the epoch predicted."""
+        stem = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
+        path = _unused(Path(trainer.default_root_dir) / f"{stem}.csv")
+        rows = [row for loader in batch_indices for batch in loader for row in batch]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["row", "class", "probability"])
+            values = [
+                (c, p) for b in predictions for c, p in zip(b["class"].tolist(), b["probability"].tolist(), strict=True)
+            ]
+            writer.writerows((row, c, f"{p:.6f}") for row, (c, p) in zip(rows, values, strict=True))
+        rank_zero_info(f"predictions written to {path}")
+
+
+def _unused(path: Path) -> Path:
+    """The path itself, or a numbered one beside it where it is taken."""
+    number = 0
+    found = path
+    while found.exists():
+        number += 1
+        found = path.with_stem(f"{path.stem}-{number}")
+    return found

@@ -1,0 +1,5 @@
+"""``lit-kd compare``: a recipe's teacher and methods, trained side by side at several seeds."""
+
+from lit_kd.compare.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,113 @@
+"""The command ``lit-kd compare``."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_kd.compare.recipe import TEACHER, Job, read_recipe
+
+if TYPE_CHECKING:
+    from lit_kd.compare.training import Result
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lit-kd compare``.
+
+    Args:
+        args: Command line after ``compare``.
+    """
+    parser = argparse.ArgumentParser(
+        "lit-kd compare",
+        description="Train a recipe's teacher, then every method at every seed. Run again to go on where it stopped.",
+    )
+    parser.add_argument("recipe", type=Path, help="YAML file, see configs/recipes")
+    parser.add_argument("--name", help="results go to ROOT/NAME (default: the recipe's name)")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="default: runs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
+    parser.add_argument("--max_epochs", type=int, help="shorter trainings, to try a recipe out")
+    parser.add_argument("--jobs", type=int, help="trainings side by side (default: one a core, one with a GPU)")
+    options = parser.parse_args(args)
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"expected --jobs of at least 1, found {options.jobs}")
+    recipe = read_recipe(options.recipe)
+    folder = options.root / (options.name or recipe.name)
+    overrides = {"trainer": {"max_epochs": options.max_epochs}} if options.max_epochs else {}
+    jobs = list(recipe.jobs(folder, options.seeds or recipe.seeds, overrides))
+
+    from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe
+    from lit_kd.compare.training import finished
+
+    found = [(job, finished(job)) for job in jobs]
+    done = [(job, result) for job, result in found if result is not None]
+    todo = [job for job, result in found if result is None]
+    teachers = [job for job in todo if job.method == TEACHER]
+    students = [job for job in todo if job.method != TEACHER]
+    with _progress() as progress:
+        bar = progress.add_task(folder.name, total=len(jobs), completed=len(done))
+        for wave in (teachers, students):  # students need their teachers
+            for job, result in _train_all(wave, options.jobs or _default_jobs()):
+                done.append((job, result))
+                progress.advance(bar)
+                accuracy, seconds = result["test_accuracy"], result["seconds"]
+                progress.console.print(f"{job.method}, seed {job.seed}: {accuracy:.4f} ({seconds:.0f} s)")
+    order = {(job.method, job.seed): i for i, job in enumerate(jobs)}
+    done.sort(key=lambda pair: order[pair[0].method, pair[0].seed])
+    write_report(folder, done)
+
+
+def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result]]:
+    """Train jobs, several at a time, each in a process of its own with its share of the cores."""
+    from lit_kd.compare.training import train
+
+    if side_by_side == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield job, train(job)
+        return
+    threads = max(1, (os.cpu_count() or 1) // side_by_side)
+    with ProcessPoolExecutor(
+        min(side_by_side, len(jobs)), multiprocessing.get_context("spawn"), _start_worker, (threads,)
+    ) as pool:
+        running = {pool.submit(train, job): job for job in jobs}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Never outlive a parent that was killed: a second try would find two writers in one folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _default_jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )

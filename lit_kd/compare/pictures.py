@@ -1,0 +1,96 @@
+"""The pictures of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from lit_kd.compare.recipe import TEACHER
+
+CLEAN, NOISY, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
+
+
+def draw_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Every method's mean and standard deviation, and each seed as a point; the teacher as a dashed line.
+
+    Args:
+        accuracies: Test accuracies, fractions, a list over seeds for each method.
+        path: Where the PNG is written.
+    """
+    students = {name: [100 * a for a in values] for name, values in accuracies.items() if name != TEACHER}
+    means = [mean(values) for values in students.values()]
+    errors = [stdev(values) if len(values) > 1 else 0.0 for values in students.values()]
+    best = int(np.argmax(means)) if means else 0
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.5, 0.9 + 0.36 * len(students)), layout="constrained")
+        axes = figure.subplots()
+        rows = np.arange(len(students))
+        axes.hlines(rows, 0, 100, color="#e6e8eb", lw=1)
+        for row, values in enumerate(students.values()):
+            color = CLEAN if row == best else "black"
+            axes.errorbar(means[row], row, xerr=errors[row], fmt="o", color=color, ms=7, capsize=3, lw=1.4)
+            axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
+        points = [a for values in students.values() for a in values]
+        if TEACHER in accuracies:
+            teacher = 100 * mean(accuracies[TEACHER])
+            points.append(teacher)
+            axes.axvline(teacher, color="black", ls="--", lw=1)
+            axes.text(teacher, -0.75, f"teacher {teacher:.1f}", ha="center", va="bottom", fontsize=8)
+        low, high = min(points), max(points)
+        room = max(high - low, 1.0)
+        axes.set_xlim(low - 0.1 * room, high + 0.2 * room)
+        for row, (value, error) in enumerate(zip(means, errors, strict=True)):
+            top = max(value + error, *list(students.values())[row])
+            axes.text(top + 0.03 * room, row, f"{value:.1f}", va="center", fontsize=9)
+        axes.set_yticks(rows, list(students))
+        axes.invert_yaxis()
+        axes.set_xlabel("test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds")
+        _save(figure, path)
+
+
+def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
+    """How much a method listens to the label of clean and of noisy training samples, all seeds together.
+
+    Args:
+        method: For the title.
+        samples: Per seed an npz file with ``weights``, ``(N, K + 1)``, label first, and ``noisy``, bool ``(N,)``.
+        path: Where the PNG is written.
+    """
+    seeds = [np.load(file) for file in samples]
+    weights = [seed["weights"][:, 0] for seed in seeds]
+    noisy = [seed["noisy"] for seed in seeds]
+    pooled, wrong = np.concatenate(weights), np.concatenate(noisy)
+    areas = [roc_auc_score(n, -w) for w, n in zip(weights, noisy, strict=True) if n.any()]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.5, 3.0), layout="constrained")
+        axes = figure.subplots()
+        bins = np.linspace(0.0, max(pooled.max(), 1.0), 41).tolist()
+        parts: list[tuple[Any, str, str]] = [(~wrong, CLEAN, "label is right")]
+        if wrong.any():
+            parts.append((wrong, NOISY, "label is wrong"))
+        for mask, color, label in parts:
+            share = np.full(int(mask.sum()), 100 / max(1, int(mask.sum())))
+            axes.hist(pooled[mask], bins=bins, weights=share, color=color, alpha=0.65, label=f"{label} ({share.size})")
+        spread = f" ± {stdev(areas):.3f}" if len(areas) > 1 else ""
+        found = f"; finds wrong labels with AUC {mean(areas):.3f}{spread}" if areas else "; no label is wrong"
+        axes.set_title(f"{method}{found}", fontsize=10)
+        axes.set_xlabel("learned weight of the label")
+        axes.set_ylabel("samples of the kind, %")
+        axes.legend(frameon=False)
+        _save(figure, path)
+
+
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    part = path.with_suffix(".part")
+    figure.savefig(part, format="png", dpi=160)
+    part.replace(path)

@@ -1,0 +1,134 @@
+"""One training of a comparison."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from sklearn.metrics import roc_auc_score
+
+from lit_kd.compare.recipe import Job, merge
+from lit_kd.data import DataModule
+from lit_kd.lightning_cli import make_cli
+from lit_kd.methods import ALMKD
+
+RESULT = "result.json"
+SAMPLES = "samples.npz"
+Result = dict[str, Any]
+
+
+def finished(job: Job) -> Result | None:
+    """The result of a training that is done already, ``None`` where it is still to do.
+
+    Raises:
+        ValueError: If the folder holds the result of another config.
+    """
+    path = job.folder / RESULT
+    if not path.is_file():
+        return None
+    found = yaml.safe_load((job.folder / "config.yaml").read_text())
+    if found != job.config:
+        raise ValueError(
+            f"{job.folder} holds a result of another config: expected {_difference(job.config, found)}. "
+            "Give the comparison another --name, or remove the folder"
+        )
+    result: Result = json.loads(path.read_text())
+    return result
+
+
+def train(job: Job) -> Result:
+    """Train, test at the best and the last epoch, and write the result; what an interrupted try left is removed."""
+    _be_quiet()
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(job.config, sort_keys=False))
+    cli = make_cli(merge(_surroundings(job.folder), job.config), run=False, save_config_callback=None)
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    start = time.perf_counter()
+    trainer.fit(model, data)
+    seconds = time.perf_counter() - start
+    result: Result = {"method": job.method, "seed": job.seed}
+    last = _test(trainer, model, data)
+    if isinstance(model, ALMKD):
+        result |= _keep_samples(model, data, job.folder)  # of the last epoch, before the best one is loaded
+    # without validation data there is no best epoch
+    best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
+    result |= {
+        "test_accuracy": best["test/accuracy"],
+        "test_accuracy_last": last["test/accuracy"],
+        "ece": best["test/ece"],
+        "nll": best["test/nll"],
+        "teacher_agreement": best.get("test/teacher_agreement"),
+        "seconds": round(seconds, 2),
+    }
+    write_whole(job.folder / RESULT, json.dumps(result, indent=1))
+    return result
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _surroundings(folder: Path) -> dict[str, Any]:
+    """Where a training logs and saves, which is the same for all."""
+    return {
+        "trainer": {
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}},
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "default_root_dir": str(folder),
+        },
+        "checkpoint": {"dirpath": str(folder), "filename": "best"},
+    }
+
+
+def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None) -> dict[str, float]:
+    (metrics,) = trainer.test(model, datamodule=data, ckpt_path=ckpt_path, verbose=False)
+    return {name: round(value, 6) for name, value in metrics.items()}
+
+
+def _keep_samples(model: ALMKD, data: DataModule, folder: Path) -> Result:
+    """Write each training sample's weights beside its labels; measure how well distrust finds noisy labels."""
+    assert model.table is not None
+    rows = slice(0, data.train_size)  # without the trusted ones
+    weights = model.table["weights"][rows].cpu().numpy()
+    noisy = (data.labels != data.clean_labels)[rows].numpy()
+    np.savez_compressed(folder / SAMPLES, weights=weights, label=data.labels[rows].numpy(), noisy=noisy)
+    estimate = model.table.shared.get("noise_rate")
+    return {
+        "noise_auc": round(float(roc_auc_score(noisy, -weights[:, 0])), 6) if noisy.any() else None,
+        "noise_rate": float(noisy.mean()),
+        "noise_rate_estimated": None if estimate is None else round(float(estimate), 6),
+    }
+
+
+def _be_quiet() -> None:
+    """Dozens of trainings would each repeat what one has said."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    torch.set_float32_matmul_precision("high") if torch.cuda.is_available() else None
+
+
+def _difference(expected: Any, found: Any, where: str = "") -> str:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in {**expected, **found}:
+            if expected.get(key) != found.get(key):
+                return _difference(expected.get(key), found.get(key), f"{where}.{key}".lstrip("."))
+    return f"{where}={expected!r}, found {found!r}"

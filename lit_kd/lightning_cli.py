@@ -1,0 +1,59 @@
+"""LightningCLI, wired for distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_kd.methods  # noqa: F401 - imported so that their short names are legal in a config
+from lit_kd.callbacks import WritePredictions
+from lit_kd.data import DataModule
+from lit_kd.distiller import Distiller
+from lit_kd.version import __version__
+
+DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
+Besides the subcommands below: lit-kd compare RECIPE.yaml trains a recipe's methods side by side."""
+
+
+class Cli(LightningCLI):
+    """The command line of Lightning: any method as ``--model``, any of our data modules as ``--data``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What the data knows is told to the model; the best and the last epoch are kept."""
+        for name in ("num_classes", "input_shape"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Explicit options win: Lightning would let the checkpoint's hyperparameters override them silently."""
+
+
+def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
+    """Parse and, unless ``run=False``, run.
+
+    Args:
+        args: A command line, or with ``run=False`` a mapping.
+        **kwargs: For `lightning.pytorch.cli.LightningCLI`.
+    """
+    return Cli(
+        Distiller,
+        DataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"version": __version__, "description": DESCRIPTION},
+        args=args,
+        **kwargs,
+    )
+
+
+def run(args: list[str] | None) -> None:
+    """Run one of Lightning's subcommands."""
+    make_cli(args, trainer_defaults={"callbacks": [WritePredictions()]})

@@ -1,0 +1,95 @@
+"""Every method, on a tiny problem that each can learn: a new method is one more line of METHODS."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import Trainer
+from torch import Tensor, nn
+
+from lit_kd import ALMKD, KD, Distiller, Supervised
+from lit_kd.data import DataModule, Source, TensorRows
+from lit_kd.models import build_model
+from lit_kd.rules import Amal, Paper
+
+METHODS: dict[str, Callable[..., Distiller]] = {
+    "supervised": lambda student, teachers, **base: Supervised(student, **base),
+    "kd": lambda student, teachers, **base: KD(student, teachers[0], **base),
+    "kd-two-teachers": lambda student, teachers, **base: KD(student, teachers, **base),
+    "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
+    "almkd-paper": lambda student, teachers, **base: ALMKD(
+        student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base
+    ),
+    "almkd-amal": lambda student, teachers, **base: ALMKD(
+        student, teachers, rule=Amal(warmup_epochs=1, every=1), **base
+    ),
+}
+
+SHAPE = (1, 4, 4)
+CLASSES = 3
+
+
+def build(
+    method: str,
+    student: nn.Module | str = "mlp-8",
+    teachers: Sequence[nn.Module | str] | None = None,
+    **base: Any,
+) -> Distiller:
+    """A method with a tiny student and trained teachers."""
+    teachers = list(trained_teachers() if teachers is None else teachers)
+    return METHODS[method](student, teachers, **({"num_classes": CLASSES, "input_shape": list(SHAPE)} | base))
+
+
+def trainer(**options: Any) -> Trainer:
+    """A trainer on one CPU that writes nothing."""
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(**({"accelerator": "cpu", "devices": 1, "max_epochs": 2} | quiet | options))
+
+
+def blobs(rows: int = 120) -> tuple[Tensor, Tensor]:
+    """Three clouds of points, well apart: inputs ``(rows, 1, 4, 4)`` and labels."""
+    draw = torch.Generator().manual_seed(7)
+    y = torch.arange(rows) % CLASSES
+    return torch.randn(CLASSES, *SHAPE, generator=draw)[y] + 0.5 * torch.randn(rows, *SHAPE, generator=draw), y
+
+
+class Blobs(DataModule):
+    """48 training, 24 meta, 24 validation and 24 test rows."""
+
+    num_classes = CLASSES
+    input_shape = SHAPE
+
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**({"batch_size": 8, "meta": 24, "val": 24} | shared))
+
+    def load(self) -> Source:
+        x, y = blobs()
+        return Source(TensorRows(x), TensorRows(x), y.numpy(), test_size=24, identity=b"blobs")
+
+
+@functools.cache
+def _trained() -> list[nn.Module]:
+    x, y = blobs()
+    teachers = []
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name in ("cnn-2", "mlp-16"):
+            teacher = build_model(name, CLASSES, SHAPE)
+            optimizer = torch.optim.Adam(teacher.parameters(), lr=0.02)
+            for _ in range(40):
+                optimizer.zero_grad()
+                F.cross_entropy(teacher(x), y).backward()
+                optimizer.step()
+            teacher.zero_grad()
+            teachers.append(teacher)
+    return teachers
+
+
+def trained_teachers() -> list[nn.Module]:
+    """A CNN with BatchNorm and an MLP, in training mode: to freeze them is the library's duty."""
+    return copy.deepcopy(_trained())

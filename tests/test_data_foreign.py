@@ -1,0 +1,348 @@
+"""The wrapper for other people's data modules."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from lit_kd.data import UNLABELED, Batch, DigitsDataModule, DistillationDataModule
+from lit_kd.data.labels import read_labels
+
+torch.set_num_threads(1)
+
+
+def rows(n: int, first: int = 0) -> TensorDataset:
+    """Row i holds the number i and has the label i % 3."""
+    numbers = torch.arange(first, first + n)
+    return TensorDataset(numbers.float().unsqueeze(1), numbers % 3)
+
+
+class Inner(LightningDataModule):
+    """A data module as others write them."""
+
+    def __init__(self, train: Any = None, val: Any = None, **loader: Any) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.given = train, val
+        self.loader = {"batch_size": 5} | loader
+
+    def prepare_data(self) -> None:
+        self.calls.append("prepare")
+
+    def setup(self, stage: str) -> None:
+        self.calls.append(stage)
+        if stage == "fit":
+            train, val = self.given
+            self.train_set = rows(40) if train is None else train
+            self.val_set = rows(20, 100) if val is None else val
+        if stage == "test":
+            self.test_set = rows(10, 200)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train_set, shuffle=True, **self.loader)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.val_set, **self.loader)
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.test_set, batch_size=4)
+
+    def teardown(self, stage: str) -> None:
+        self.calls.append(f"teardown {stage}")
+
+
+def wrap(*args: Any, **arguments: Any) -> DistillationDataModule:
+    inner = args[0] if args and isinstance(args[0], LightningDataModule) else Inner(*args)
+    data = DistillationDataModule(inner, **({"seed": 0} | arguments))
+    data.setup()
+    return data
+
+
+def gather(loader: Any) -> Batch:
+    batches = list(loader)
+    index = None if batches[0].index is None else torch.cat([b.index for b in batches])
+    return Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]), index)
+
+
+class TestWrapping:
+    def test_rows_labels_indices(self) -> None:
+        data = wrap()
+        assert (data.batch_size, data.num_classes, data.input_shape) == (5, 3, None)
+        assert (data.train_size, data.meta_size, len(data.parts.val)) == (40, 10, 10)
+        x, y, index = gather(data.train_dataloader())
+        assert index is not None
+        assert index.tolist() != list(range(40))
+        assert torch.equal(x[:, 0].long(), index)  # type: ignore[index]
+        assert torch.equal(y, index % 3)
+        val = gather(data.val_dataloader())
+        meta = data.parts.meta_rows().__getitems__(list(range(10)))
+        numbers = torch.cat([val.x, meta.x])[:, 0].long()  # type: ignore[list-item]
+        assert numbers.sort().values.tolist() == list(range(100, 120))
+        assert torch.equal(torch.cat([val.y, meta.y]), numbers % 3)
+        assert meta.index is not None
+        assert meta.index.tolist() == list(range(40, 50))
+
+    def test_noise(self) -> None:
+        data = wrap(noise="asymmetric", noise_rate=1.0)
+        x, y, index = gather(data.train_dataloader())
+        assert torch.equal(y, (x[:, 0].long() + 1) % 3)  # type: ignore[index]
+        assert torch.equal(data.clean_labels[index], x[:, 0].long() % 3)  # type: ignore[index]
+
+    def test_train_on_meta(self) -> None:
+        x, _, index = gather(wrap(train_on_meta=True).train_dataloader())
+        assert index is not None
+        assert index.sort().values.tolist() == list(range(50))
+        assert torch.equal(x[:, 0] >= 100, index >= 40)  # type: ignore[index]
+
+    def test_own_batch_size_and_classes(self) -> None:
+        data = wrap(batch_size=7, num_classes=5, meta=6)
+        assert len(next(iter(data.train_dataloader())).y) == 7
+        assert (data.num_classes, data.meta_size) == (5, 6)
+
+    def test_inner_knows_its_shape(self) -> None:
+        inner = Inner()
+        inner.num_classes, inner.input_shape, inner.class_names = 4, (1,), list("abcd")  # type: ignore[attr-defined]
+        data = DistillationDataModule(inner)
+        assert (data.num_classes, data.input_shape, data.class_names) == (4, (1,), list("abcd"))
+
+    def test_inner_is_set_up_as_needed(self) -> None:
+        inner = Inner()
+        data = wrap(inner)
+        assert inner.calls == ["prepare", "fit"]
+        x, _ = next(iter(data.test_dataloader()))
+        assert x[:, 0].tolist() == [200, 201, 202, 203]
+        list(data.predict_dataloader())
+        data.setup("test")
+        assert inner.calls == ["prepare", "fit", "test"]
+        data.teardown("test")
+        data.setup("test")
+        assert inner.calls[3:] == ["teardown test", "test"]
+
+    def test_predict_passes_through(self) -> None:
+        class Predicting(Inner):
+            def predict_dataloader(self) -> Any:
+                return "theirs"
+
+        assert wrap(Predicting()).predict_dataloader() == "theirs"
+
+    def test_mapping_of_padded_tokens(self) -> None:
+        class Texts(Dataset[Any]):
+            def __init__(self, lengths: list[int]) -> None:
+                self.lengths = lengths
+                self.labels = [n % 2 for n in lengths]
+
+            def __len__(self) -> int:
+                return len(self.lengths)
+
+            def __getitem__(self, i: int) -> Any:
+                return {"input_ids": [self.lengths[i]] * self.lengths[i]}, self.labels[i]
+
+        def collate(items: list[Any]) -> Any:
+            texts = [torch.tensor(x["input_ids"]) for x, _ in items]
+            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+            return UserDict({"input_ids": ids, "attention_mask": (ids > 0).long()}), torch.tensor([y for _, y in items])
+
+        inner = Inner(Texts(list(range(1, 21))), Texts(list(range(30, 40))), collate_fn=collate)
+        data = wrap(inner, train_on_meta=True)
+        # Meta rows come in the same batches, longer than any training row.
+        mixed = 0
+        for x, y, index in data.train_dataloader():
+            assert set(x) == {"input_ids", "attention_mask"}
+            lengths = x["attention_mask"].sum(dim=1)
+            assert torch.equal(x["input_ids"][:, 0], lengths)
+            assert torch.equal(lengths % 2, y)
+            assert torch.equal(lengths >= 30, index >= 20)
+            mixed += int(0 < (index >= 20).sum() < len(index))
+        assert mixed
+        one = data.parts.train_rows(False)[4]
+        assert one.x["input_ids"].tolist() == [5] * 5  # type: ignore[index, call-overload]
+
+    def test_hooks_see_pairs(self) -> None:
+        class Scaling(Inner):
+            def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+                x, y = batch
+                return x * 10, y
+
+        class Probe(LightningModule):
+            needs_meta = True
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(1, 3)
+                self.seen: list[Any] = []
+
+            def training_step(self, batch: Any) -> Tensor:
+                self.seen.append(batch)
+                return torch.nn.functional.cross_entropy(self.layer(batch["train"].x), batch["train"].y)
+
+            def test_step(self, batch: Any) -> None:
+                self.seen.append(batch)
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+        inner, model = Scaling(), Probe()
+        data = DistillationDataModule(inner, seed=0)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet)  # type: ignore[arg-type]
+        trainer.fit(model, datamodule=data)
+        assert len(model.seen) == 8
+        for batch in model.seen:
+            train, meta = batch["train"], batch["meta"]
+            assert torch.equal(train.x[:, 0], train.index * 10.0)
+            assert (meta.x >= 1000).all()
+            assert (meta.index >= 40).all()
+        model.seen.clear()
+        trainer.test(model, datamodule=data, verbose=False)
+        assert model.seen[0][0][:, 0].tolist() == [2000, 2010, 2020, 2030]
+        assert inner.trainer is trainer
+        # Not overridden by inner, so not ours either: a model's own hook stays in force.
+        assert "transfer_batch_to_device" not in vars(data)
+
+    def test_fingerprint(self) -> None:
+        prints = [wrap().fingerprint, wrap().fingerprint, wrap(seed=1).fingerprint, wrap(rows(41)).fingerprint]
+        assert prints[0] == prints[1]
+        assert len(set(prints)) == 3
+
+    def test_workers(self) -> None:
+        data = wrap(num_workers=2)
+        x, _, index = gather(data.train_dataloader())
+        assert torch.equal(x[:, 0].long(), index)  # type: ignore[arg-type, index]
+
+    def test_unlabeled_rows(self) -> None:
+        train = TensorDataset(torch.zeros(6, 1), torch.tensor([0, -1, 1, -1, 2, -1]))
+        data = wrap(train)
+        assert data.labels[:6].tolist() == [0, UNLABELED, 1, UNLABELED, 2, UNLABELED]
+
+    def test_no_validation_rows(self) -> None:
+        class NoVal(Inner):
+            val_dataloader = LightningDataModule.val_dataloader
+
+        for inner in (NoVal(), LightningDataModule.from_datasets(rows(9), batch_size=2)):
+            with pytest.raises(ValueError, match=r"expected a val_dataloader .* found none. Give it .* or set meta=0"):
+                wrap(inner)
+            data = wrap(inner, meta=0)
+            assert (data.meta_size, data.val_dataloader()) == (0, [])
+
+
+class Plain(Dataset[Any]):
+    """Counts how often it is read; augments at random."""
+
+    def __init__(self, n: int = 12, **attributes: Any) -> None:
+        self.n = n
+        self.reads = 0
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Any:
+        if not 0 <= i < self.n:
+            raise IndexError(i)
+        self.reads += 1
+        return torch.rand(2), i % 3
+
+
+class TestLabels:
+    @pytest.mark.parametrize("name", ["targets", "labels"])
+    @pytest.mark.parametrize("kind", [list, torch.tensor])
+    def test_from_attributes(self, name: str, kind: Any) -> None:
+        dataset = Plain(100, **{name: kind([i % 3 for i in range(100)])})
+        assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(100)]
+        assert dataset.reads == 8
+
+    def test_through_subset_and_concat(self) -> None:
+        dataset = Plain(100, targets=[i % 3 for i in range(100)])
+        nested = ConcatDataset([Subset(Subset(dataset, range(10, 60)), [4, 0, 7]), Subset(dataset, [1]), rows(4)])
+        assert read_labels(nested, "train").tolist() == [14 % 3, 10 % 3, 17 % 3, 1, 0, 1, 2, 0]
+
+    @pytest.mark.parametrize(
+        "targets", [[0] * 12, list("abc") * 4, [[0], [1, 2]] * 6, [0, 1, 2], torch.rand(12)], ids=str
+    )
+    def test_attributes_that_lie(self, targets: Any) -> None:
+        # E.g. a target_transform: what the items say counts.
+        assert read_labels(Plain(targets=targets), "train").tolist() == [0, 1, 2] * 4
+
+    def test_walk_warns_of_many(self) -> None:
+        dataset = Plain(2500)
+        state = torch.get_rng_state()
+        with pytest.warns(
+            UserWarning, match="all 2500 items of the train data set one by one, once, as it has no usable"
+        ):
+            assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(2500)]
+        assert dataset.reads == 2508
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_items_that_are_not_pairs(self) -> None:
+        class Other(Plain):
+            item: Any = None
+
+            def __getitem__(self, i: int) -> Any:
+                return self.item
+
+        for item, found in (
+            ({"x": 1, "y": 0}, "a dict"),
+            ((1, 2, 3), "a tuple of 3"),
+            (torch.zeros(2), "a Tensor"),
+        ):
+            with pytest.raises(TypeError, match=rf"items \(x, y\) of the train data set, found {found}"):
+                read_labels(Other(item=item), "train")
+        for label in (0.5, torch.tensor([1, 2]), "cat"):
+            with pytest.raises(TypeError, match="expected class numbers as labels of the val data set, found"):
+                read_labels(Other(item=(0, label)), "val")
+
+
+class TestErrors:
+    def test_ours_already(self) -> None:
+        with pytest.raises(ValueError, match="found DigitsDataModule, which is one of lit_kd already"):
+            DistillationDataModule(DigitsDataModule())
+
+    def test_iterable(self) -> None:
+        class Stream(IterableDataset[Any]):
+            def __iter__(self) -> Any:
+                return iter(rows(5))
+
+        class Streaming(Inner):
+            def train_dataloader(self) -> Any:
+                return DataLoader(Stream())
+
+        with pytest.raises(TypeError, match="expected a map-style data set in train_dataloader, found Stream"):
+            wrap(Streaming())
+
+    def test_several_loaders(self) -> None:
+        class Several(Inner):
+            count = 2
+
+            def val_dataloader(self) -> Any:
+                return [super(Several, self).val_dataloader() for _ in range(self.count)]
+
+        inner = Several()
+        with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader, found list of 2"):
+            wrap(inner)
+        inner.count = 1
+        assert wrap(inner).meta_size == 10
+
+    def test_batch_sampler(self) -> None:
+        class Batched(Inner):
+            def train_dataloader(self) -> Any:
+                return DataLoader(self.train_set, batch_sampler=[[0, 1], [2]])
+
+        with pytest.raises(ValueError, match="with a batch_size, found one with a batch sampler of its own"):
+            wrap(Batched())
+        assert wrap(Batched(), batch_size=3).batch_size == 3
+
+    def test_collate(self) -> None:
+        inner = Inner(collate_fn=lambda items: {"x": torch.stack([x for x, _ in items])})
+        data = wrap(inner)
+        with pytest.raises(TypeError, match=r"collate_fn to return a batch \(x, y\), found dict"):
+            next(iter(data.train_dataloader()))
+
+    def test_too_few_classes(self) -> None:
+        with pytest.raises(ValueError, match=r"training labels in \[0, 2\).*found 2 in row 2"):
+            wrap(num_classes=2)

@@ -1,0 +1,309 @@
+"""Image data modules, on tiny files in the real formats."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+
+from lit_kd.data import (
+    Batch,
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+)
+from lit_kd.data.transforms import ImageTransform, random_crop, random_flip
+
+torch.set_num_threads(1)
+
+
+def gather(loader: Any) -> Batch:
+    batches = list(loader)
+    index = None if batches[0].index is None else torch.cat([b.index for b in batches])
+    return Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]), index)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def write_mnist(root: Path, name: str, train: int = 100, test: int = 20) -> dict[str, np.ndarray]:
+    """Write files in the idx format: a magic number, the sizes, the bytes."""
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    images = {}
+    for prefix, n in (("train", train), ("t10k", test)):
+        x = rng().integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        y = (np.arange(n) % 10).astype(np.uint8)
+        x[:, 0, 0] = np.arange(n)  # names the row
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, n, 28, 28) + x.tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, n) + y.tobytes())
+        images[prefix] = x
+    return images
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mean", "std"),
+    [(MNISTDataModule, "MNIST", 0.1307, 0.3081), (FashionMNISTDataModule, "FashionMNIST", 0.2860, 0.3530)],
+)
+def test_mnist(tmp_path: Path, kind: Any, name: str, mean: float, std: float) -> None:
+    images = write_mnist(tmp_path, name)
+    data = kind(root=str(tmp_path), seed=0, batch_size=16, noise="asymmetric", noise_rate=1.0)
+    assert data.input_shape == (1, 28, 28)
+    assert data.num_classes == len(data.class_names) == 10
+    data.setup()
+    assert (data.train_size, data.meta_size) == (80, 10)
+    for loader, raw in (
+        (data.train_dataloader(), "train"),
+        (data.val_dataloader(), "train"),
+        (data.test_dataloader(), "t10k"),
+    ):
+        x, y, index = gather(loader)
+        rows = (x[:, 0, 0, 0] * std + mean).mul(255).round().long().numpy()  # type: ignore[index]
+        expected = (images[raw][rows].astype(np.float32) / 255 - mean) / std
+        np.testing.assert_allclose(x[:, 0], expected, rtol=1e-5, atol=1e-5)  # type: ignore[index]
+        true = rows % 10
+        if index is None:
+            np.testing.assert_array_equal(y, true)
+        else:
+            np.testing.assert_array_equal(y, [kind.confusable.get(c, c) for c in true])
+
+
+def test_mnist_limit(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "MNIST")
+    prints = set()
+    for seed in (0, 1):
+        data = MNISTDataModule(root=str(tmp_path), limit=50, meta=10, val=10, seed=seed)
+        data.setup()
+        assert (data.train_size, data.meta_size) == (30, 10)
+        assert torch.bincount(data.labels).tolist() == [4] * 10
+        kept = set(torch.cat([gather(data.train_dataloader()).x, gather(data.val_dataloader()).x])[:, 0, 0, 0].tolist())  # type: ignore[list-item]
+        meta = data.parts.meta_rows().__getitems__(list(range(10))).x[:, 0, 0, 0].tolist()  # type: ignore[index]
+        prints.add(tuple(sorted(kept | set(meta))))
+    assert len(prints) == 1  # the same fifty rows under both seeds
+
+
+def test_mnist_missing(tmp_path: Path) -> None:
+    data = MNISTDataModule(root=str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"expected in .*MNIST/raw the files train-images-idx3-ubyte, .*found none. Set download=true, or root",
+    ):
+        data.setup()
+    write_mnist(tmp_path, "MNIST")
+    (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match="found train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images"):
+        data.setup()
+
+
+def test_download_is_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def download(self: Any) -> None:
+        calls.append(self.root)
+        write_mnist(Path(self.root), "MNIST")
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    data = MNISTDataModule(root=str(tmp_path), download=True)
+    data.setup()  # without a trainer it prepares
+    assert calls == [str(tmp_path)]
+
+    def fail(self: Any) -> None:
+        raise RuntimeError("Error downloading train-images")
+
+    monkeypatch.setattr(datasets.MNIST, "download", fail)
+    with pytest.raises(RuntimeError, match="Error downloading"):
+        MNISTDataModule(root=str(tmp_path), download=True).setup()
+
+
+def write_cifar(root: Path, kind: type, monkeypatch: pytest.MonkeyPatch, classes: int) -> np.ndarray:
+    """Write pickles in the real layout, and let torchvision expect their checksums. Returns the training bytes."""
+    source = getattr(datasets, kind.dataset)  # type: ignore[attr-defined]
+    folder = root / source.base_folder
+    folder.mkdir(parents=True)
+    key = "labels" if classes == 10 else "fine_labels"
+    per_file = classes * 4
+    everything = []
+
+    def write(name: str, content: dict[str, Any]) -> str:
+        raw = pickle.dumps(content)
+        (folder / name).write_bytes(raw)
+        return hashlib.md5(raw).hexdigest()
+
+    lists: dict[str, list[list[str]]] = {"train_list": [], "test_list": []}
+    for which, entries in lists.items():
+        for name, _ in getattr(source, which):
+            x = rng().integers(0, 256, (per_file, 3072), dtype=np.uint8)
+            x[:, 0] = len(everything)
+            labels = [i % classes for i in range(per_file)]
+            entries.append([name, write(name, {"data": x, key: labels})])
+            if which == "train_list":
+                everything.append(x)
+        monkeypatch.setattr(source, which, entries)
+    names = [f"class {i}" for i in range(classes)]
+    meta = dict(source.meta)
+    meta["md5"] = write(meta["filename"], {meta["key"]: names})
+    monkeypatch.setattr(source, "meta", meta)
+    return np.concatenate(everything).reshape(-1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("kind", "classes"), [(CIFAR10DataModule, 10), (CIFAR100DataModule, 100)])
+def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, classes: int) -> None:
+    raw = write_cifar(tmp_path, kind, monkeypatch, classes)
+    data = kind(root=str(tmp_path), augment=False, meta=0, val=0, seed=0, limit=None)
+    data.setup()
+    assert data.num_classes == len(data.class_names) == classes
+    assert data.input_shape == raw.shape[1:]
+    x, y, index = gather(data.train_dataloader())
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (kind.mean, kind.std))
+    assert index is not None
+    expected = (torch.from_numpy(raw)[index] / 255 - mean) / std
+    torch.testing.assert_close(x, expected)
+    assert torch.equal(y, index % classes)
+    assert len(gather(data.test_dataloader()).y) == 4 * classes
+
+    data = kind(root=str(tmp_path), seed=0, meta=classes, val=classes)
+    data.setup()
+    torch.manual_seed(0)
+    a = gather(data.train_dataloader())
+    b = gather(data.train_dataloader())
+    assert torch.equal(a.index, b.index)  # type: ignore[arg-type]
+    assert not torch.equal(a.x, b.x)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    assert torch.equal(gather(data.train_dataloader()).x, a.x)  # type: ignore[arg-type]
+    val = data.val_dataloader()
+    assert torch.equal(gather(val).x, gather(val).x)  # type: ignore[arg-type]
+
+
+def test_cifar_missing_or_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py the files data_batch_1.*found none"):
+        CIFAR10DataModule(root=str(tmp_path)).setup()
+    write_cifar(tmp_path, CIFAR10DataModule, monkeypatch, 10)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match=r"found all, but not all intact\. Set download=true"):
+        CIFAR10DataModule(root=str(tmp_path)).setup()
+
+
+class TestTransforms:
+    def test_crops_are_windows(self) -> None:
+        x = torch.randint(1, 256, (500, 2, 5, 6), dtype=torch.uint8)
+        out = random_crop(x, 2)
+        assert out.shape == x.shape
+        found = set()
+        for image, crop in zip(x, out, strict=True):
+            padded = torch.zeros(2, 9, 10, dtype=torch.uint8)
+            padded[:, 2:7, 2:8] = image
+            matches = [(i, j) for i in range(5) for j in range(5) if torch.equal(padded[:, i : i + 5, j : j + 6], crop)]
+            assert len(matches) == 1
+            found.add(matches[0])
+        assert len(found) == 25  # every window occurs, so each image has its own draw
+
+    def test_flips_are_mirror_images(self) -> None:
+        x = torch.randint(0, 256, (1000, 1, 3, 4), dtype=torch.uint8)
+        flipped = 0
+        for image, out in zip(x, random_flip(x), strict=True):
+            mirrored = torch.equal(out, torch.from_numpy(image.numpy()[:, :, ::-1].copy()))
+            assert mirrored or torch.equal(out, image)
+            flipped += mirrored
+        assert 430 < flipped < 570
+
+    def test_same_as_torchvision(self) -> None:
+        from torchvision import transforms as t
+
+        x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+        mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+        theirs = t.Compose([t.ToTensor(), t.Normalize(mean, std)])
+        expected = torch.stack([theirs(image.permute(1, 2, 0).numpy()) for image in x])
+        torch.testing.assert_close(ImageTransform(mean, std)(x), expected)
+
+    def test_picklable(self) -> None:
+        pickle.loads(pickle.dumps(ImageTransform([0.1], [0.2], 4, True)))
+
+
+def write_folder(root: Path, splits: dict[str, list[str]], each: int = 10) -> None:
+    """Images of one colour, which names the class (red) and the row (green)."""
+    classes = sorted({c for names in splits.values() for c in names})
+    for split, names in splits.items():
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for i in range(each):
+                colour = (classes.index(name) * 50, i * 20, 100 * (split == "val"))
+                Image.new("RGB", (20, 16), colour).save(root / split / name / f"{i}.png")
+
+
+def colours(x: Any) -> Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((x[:, :, 4, 4] * std + mean) * 255).round().long()
+
+
+class TestImageFolder:
+    abc = ("ant", "bee", "cat")
+
+    def test_train_and_test(self, tmp_path: Path) -> None:
+        # The test split lacks a class, so its own numbering differs.
+        write_folder(tmp_path, {"train": [*self.abc], "test": ["bee", "cat"]})
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, meta=6, val=3, seed=0, batch_size=8)
+        assert data.num_classes == 3
+        assert data.class_names == [*self.abc]
+        assert data.input_shape == (3, 8, 8)
+        data.setup()
+        assert (data.train_size, data.meta_size) == (21, 6)
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            x, y, _ = gather(loader)
+            assert x.shape[1:] == (3, 8, 8)  # type: ignore[union-attr]
+            assert torch.equal(colours(x)[:, 0], y * 50)
+        assert sorted(gather(data.test_dataloader()).y.tolist()) == [1] * 10 + [2] * 10
+
+    def test_own_val(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, {part: [*self.abc] for part in ("train", "val", "test")})
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, meta=0.5, seed=0, train_on_meta=True)
+        data.setup()
+        assert (data.train_size, data.meta_size, len(data.parts.val)) == (30, 15, 15)
+        x, y, index = gather(data.train_dataloader())
+        assert index is not None
+        assert torch.equal(colours(x)[:, 2] == 100, index >= 30)
+        assert torch.equal(colours(x)[:, 0], y * 50)
+        assert (colours(gather(data.val_dataloader()).x)[:, 2] == 100).all()
+
+    def test_val_in_place_of_test(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, {"train": [*self.abc], "val": [*self.abc]})
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, seed=0, augment=False)
+        data.setup()
+        assert (data.train_size, data.meta_size, len(data.parts.val), len(data.parts.test)) == (24, 3, 3, 30)
+
+    def test_fingerprint(self, tmp_path: Path) -> None:
+        prints = []
+        for name in ("a", "b"):
+            write_folder(tmp_path / name, {"train": [*self.abc], "test": [*self.abc]})
+            data = ImageFolderDataModule(root=str(tmp_path / name), seed=0)
+            data.setup()
+            prints.append(data.fingerprint)
+        assert prints[0] == prints[1]  # moving a data set does not change it
+        (tmp_path / "b/train/ant/0.png").rename(tmp_path / "b/train/ant/00.png")
+        data = ImageFolderDataModule(root=str(tmp_path / "b"), seed=0)
+        data.setup()
+        assert data.fingerprint != prints[0]
+
+    def test_errors(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"a folder train/ with one folder .* found no such folder"):
+            ImageFolderDataModule(root=str(tmp_path))
+        (tmp_path / "train").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"found no class folder in it\. Set root"):
+            ImageFolderDataModule(root=str(tmp_path))
+        write_folder(tmp_path, {"train": ["ant", "bee"]})
+        with pytest.raises(FileNotFoundError, match="a folder test/ or val/ with"):
+            ImageFolderDataModule(root=str(tmp_path))
+        write_folder(tmp_path, {"test": ["ant", "wasp"]})
+        with pytest.raises(ValueError, match=r"class folders that train has, found also wasp. Remove"):
+            ImageFolderDataModule(root=str(tmp_path)).setup()

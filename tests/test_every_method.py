@@ -1,0 +1,549 @@
+"""What every method of the list must do, and what manual optimisation must not lose."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ExponentialLR
+
+from lit_kd import ALMKD, Distiller, Supervised
+from lit_kd.data import Source
+from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.models import build_model
+from lit_kd.rules import MetaStep, Rule
+from lit_kd.samples import SampleTable
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+NOISE = {"noise": "symmetric", "noise_rate": 0.3}
+
+
+def noisy() -> Blobs:
+    return Blobs(**NOISE)
+
+
+def module(name: str) -> nn.Module:
+    """A student that is built in Python."""
+    torch.manual_seed(3)
+    if name == "dropout":
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, CLASSES))
+    return build_model(name, CLASSES, SHAPE)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers."""
+    if isinstance(tree, Tensor):
+        yield tree
+    for part in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ():
+        yield from tensors(part)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Bit for bit, and of the same type."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def saved(trained: Trainer, path: Path) -> dict[str, Any]:
+    """The checkpoint of a trainer, as a reader without trust sees it."""
+    trained.save_checkpoint(path)
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    return checkpoint
+
+
+class Each(Callback):
+    """Calls a function at every one of some hooks."""
+
+    def __init__(self, call: Any, *hooks: str) -> None:
+        for hook in hooks:
+            setattr(self, hook, lambda *args, hook=hook, **_: call(hook, *args))
+
+
+class TestFit:
+    @every_method
+    def test_fit_validate_test_predict(self, method: str) -> None:
+        model, data, fitted = build(method), noisy(), trainer()
+        fitted.fit(model, data)
+        measured = {"accuracy", "ece", "nll"} | ({"teacher_agreement"} if model.needs_teacher else set())
+        logged = {name: value.item() for name, value in fitted.callback_metrics.items()}
+        terms = {name for name in logged if name.startswith("train/")} - {"train/loss"}
+        assert terms
+        assert set(logged) == terms | {"train/loss"} | {f"val/{name}" for name in measured}
+        assert logged["train/loss"] == pytest.approx(sum(logged[term] for term in terms), rel=1e-5)
+
+        [validated] = fitted.validate(model, data, verbose=False)
+        [tested] = fitted.test(model, data, verbose=False)
+        assert set(validated) == {f"val/{name}" for name in measured}
+        assert set(tested) == {f"test/{name}" for name in measured}
+        assert 0.9 <= tested["test/accuracy"] <= 1
+
+        predicted = fitted.predict(model, data)
+        assert predicted is not None
+        found = torch.cat([part["class"] for part in predicted])  # type: ignore[index]
+        right = torch.cat([batch.y for batch in data.test_dataloader()])
+        assert (found == right).float().mean().item() == pytest.approx(tested["test/accuracy"])
+
+    @every_method
+    def test_constructor_is_quiet(self, method: str) -> None:
+        """Lightning warns of modules among the hyperparameters, and would copy them."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = build(method, module("mlp-8"))
+        for kept in (model.hparams, model.hparams_initial):
+            assert kept["num_classes"] == CLASSES
+            assert not any(isinstance(value, nn.Module) or callable(value) for value in kept.values())
+
+    @every_method
+    def test_loss_falls_in_20_steps(self, method: str) -> None:
+        losses = []
+        watch = Each(lambda _, t, *__: losses.append(t.callback_metrics["train/loss"]), "on_train_epoch_end")
+        fitted = trainer(max_epochs=-1, max_steps=20, callbacks=watch)
+        fitted.fit(build(method), Blobs())
+        assert fitted.global_step == 20
+        assert losses[-1] < 0.5 * losses[0]
+
+    @every_method
+    def test_same_seed_same_losses(self, method: str) -> None:
+        def losses() -> list[dict[str, Tensor]]:
+            seed_everything(0, verbose=False)
+            logged: list[dict[str, Tensor]] = []
+            watch = Each(lambda _, t, *__: logged.append(dict(t.callback_metrics)), "on_train_epoch_end")
+            model = build(method, module("dropout"))
+            trainer(max_epochs=3, callbacks=watch).fit(model, noisy())
+            return [*logged, dict(model.student.state_dict())]
+
+        first = losses()
+        torch.rand(5)  # what happens in between must not matter
+        assert_same(losses(), first)
+
+    @every_method
+    def test_student_in_eval_mode_is_trained(self, method: str) -> None:
+        student = module("cnn-2").eval()
+        model, modes = build(method, student), []
+
+        def note(hook: str, *_: Any) -> None:
+            modes.append((hook == "on_train_batch_start", {part.training for part in student.modules()}))
+
+        hooks = ("on_train_batch_start", "on_validation_batch_start")
+        trainer(val_check_interval=2, callbacks=Each(note, *hooks)).fit(model, Blobs())
+        assert {training for training, _ in modes} == {True, False}
+        assert all(found == {training} for training, found in modes)
+
+    @every_method
+    @pytest.mark.parametrize("limit", [{}, {"limit_train_batches": 4}, {"max_steps": 5}])
+    def test_global_step_counts_student_updates(self, method: str, limit: dict[str, int]) -> None:
+        updates, batches = [], []
+
+        def note(hook: str, *_: Any) -> None:
+            (updates if hook == "on_before_optimizer_step" else batches).append(hook)
+
+        watch = Each(note, "on_before_optimizer_step", "on_train_batch_end")
+        fitted = trainer(callbacks=watch, **limit)
+        fitted.fit(build(method), Blobs())
+        assert fitted.global_step == len(updates) == len(batches)
+        if limit:
+            assert len(updates) == limit.get("max_steps", 2 * limit.get("limit_train_batches", 0))
+
+    @every_method
+    def test_mapping_in_object_out(self, method: str) -> None:
+        teachers = [Keyword(teacher) for teacher in trained_teachers()]
+        model, data, fitted = build(method, Keyword(module("mlp-8")), teachers), DictBlobs(), trainer(max_epochs=4)
+        fitted.fit(model, data)
+        assert fitted.callback_metrics["val/accuracy"] > 0.9
+        fitted.test(model, data, verbose=False)
+        [one, *_] = fitted.predict(model, data)  # type: ignore[misc]
+        assert one["class"].shape == one["probability"].shape == (8,)  # type: ignore[index, call-overload]
+        bare: Any = [batch.x for batch in data.test_dataloader()]
+        assert_same(fitted.predict(model, bare)[0], one)  # type: ignore[index]
+
+
+class Keyword(nn.Module):
+    """As a transformer has it: keyword arguments, and an object as output."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> SimpleNamespace:
+        assert mask is not None
+        return SimpleNamespace(logits=self.net(pixels * mask))
+
+
+class DictRows:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def fetch(self, positions: list[int]) -> dict[str, Tensor]:
+        return {"pixels": self.x[positions], "mask": torch.ones_like(self.x[positions])}
+
+
+class DictBlobs(Blobs):
+    def load(self) -> Source:
+        x, y = blobs()
+        return Source(DictRows(x), DictRows(x), y.numpy(), test_size=24)
+
+
+class TestGradients:
+    @every_method
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_every_trainable_parameter_learns(self, method: str, precision: Any) -> None:
+        model = build(method, module("cnn-2"))
+        without = {name for name, _ in model.named_parameters()}
+
+        def note(_: str, t: Trainer, module: LightningModule, optimizer: Any) -> None:
+            for name, parameter in module.named_parameters():
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
+                if parameter.grad.any():
+                    without.discard(name)
+
+        fitted = trainer(precision=precision, callbacks=Each(note, "on_before_optimizer_step"))
+        fitted.fit(model, noisy())
+        assert without == set()
+        [optimizer] = fitted.optimizers
+        found = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert found == {id(p) for p in model.parameters()}
+
+    @every_method
+    def test_frozen_part_of_the_student_stays(self, method: str) -> None:
+        student = module("mlp-8")
+        student[1].requires_grad_(False)  # type: ignore[index]
+        before, model = copy.deepcopy(student), build(method, student)
+        trainer().fit(model, Blobs())
+        assert_same(student[1].state_dict(), before[1].state_dict())  # type: ignore[index]
+        assert not torch.equal(student[3].weight, before[3].weight)  # type: ignore[index]
+
+    @every_method
+    def test_teacher_is_bitwise_unchanged(self, method: str) -> None:
+        teachers = trained_teachers()
+        before = copy.deepcopy([teacher.state_dict() for teacher in teachers])
+        model = build(method, teachers=teachers)
+        fitted = trainer()
+        fitted.fit(model, noisy())
+        assert_same([teacher.state_dict() for teacher in teachers], before)
+        used = {id(teacher) for teacher in model.teachers.models}
+        assert bool(used) == model.needs_teacher
+        for part in [part for teacher in teachers if id(teacher) in used for part in teacher.modules()]:
+            assert not part.training
+        for parameter in [p for teacher in teachers for p in teacher.parameters()]:
+            assert parameter.grad is None
+
+
+class TestCheckpoint:
+    @every_method
+    def test_holds_no_teacher(self, method: str, tmp_path: Path) -> None:
+        teachers = trained_teachers()
+        model, fitted = build(method, teachers=teachers), trainer()
+        fitted.fit(model, noisy())
+        checkpoint = saved(fitted, tmp_path / "c.ckpt")
+        assert not any("teacher" in key for key in checkpoint["state_dict"])
+        assert {f"student.{key}" for key in model.student.state_dict()} <= set(checkpoint["state_dict"])
+        secret = [p for teacher in teachers for p in teacher.parameters() if p.numel() > 3]
+        assert not any(torch.equal(found, p) for found in tensors(checkpoint) for p in secret)
+
+    @every_method
+    @pytest.mark.parametrize(("change", "match"), [("missing", "Missing key.*student"), ("extra", "Unexpected key")])
+    def test_wrong_student_keys_raise(self, method: str, change: str, match: str, tmp_path: Path) -> None:
+        model, path = build(method), tmp_path / "c.ckpt"
+        fitted = trainer(max_epochs=1)
+        fitted.fit(model, Blobs())
+        checkpoint = saved(fitted, path)
+        state = checkpoint["state_dict"]
+        if change == "missing":
+            del state["student.1.weight"]
+        else:
+            state["student.9.weight"] = torch.zeros(1)
+        torch.save(checkpoint, path)
+        with pytest.raises(RuntimeError, match=match):
+            type(model).load_from_checkpoint(path)
+        with pytest.raises(RuntimeError, match=match):
+            trainer().fit(build(method), Blobs(), ckpt_path=path)
+
+    @every_method
+    @pytest.mark.parametrize("student", ["name", "module"])
+    def test_predicts_without_the_teachers_files(self, method: str, student: str, tmp_path: Path) -> None:
+        files = [teacher_file(tmp_path / f"teacher{k}.ckpt") for k in (0, 1)]
+        model = build(method, "cnn-2" if student == "name" else module("cnn-2"), [str(file) for file in files])
+        fitted, path, data = trainer(), tmp_path / "c.ckpt", Blobs()
+        fitted.fit(model, data)
+        fitted.save_checkpoint(path)
+        for file in files:
+            file.unlink()
+        again = {"student": module("cnn-2")} if student == "module" else {}
+        loaded = type(model).load_from_checkpoint(path, weights_only=True, **again)
+        assert_same(trainer().predict(loaded, data), fitted.predict(model, data))
+        x = blobs()[0]
+        assert_same(loaded.eval()(x), model.eval()(x))
+
+    @every_method
+    @pytest.mark.parametrize("student", ["mlp-8", "dropout"])
+    @pytest.mark.parametrize("at", ["validation", "train_epoch"])
+    def test_resume_equals_uninterrupted(self, method: str, student: str, at: str, tmp_path: Path) -> None:
+        def run(**options: Any) -> dict[str, Any]:
+            keep = ModelCheckpoint(
+                tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=at == "train_epoch", enable_version_counter=False
+            )
+            model = build(
+                method,
+                module(student) if student == "dropout" else student,
+                optimizer=lambda parameters: SGD(parameters, 0.05, momentum=0.9),
+                lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.8),
+            )
+            resumed = trainer(max_epochs=4, enable_checkpointing=True, callbacks=keep)
+            resumed.fit(model, noisy(), **options)
+            return saved(resumed, tmp_path / "last.ckpt")
+
+        whole = run()
+        torch.rand(7)
+        again = run(ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+        assert set(again) == set(whole)
+        kept = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "sample_table")
+        for name in [name for name in kept if name in whole]:
+            assert_same(again[name], whole[name])
+        assert ("sample_table" in whole) == method.startswith("almkd")
+
+
+def teacher_file(path: Path) -> Path:
+    """The checkpoint of a little training, to be a teacher."""
+    fitted = trainer(max_epochs=1)
+    fitted.fit(Supervised("mlp-16", num_classes=CLASSES, input_shape=list(SHAPE)), Blobs())
+    fitted.save_checkpoint(path)
+    return path
+
+
+class TestSchedulers:
+    @every_method
+    @pytest.mark.parametrize("interval", ["epoch", "step"])
+    def test_as_in_a_plain_loop(self, method: str, interval: Any) -> None:
+        rates: list[float] = []
+        watch = Each(lambda _, t, *__: rates.append(t.optimizers[0].param_groups[0]["lr"]), "on_train_batch_start")
+        model = build(
+            method,
+            optimizer=lambda parameters: SGD(parameters, 0.1),
+            lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.9),
+            lr_interval=interval,
+        )
+        fitted = trainer(max_epochs=3, limit_train_batches=4, callbacks=watch)
+        fitted.fit(model, Blobs())
+
+        plain, expected = SGD([nn.Parameter(torch.zeros(1))], 0.1), []
+        scheduler = ExponentialLR(plain, 0.9)
+        for _ in range(3):
+            for _ in range(4):
+                expected.append(plain.param_groups[0]["lr"])
+                plain.step()
+                if interval == "step":
+                    scheduler.step()
+            if interval == "epoch":
+                scheduler.step()
+        assert rates == expected
+        assert fitted.optimizers[0].param_groups[0]["lr"] == plain.param_groups[0]["lr"]
+
+    @every_method
+    @pytest.mark.parametrize("interval", ["epoch", "step"])
+    @pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 12}])
+    def test_cosine_ends_at_zero(self, method: str, interval: Any, length: dict[str, int]) -> None:
+        fitted = trainer(limit_train_batches=4, **length)
+        fitted.fit(build(method, lr_scheduler="cosine", lr_interval=interval), Blobs())
+        assert fitted.global_step == 12
+        assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+    @every_method
+    def test_plateau(self, method: str) -> None:
+        """The learning rate falls where the metric no longer improves."""
+
+        def plateau(optimizer: Any) -> ReduceLROnPlateau:
+            return ReduceLROnPlateau(optimizer, "val/accuracy", mode="max", patience=1, factor=0.1)
+
+        fitted = trainer(max_epochs=12)
+        fitted.fit(build(method, lr_scheduler=plateau), Blobs())  # perfect after a few epochs
+        assert fitted.optimizers[0].param_groups[0]["lr"] < 0.05
+
+    @every_method
+    def test_plateau_of_an_unknown_metric(self, method: str) -> None:
+        model = build(method, lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val/acuracy"))
+        with pytest.raises(MisconfigurationException, match="val/acuracy which is not available.*val/accuracy"):
+            trainer(max_epochs=3).fit(model, Blobs())
+
+
+class Frozen(Rule):
+    """Takes the meta-step, if it is to, and lets the weights be."""
+
+    def __init__(self, taken: bool = False) -> None:
+        self.taken = taken
+        self.seen: list[Tensor] = []
+
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, epochs: int) -> None:
+        table.add("weights", torch.tensor([0.3, 0.7]))
+
+    def active(self, epoch: int) -> bool:
+        return self.taken
+
+    def observe(self, table: SampleTable, step: MetaStep) -> None:
+        weights = table["weights"][step.index]
+        self.seen.append(step.gradient(weights))
+        table.write(step.index, weights=weights)
+
+
+def almkd(student: nn.Module | str = "mlp-8", rule: Rule | None = None, **options: Any) -> ALMKD:
+    shape = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+    return ALMKD(student, trained_teachers()[0], rule=rule or Frozen(), **(shape | options))
+
+
+class TestManualOptimisation:
+    @pytest.mark.parametrize("student", ["cnn-2", "dropout"])
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_meta_step_leaves_no_trace(self, student: str, precision: Any, tmp_path: Path) -> None:
+        def run(taken: bool) -> tuple[Frozen, list[Any]]:
+            rule, trace = Frozen(taken), []
+
+            def note(_: str, t: Trainer, module: Distiller, *__: Any) -> None:
+                trace.append(copy.deepcopy((module.student.state_dict(), t.optimizers[0].state_dict())))
+
+            model = almkd(module(student), rule)
+            trainer(precision=precision, callbacks=Each(note, "on_train_batch_end")).fit(model, noisy())
+            return rule, trace
+
+        (without, expected), (with_it, found) = run(False), run(True)
+        assert len(without.seen) == 0
+        assert len(with_it.seen) == len(found) == 12
+        assert all(gradient.any() for gradient in with_it.seen)
+        assert_same(found, expected)
+
+    @pytest.mark.parametrize(("clip", "accumulate"), [(None, 1), (0.05, 1), (None, 2), (0.05, 4)])
+    def test_equals_a_loop_by_hand(self, clip: float | None, accumulate: int) -> None:
+        student = module("mlp-8")
+        by_hand = copy.deepcopy(student)
+        model = almkd(
+            student,
+            temperature=2.0,
+            gradient_clip_val=clip,
+            accumulate_grad_batches=accumulate,
+            optimizer=lambda parameters: SGD(parameters, 0.1, momentum=0.9),
+            lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.9),
+            lr_interval="step",
+        )
+        fitted = trainer()
+        fitted.fit(model, Blobs(seed=0))
+
+        data, teacher = Blobs(seed=0), trained_teachers()[0].eval()
+        data.setup()
+        loader, updates = data.train_dataloader(), 0
+        optimizer = SGD(by_hand.parameters(), 0.1, momentum=0.9)
+        scheduler = ExponentialLR(optimizer, 0.9)
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            for i, batch in enumerate(loader):
+                logits, taught = by_hand(batch.x), teacher(batch.x).detach()
+                loss = 0.3 * cross_entropy(logits, batch.y) + 0.7 * kd_loss(logits, taught, 2.0)
+                (loss.mean() / accumulate).backward()
+                if (i + 1) % accumulate == 0 or i + 1 == len(loader):
+                    if clip is not None:
+                        assert nn.utils.clip_grad_norm_(by_hand.parameters(), clip) > clip
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step()
+                    updates += 1
+        assert fitted.global_step == updates
+        torch.testing.assert_close(student.state_dict(), by_hand.state_dict(), rtol=1e-5, atol=1e-6)
+
+    def test_validation_between_accumulated_batches(self) -> None:
+        """Lightning clears gradients before a validation, unless it accumulates them itself."""
+
+        def run(**options: Any) -> dict[str, Tensor]:
+            torch.manual_seed(0)
+            model = almkd(module("mlp-8"), accumulate_grad_batches=3)
+            trainer(**options).fit(model, Blobs())
+            return model.student.state_dict()
+
+        assert_same(run(val_check_interval=2), run())
+
+    def test_cosine_counts_updates(self) -> None:
+        fitted = trainer()
+        fitted.fit(almkd(accumulate_grad_batches=4, lr_scheduler="cosine", lr_interval="step"), Blobs())
+        assert fitted.global_step == 4
+        assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+    @pytest.mark.parametrize("option", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
+    def test_trainers_own_options_are_refused(self, option: dict[str, Any]) -> None:
+        [name] = option
+        with pytest.raises(MisconfigurationException, match=f"not supported for manual optimization.*{name}"):
+            trainer(**option).fit(almkd(), Blobs())
+
+    def test_fp16_is_refused(self) -> None:
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+        student = module("mlp-8")
+        before = copy.deepcopy(student.state_dict())
+        with pytest.raises(ValueError, match="does not support precision 16-mixed: use bf16-mixed or 32-true"):
+            trainer(plugins=plugin).fit(almkd(student), Blobs())
+        assert_same(student.state_dict(), before)
+
+
+class Wrapped(nn.Module):
+    """A network that is good for KD, but whose last linear layer does not give the logits."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU())
+        self.head = nn.Linear(8, CLASSES)
+        self.kind = kind
+        if kind == "unused":
+            self.auxiliary = nn.Linear(8, CLASSES)
+        elif kind == "narrow":
+            self.auxiliary = nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x))
+        if self.kind == "scaled":
+            return logits * 3
+        if self.kind == "small":  # whatever the scale
+            return logits * 1e-4
+        if self.kind == "narrow":
+            return logits + self.auxiliary(logits)
+        return logits
+
+
+class TestHead:
+    @pytest.mark.parametrize("kind", ["scaled", "small", "unused", "narrow"])
+    @pytest.mark.parametrize("rule", ["robust", "paper"])
+    def test_logits_must_come_from_the_last_linear(self, kind: str, rule: Any) -> None:
+        student = Wrapped(kind)
+        before = copy.deepcopy(student.state_dict())
+        with pytest.raises(ValueError, match=r"output of its last linear layer, .*end in torch\.nn\.Linear"):
+            trainer().fit(almkd(student, rule=rule), Blobs())
+        assert_same(student.state_dict(), before)
+
+    def test_any_scale_is_fine(self) -> None:
+        student = module("mlp-8")
+        for factor in (1e-6, 1e6):
+            with torch.no_grad():
+                student[3].weight *= factor  # type: ignore[index]
+            trainer(max_epochs=1, precision="bf16-mixed").fit(almkd(student, Frozen(True)), Blobs())
+
+    def test_no_linear_layer(self) -> None:
+        student = nn.Sequential(nn.Conv2d(1, CLASSES, 4), nn.Flatten())
+        with pytest.raises(ValueError, match="Sequential has no nn.Linear"):
+            almkd(student)
+
+    def test_frozen_head(self) -> None:
+        student = module("mlp-8")
+        student[3].requires_grad_(False)  # type: ignore[index]
+        with pytest.raises(ValueError, match="unfreeze it"):
+            trainer().fit(almkd(student, Frozen(True)), Blobs())
