@@ -20,10 +20,11 @@ def main(args: Sequence[str] | None = None) -> None:
         return _run(args)
     try:
         _run(None)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if not _is_ours(error):
+    except Exception as error:
+        ours = _raised_here(error)
+        if ours is None:
             raise
-        sys.exit(f"lit-kd: error: {error}")
+        sys.exit(f"lit-kd: error: {ours}")
 
 
 def _run(args: Sequence[str] | None) -> None:
@@ -40,7 +41,11 @@ def _run(args: Sequence[str] | None) -> None:
         run(None if args is None else first)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by a check of this package, which says all there is to say."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return str(frames[-1][0].f_globals.get("__name__", "")).startswith("lit_kd.")
+def _raised_here(error: BaseException | None) -> BaseException | None:
+    """The error, or its cause, that a check of this package raised: it says all there is to say."""
+    while error is not None:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        if str(frames[-1][0].f_globals.get("__name__", "")).startswith("lit_kd."):
+            return error
+        error = error.__cause__
+    return None

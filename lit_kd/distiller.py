@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -70,7 +71,6 @@ class Distiller(LightningModule):
         if num_classes < 2:
             raise ValueError(f"expected num_classes of at least 2, found {num_classes}")
         self.save_hyperparameters()
-        _keep_plain(self.hparams)
         self.student = resolve_model(student, num_classes, input_shape)
         self.num_classes = num_classes
         self.input_shape = input_shape
@@ -84,6 +84,15 @@ class Distiller(LightningModule):
             raise ValueError("expected a teacher other than the student itself; pass a copy that is trained already")
         self.teachers = Teachers()
         self._checked: set[str] = set()
+
+    def _set_hparams(self, hp: Any) -> None:
+        """Of the hyperparameters, keep what a checkpoint and a logger can hold: no live modules, no functions.
+
+        Lightning calls this before it copies them: a teacher is never copied.
+        """
+        super()._set_hparams(hp)
+        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+            del self.hparams[name]
 
     @property
     def trains_on_meta(self) -> bool:
@@ -178,7 +187,7 @@ class Distiller(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The most probable class and its probability, ``(B,)`` each."""
-        x = batch if isinstance(batch, Tensor) else as_batch(batch).x
+        x = batch if isinstance(batch, (Tensor, Mapping)) else as_batch(batch).x
         probability, index = self(x).float().softmax(-1).max(-1)
         return {"class": index, "probability": probability}
 
@@ -223,15 +232,32 @@ class Distiller(LightningModule):
         else:
             scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if isinstance(scheduler, ReduceLROnPlateau) and self.automatic_optimization:
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def _schedule_length(self) -> int:
         """How often the scheduler will step."""
-        if self.lr_interval == "epoch" and (self.trainer.max_epochs or -1) > 0:
-            return int(self.trainer.max_epochs or 0)
-        return int(self.trainer.estimated_stepping_batches)
+        epochs, updates = self.planned_length()
+        if epochs is None or updates is None:
+            raise ValueError("lr_scheduler 'cosine' needs to know the end: set the trainer's max_epochs or max_steps")
+        return epochs if self.lr_interval == "epoch" else updates
+
+    def planned_length(self) -> tuple[int | None, int | None]:
+        """How many epochs and how many updates the training has, the last epoch maybe cut; ``None``: not known."""
+        epochs, updates = (
+            end if end is not None and end >= 0 else None for end in (self.trainer.max_epochs, self.trainer.max_steps)
+        )
+        _ = self.trainer.estimated_stepping_batches  # prepares the loader, so that its length is known
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):
+            return epochs, updates
+        each = max(1, math.ceil(batches / self._batches_per_update()))
+        ends = [end for end in (updates, None if epochs is None else epochs * each) if end is not None]
+        return (math.ceil(min(ends) / each), min(ends)) if ends else (None, None)
+
+    def _batches_per_update(self) -> int:
+        return self.trainer.accumulate_grad_batches
 
 
 def _is_path(spec: str) -> bool:
@@ -242,12 +268,6 @@ def _as_tuple(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     if teacher is None:
         return ()
     return tuple(teacher) if isinstance(teacher, (list, tuple)) else (teacher,)
-
-
-def _keep_plain(hparams: Any) -> None:
-    """Drop what a checkpoint cannot hold as plain data: live modules and functions given in Python."""
-    for name in [name for name, value in hparams.items() if not _is_plain(value)]:
-        del hparams[name]
 
 
 def _is_plain(value: Any) -> bool:

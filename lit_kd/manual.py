@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
+
+PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
 def check_manual(module: LightningModule) -> None:
@@ -55,13 +55,28 @@ def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: f
 
 def _step_schedulers(module: LightningModule, interval: str) -> None:
     for config in module.trainer.lr_scheduler_configs:
-        if config.interval != interval:
-            continue
-        scheduler: Any = config.scheduler
-        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler.step()
-        elif config.monitor in module.trainer.callback_metrics:  # after the first validation
-            scheduler.step(module.trainer.callback_metrics[config.monitor])
+        if config.interval == interval and not isinstance(config.scheduler, PLATEAU):
+            config.scheduler.step()
+
+
+def step_plateaus(module: LightningModule) -> None:
+    """Step the schedulers that follow a metric: in on_train_epoch_end, when the epoch's metrics are known.
+
+    Raises:
+        ValueError: If a metric is not among those logged, or the scheduler steps more often than it is measured.
+    """
+    if module.trainer.fit_loop.restarting:
+        return  # resumed right after a validation, whose metrics are not in the checkpoint; as Lightning does
+    metrics = module.trainer.callback_metrics
+    for config in module.trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, PLATEAU):
+            monitor = getattr(config.scheduler, "monitor", None)  # Lightning's own has it, torch's has not
+            if monitor not in metrics or config.interval != "epoch":
+                raise ValueError(
+                    f"ReduceLROnPlateau follows the metric {monitor!r} each {config.interval}; expected lr_interval "
+                    f"'epoch', and as monitor of lightning.pytorch.cli.ReduceLROnPlateau one of {sorted(metrics)}"
+                )
+            config.scheduler.step(metrics[monitor])
 
 
 def learning_rate(module: LightningModule, parameter: Tensor) -> float:

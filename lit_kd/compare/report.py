@@ -20,11 +20,11 @@ COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teac
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated"]
 _HEADS = {
     "test_accuracy": ("accuracy", 100.0, 1),
-    "test_accuracy_last": ("last epoch", 100.0, 1),
+    "test_accuracy_last": ("at last", 100.0, 1),
     "ece": ("ECE", 100.0, 1),
-    "teacher_agreement": ("agreement", 100.0, 1),
-    "noise_auc": ("noise AUC", 1.0, 2),
-    "seconds": ("seconds", 1.0, 0),
+    "teacher_agreement": ("agrees", 100.0, 1),
+    "noise_auc": ("AUC", 1.0, 2),
+    "seconds": ("time, s", 1.0, 0),
 }
 
 

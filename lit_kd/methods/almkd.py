@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from lit_kd.data.batch import Batch, as_batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.manual import check_manual, learning_rate, manual_update
+from lit_kd.manual import check_manual, learning_rate, manual_update, step_plateaus
 from lit_kd.meta import Head, MetaRows
 from lit_kd.models import Network, last_linear
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
@@ -72,6 +71,7 @@ class ALMKD(Distiller):
         self.table: SampleTable | None = None
         """Beliefs about the training samples; column ``weights`` is ``(N, K + 1)``, label first."""
         self._head_checked = False
+        self._meta_rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         last_linear(self.student)  # fail now if there is none
 
     @property
@@ -95,17 +95,11 @@ class ALMKD(Distiller):
         if self.table is None:
             self.table = SampleTable(size, data.fingerprint)
         self.table.check(size, data.fingerprint)
-        self.rule.start(self.table, len(self.teachers), data.trusted, self._epochs())
+        self.rule.start(self.table, len(self.teachers), data.trusted, self.planned_length()[0] or 1)
         self.table.apply(lambda column: column.to(self.device))
-        self._meta_rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
 
-    def _epochs(self) -> int:
-        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-        if steps is None or steps < 0:
-            return epochs or 1
-        batches = self.trainer.estimated_stepping_batches and self.trainer.num_training_batches
-        by_steps = math.ceil(steps * self.accumulate_grad_batches / batches)
-        return by_steps if epochs is None or epochs < 0 else min(epochs, by_steps)
+    def _batches_per_update(self) -> int:
+        return self.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The table goes with the student."""
@@ -120,11 +114,24 @@ class ALMKD(Distiller):
 
     # the steps
 
+    def on_train_epoch_start(self) -> None:
+        """Meta rows of the last epoch are gone, as they are for a run that is resumed here."""
+        super().on_train_epoch_start()
+        self._meta_rows.clear()
+
+    def on_train_epoch_end(self) -> None:
+        """What Lightning does by itself only in automatic optimisation."""
+        step_plateaus(self)
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep the gradients: validation may come between accumulated batches."""
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""
         assert self.table is not None
         train, meta = as_batch(batch["train"]), as_batch(batch["meta"])
         student, teachers = self.outputs(train)
+        self._check_head(student)
         if self.rule.active(self.current_epoch):
             with torch.no_grad():
                 self.rule.observe(self.table, self._meta_step(train, meta, student, teachers))
@@ -146,17 +153,15 @@ class ALMKD(Distiller):
 
     def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs]) -> MetaStep:
         assert train.index is not None
-        path, layer = last_linear(self.student)
+        _, layer = last_linear(self.student)
         # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
         with torch.autocast(self.device.type, enabled=False):
             head = Head(layer.weight.float(), None if layer.bias is None else layer.bias.float())
-            features = student.features[PENULTIMATE].detach().float()
-            self._check_head(path, head, features, student.logits)
             return MetaStep(
                 index=train.index,
                 y=train.y,
                 logits=student.logits.detach().float(),
-                features=features,
+                features=student.features[PENULTIMATE].detach().float(),
                 teachers=[t.logits.float() for t in teachers],
                 head=head,
                 meta=self._latest_meta_rows(meta, all_rows(train.index)),
@@ -166,11 +171,15 @@ class ALMKD(Distiller):
                 all_sum=all_sum,
             )
 
-    def _check_head(self, path: str, head: Head, features: Tensor, logits: Tensor) -> None:
-        """Once a training: is the layer taken for the last one really the one that gives the logits?"""
+    def _check_head(self, student: Outputs) -> None:
+        """Once, before the first update: is the layer taken for the last one really the one that gives the logits?"""
         if self._head_checked:
             return
-        if features.dim() != 2 or not torch.allclose(head(features), logits.float(), rtol=0.05, atol=0.05):
+        path, layer = last_linear(self.student)
+        features = student.features.get(PENULTIMATE)  # none, if the layer is not in use
+        with torch.no_grad():
+            found = None if features is None else layer(features)
+        if found is None or found.shape != student.logits.shape or _distance(found, student.logits) > 0.01:
             raise ValueError(
                 f"expected the student's logits to be the output of its last linear layer, {path!r}; found others. "
                 "The meta-gradient is taken at that layer: let the student end in torch.nn.Linear"
@@ -191,6 +200,11 @@ class ALMKD(Distiller):
             held -= len(self._meta_rows.popleft()[1]) * self.trainer.world_size
         rows = [torch.cat(parts) for parts in zip(*self._meta_rows, strict=True)]
         return MetaRows(rows[0], rows[1], keep=~torch.isin(rows[2], batch_index))
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
 
 
 def _data(module: ALMKD) -> DataModule:

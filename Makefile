@@ -1,0 +1,37 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint clean
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## Make .venv with lit_kd and all it needs (the other targets do so by themselves)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lit_kd needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Compare methods on digits with 30% pair noise: table and pictures in runs/digits_pair
+	$(BIN)/lit-kd compare configs/recipes/digits_pair.yaml
+
+test: $(READY)  ## Run the tests
+	$(BIN)/pytest -n 2
+
+test-slow: $(READY)  ## Run the long studies
+	$(BIN)/pytest -m slow
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove the virtual environment and caches; runs are kept
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

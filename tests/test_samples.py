@@ -1,0 +1,292 @@
+"""The sample table, alone and in two real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_kd.meta import Head, MetaRows
+from lit_kd.rules import MetaStep, Paper
+from lit_kd.samples import SampleTable, all_rows, all_sum
+
+torch.set_num_threads(1)
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool]
+
+
+def table(rows: int = 6) -> SampleTable:
+    made = SampleTable(rows, "digits")
+    made.add("weights", torch.tensor([0.9, 0.1]))
+    made.add("score", torch.tensor(2.0))
+    return made
+
+
+class TestRows:
+    def test_add_repeats_the_start(self) -> None:
+        assert table()["weights"].tolist() == torch.tensor([[0.9, 0.1]] * 6).tolist()
+        assert table()["score"].shape == (6,)
+        assert "weights" in table()
+        assert "other" not in table()
+
+    def test_rows_do_not_share_memory(self) -> None:
+        t = table()
+        t["weights"][0, 0] = 7.0
+        assert t["weights"][1:, 0].tolist() == torch.full((5,), 0.9).tolist()
+
+    def test_add_keeps_a_column_that_is_there(self) -> None:
+        t = table()
+        t.write(torch.tensor([3]), score=torch.tensor([8.0]))
+        t.add("score", torch.tensor(0.0))
+        assert t["score"].tolist() == [2, 2, 2, 8, 2, 2]
+
+    def test_add_refuses_another_shape(self) -> None:
+        # a checkpoint of a training with one teacher, resumed with two
+        with pytest.raises(ValueError, match=r"expected rows of shape \(3,\) in column 'weights'.*found \(2,\)"):
+            table().add("weights", torch.zeros(3))
+
+    def test_write_touches_its_rows_alone(self) -> None:
+        t = table()
+        t.write(torch.tensor([4, 1]), weights=torch.tensor([[4.0, 40.0], [1.0, 10.0]]), score=torch.tensor([4.0, 1.0]))
+        assert t["score"].tolist() == [2, 1, 2, 2, 4, 2]
+        assert t["weights"][[1, 4]].tolist() == [[1, 10], [4, 40]]
+        assert (t["weights"][[0, 2, 3, 5]] == torch.tensor([0.9, 0.1])).all()
+
+    def test_write_to_an_unknown_column(self) -> None:
+        with pytest.raises(KeyError, match="missing"):
+            table().write(torch.tensor([0]), missing=torch.tensor([1.0]))
+
+    def test_write_rows_of_another_shape(self) -> None:
+        with pytest.raises(RuntimeError, match="shape mismatch"):
+            table().write(torch.tensor([0, 1]), weights=torch.zeros(2, 3))
+
+    def test_write_beyond_the_table(self) -> None:
+        with pytest.raises(IndexError, match="index 6 is out of bounds"):
+            table().write(torch.tensor([6]), score=torch.tensor([1.0]))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_a_column_keeps_its_dtype(self, dtype: torch.dtype) -> None:
+        t = SampleTable(4, "digits")
+        t.add("column", torch.tensor(0, dtype=dtype))
+        t.write(torch.tensor([1]), column=torch.tensor([1.0], dtype=torch.float64))
+        t.sync()
+        assert t["column"].dtype == dtype
+        assert t["column"].tolist() == [0, 1, 0, 0]
+
+    def test_whole_numbers_are_exact(self) -> None:
+        t = SampleTable(3, "digits")
+        t.add("count", torch.tensor(2**24 + 1))  # float32 cannot hold it
+        t.write(torch.tensor([1]), count=torch.tensor([2**53 + 1]))
+        t.sync()
+        assert t["count"].tolist() == [2**24 + 1, 2**53 + 1, 2**24 + 1]
+
+    def test_sync_in_one_process_changes_nothing(self) -> None:
+        t = table()
+        t["score"] = torch.tensor([1.0, float("nan"), 3.0, 4.0, 5.0, 6.0])
+        t.write(torch.tensor([2, 2]), score=torch.tensor([30.0, 30.0]))
+        t.sync()
+        assert t["score"].nan_to_num(-1).tolist() == [1, -1, 30, 4, 5, 6]
+
+    def test_apply_reaches_columns_and_shared_values(self) -> None:
+        t = table()
+        t.shared["rate"] = torch.tensor(0.25)
+        t.write(torch.tensor([0]), score=torch.tensor([1.0]))
+        t.apply(lambda column: column.double() if column.is_floating_point() else column)
+        assert {t["weights"].dtype, t["score"].dtype, t.shared["rate"].dtype} == {torch.float64}
+        t.sync()
+        assert t["score"].tolist() == [1, 2, 2, 2, 2, 2]
+
+
+class TestStateDict:
+    def test_round_trip_through_a_file(self, tmp_path: Path) -> None:
+        t = table()
+        for number, dtype in enumerate(DTYPES):
+            t.add(str(dtype), torch.tensor([number, 1], dtype=dtype))
+        t.write(torch.tensor([5]), weights=torch.tensor([[float("nan"), 0.3]]))
+        t.shared["rate"] = torch.tensor(0.25)
+        t.sync()
+        torch.save({"sample_table": t.state_dict()}, tmp_path / "file.ckpt")
+        state = torch.load(tmp_path / "file.ckpt", weights_only=True)["sample_table"]
+        back = SampleTable.from_state_dict(state)
+        assert (back.size, back.fingerprint) == (6, "digits")
+        assert list(back.columns) == list(t.columns)
+        for name, column in t.columns.items():
+            torch.testing.assert_close(back[name], column, rtol=0, atol=0, equal_nan=True)
+        assert back.shared == {"rate": torch.tensor(0.25)}
+        back.check(6, "digits")
+
+    def test_goes_on_after_the_round_trip(self) -> None:
+        back = SampleTable.from_state_dict(table().state_dict())
+        back.add("weights", torch.tensor([0.0, 0.0]))
+        back.write(torch.tensor([0]), weights=torch.tensor([[0.5, 0.5]]))
+        back.sync()
+        assert back["weights"][0].tolist() == [0.5, 0.5]
+        assert (back["weights"][1:] == torch.tensor([0.9, 0.1])).all()
+
+    @pytest.mark.parametrize(("size", "fingerprint"), [(7, "digits"), (6, "mnist")])
+    def test_check_refuses_other_data(self, size: int, fingerprint: str) -> None:
+        expected = f"expected 6 rows with fingerprint digits, found {size} rows with fingerprint {fingerprint}"
+        with pytest.raises(ValueError, match=expected):
+            table().check(size, fingerprint)
+
+    def test_check_says_what_to_do(self) -> None:
+        with pytest.raises(
+            ValueError, match="Use the data, split, noise and seed that the checkpoint was trained with"
+        ):
+            table().check(1, "digits")
+
+
+# Two processes
+
+
+def disjoint(rank: int) -> dict[str, Tensor]:
+    """Rank 0 writes rows 0, 1, 2, rank 1 rows 3 and 4; row 5 is nobody's and holds what it held."""
+    t = SampleTable(6, "digits")
+    t.add("pair", torch.tensor([0.5, -0.5]))
+    t.add("seen_or_nan", torch.tensor(float("nan")))
+    for dtype in DTYPES:
+        t.add(str(dtype), torch.tensor(0, dtype=dtype))
+    index = torch.tensor([[0, 1, 2], [3, 4]][rank])
+    t.write(index, pair=torch.stack([index + 10.0, index + 20.0], dim=1), seen_or_nan=index.float())
+    t.write(index, **{str(dtype): index % 2 for dtype in DTYPES})
+    t.sync()
+    return dict(t.columns)
+
+
+def duplicated(rank: int) -> dict[str, Tensor]:
+    """Both write row 2: a duplicate that pads uneven data."""
+    t = table()
+    t.write(torch.tensor([[1, 2], [2, 3]][rank]), score=torch.tensor([[10.0, 20.0], [40.0, 50.0]][rank]))
+    t.sync()
+    return {"score": t["score"]}
+
+
+def twice(rank: int) -> dict[str, Tensor]:
+    """A row that rank 0 wrote is known to both, then rewritten by rank 1; a whole column is replaced; nothing to do."""
+    t = table()
+    t.write(torch.tensor([rank]), score=torch.tensor([5.0 + rank]))
+    t.sync()
+    t.write(torch.tensor([1 - rank]), score=torch.tensor([50.0 + rank]))
+    t.sync()
+    after = t["score"].clone()
+    t.sync()
+    t.write(torch.tensor([3]), score=torch.tensor([1e6 * rank]))
+    t["score"] = torch.arange(6.0)
+    t.sync()
+    return {"after": after, "replaced": t["score"]}
+
+
+def paper_step(rows: slice, meta_rows: slice, sums: Callable[[Tensor], Tensor]) -> MetaStep:
+    g = torch.Generator().manual_seed(3)
+    features, y = torch.randn(16, 6, generator=g).double(), torch.randint(0, 4, (16,), generator=g)
+    teachers = [torch.randn(16, 4, generator=g).double() for _ in range(2)]
+    meta = MetaRows(
+        torch.randn(10, 6, generator=g).double(), torch.randint(0, 4, (10,), generator=g), torch.arange(10) != 4
+    )
+    head = Head(torch.randn(4, 6, generator=g).double(), torch.randn(4, generator=g).double())
+    return MetaStep(
+        index=torch.arange(16).flip(0)[rows],
+        y=y[rows],
+        logits=head(features)[rows],
+        features=features[rows],
+        teachers=[t[rows] for t in teachers],
+        head=head,
+        meta=MetaRows(*(part[meta_rows] for part in meta)),
+        lr=0.1,
+        batch_size=16,
+        temperature=4.0,
+        all_sum=sums,
+    )
+
+
+def paper(rows: slice, meta_rows: slice, sums: Callable[[Tensor], Tensor]) -> Tensor:
+    """A whole meta-step of a rule, five repeats, with the real table."""
+    rule, t = Paper(start_weight=0.5), SampleTable(18, "digits")
+    rule.start(t, 2, torch.zeros(18, dtype=torch.bool), epochs=30)
+    t.apply(Tensor.double)
+    rule.observe(t, paper_step(rows, meta_rows, sums))
+    t.sync()
+    return t["weights"]
+
+
+def process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    results: dict[str, Any] = {
+        "disjoint": disjoint(rank),
+        "duplicated": duplicated(rank),
+        "twice": twice(rank),
+        "all_rows": all_rows(torch.arange(6).view(3, 2)[:, rank]),  # not contiguous
+        "all_sum": all_sum(torch.tensor([1.0, 10.0 * rank])),
+        "paper": paper([slice(0, 5), slice(5, 16)][rank], [slice(0, 7), slice(7, 10)][rank], all_sum),
+    }
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two processes found; both are started once, and killed where they hang."""
+    folder = tmp_path_factory.mktemp("gloo")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=process, args=(rank, str(folder)), daemon=True) for rank in (0, 1)]
+    for p in processes:
+        p.start()
+    try:
+        for p in processes:
+            p.join(timeout=60)
+        assert [p.exitcode for p in processes] == [0, 0], "a process failed or hung"
+    finally:
+        for p in processes:
+            p.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+class TestTwoProcesses:
+    def test_rows_of_others_arrive(self, both: list[dict[str, Any]]) -> None:
+        for found in (ranks["disjoint"] for ranks in both):
+            pair = [[i + 10.0, i + 20.0] for i in range(5)] + [[0.5, -0.5]]
+            assert found["pair"].tolist() == pair
+            assert found["seen_or_nan"].nan_to_num(-1).tolist() == [0, 1, 2, 3, 4, -1]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_dtypes_stay(self, both: list[dict[str, Any]], dtype: torch.dtype) -> None:
+        for found in (ranks["disjoint"] for ranks in both):
+            assert found[str(dtype)].dtype == dtype
+            assert found[str(dtype)].tolist() == [0, 1, 0, 1, 0, 0]
+
+    def test_a_row_that_both_wrote_gets_the_mean(self, both: list[dict[str, Any]]) -> None:
+        assert [ranks["duplicated"]["score"].tolist() for ranks in both] == [[2, 10, 30, 50, 2, 2]] * 2
+
+    def test_later_rounds(self, both: list[dict[str, Any]]) -> None:
+        for found in (ranks["twice"] for ranks in both):
+            assert found["after"].tolist() == [51, 50, 2, 2, 2, 2]
+            assert found["replaced"].tolist() == [0, 1, 2, 3, 4, 5]
+
+    def test_all_rows_and_all_sum(self, both: list[dict[str, Any]]) -> None:
+        assert [ranks["all_rows"].tolist() for ranks in both] == [[0, 2, 4, 1, 3, 5]] * 2
+        assert [ranks["all_sum"].tolist() for ranks in both] == [[2, 10]] * 2
+
+    def test_a_rule_finds_the_weights_of_one_process(self, both: list[dict[str, Any]]) -> None:
+        expected = paper(slice(0, 16), slice(0, 10), lambda total: total)
+        start = torch.tensor([0.5, 0.25, 0.25])
+        assert (expected[:16] - start).abs().max() > 0.05  # the rule did something
+        assert (expected[16:] == start).all()
+        for ranks in both:
+            torch.testing.assert_close(ranks["paper"], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_all_sum_and_all_rows_alone() -> None:
+    rows = torch.arange(3)
+    assert all_sum(rows) is rows
+    assert all_rows(rows) is rows
