@@ -239,16 +239,17 @@ class Distiller(LightningModule):
     def _schedule_length(self) -> int:
         """How often the scheduler will step."""
         epochs, updates = self.planned_length()
-        if epochs is None or updates is None:
+        length = epochs if self.lr_interval == "epoch" else updates
+        if length is None:
             raise ValueError("lr_scheduler 'cosine' needs to know the end: set the trainer's max_epochs or max_steps")
-        return epochs if self.lr_interval == "epoch" else updates
+        return length
 
     def planned_length(self) -> tuple[int | None, int | None]:
         """How many epochs and how many updates the training has, the last epoch maybe cut; ``None``: not known."""
         epochs, updates = (
             end if end is not None and end >= 0 else None for end in (self.trainer.max_epochs, self.trainer.max_steps)
         )
-        _ = self.trainer.estimated_stepping_batches  # prepares the loader, so that its length is known
+        self.trainer.fit_loop.setup_data()  # makes the loader, so that its length is known
         batches = self.trainer.num_training_batches
         if math.isinf(batches):
             return epochs, updates

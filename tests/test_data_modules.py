@@ -174,6 +174,10 @@ class TestIndices:
         np.testing.assert_array_equal(a, b)
         assert (np.diff(a) > 0).all()  # the order of the sorted split
 
+    def test_order_follows_the_seed(self) -> None:
+        orders = [list(digits(seed=seed).train_dataloader().sampler) for seed in (0, 0, 1)]
+        assert orders[0] == orders[1] != orders[2]
+
     def test_meta_rows_follow(self) -> None:
         data = digits(train_on_meta=True, noise="symmetric", noise_rate=0.4)
         joined = gather(data.train_dataloader())

@@ -1,10 +1,9 @@
-"""The sample table, alone and in two real processes."""
+"""The sample table, alone and in two real processes: these import this file, so it imports no Lightning."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_kd.meta import Head, MetaRows
-from lit_kd.rules import MetaStep, Paper
 from lit_kd.samples import SampleTable, all_rows, all_sum
 
 torch.set_num_threads(1)
@@ -183,39 +180,6 @@ def twice(rank: int) -> dict[str, Tensor]:
     return {"after": after, "replaced": t["score"]}
 
 
-def paper_step(rows: slice, meta_rows: slice, sums: Callable[[Tensor], Tensor]) -> MetaStep:
-    g = torch.Generator().manual_seed(3)
-    features, y = torch.randn(16, 6, generator=g).double(), torch.randint(0, 4, (16,), generator=g)
-    teachers = [torch.randn(16, 4, generator=g).double() for _ in range(2)]
-    meta = MetaRows(
-        torch.randn(10, 6, generator=g).double(), torch.randint(0, 4, (10,), generator=g), torch.arange(10) != 4
-    )
-    head = Head(torch.randn(4, 6, generator=g).double(), torch.randn(4, generator=g).double())
-    return MetaStep(
-        index=torch.arange(16).flip(0)[rows],
-        y=y[rows],
-        logits=head(features)[rows],
-        features=features[rows],
-        teachers=[t[rows] for t in teachers],
-        head=head,
-        meta=MetaRows(*(part[meta_rows] for part in meta)),
-        lr=0.1,
-        batch_size=16,
-        temperature=4.0,
-        all_sum=sums,
-    )
-
-
-def paper(rows: slice, meta_rows: slice, sums: Callable[[Tensor], Tensor]) -> Tensor:
-    """A whole meta-step of a rule, five repeats, with the real table."""
-    rule, t = Paper(start_weight=0.5), SampleTable(18, "digits")
-    rule.start(t, 2, torch.zeros(18, dtype=torch.bool), epochs=30)
-    t.apply(Tensor.double)
-    rule.observe(t, paper_step(rows, meta_rows, sums))
-    t.sync()
-    return t["weights"]
-
-
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -228,7 +192,6 @@ def process(rank: int, folder: str) -> None:
         "twice": twice(rank),
         "all_rows": all_rows(torch.arange(6).view(3, 2)[:, rank]),  # not contiguous
         "all_sum": all_sum(torch.tensor([1.0, 10.0 * rank])),
-        "paper": paper([slice(0, 5), slice(5, 16)][rank], [slice(0, 7), slice(7, 10)][rank], all_sum),
     }
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -276,14 +239,6 @@ class TestTwoProcesses:
     def test_all_rows_and_all_sum(self, both: list[dict[str, Any]]) -> None:
         assert [ranks["all_rows"].tolist() for ranks in both] == [[0, 2, 4, 1, 3, 5]] * 2
         assert [ranks["all_sum"].tolist() for ranks in both] == [[2, 10]] * 2
-
-    def test_a_rule_finds_the_weights_of_one_process(self, both: list[dict[str, Any]]) -> None:
-        expected = paper(slice(0, 16), slice(0, 10), lambda total: total)
-        start = torch.tensor([0.5, 0.25, 0.25])
-        assert (expected[:16] - start).abs().max() > 0.05  # the rule did something
-        assert (expected[16:] == start).all()
-        for ranks in both:
-            torch.testing.assert_close(ranks["paper"], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_all_sum_and_all_rows_alone() -> None:

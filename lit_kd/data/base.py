@@ -224,6 +224,7 @@ class DataModule(LightningDataModule, ABC):
             rows,
             batch_size=self.batch_size,
             sampler=sampler,
+            generator=None if sampler is None else sampler.generator,
             num_workers=self.num_workers,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DistributedSampler
 
 
@@ -42,6 +43,16 @@ class EpochSampler(DistributedSampler[int]):
         self.size = size
         self.length = size if length is None else length
         super().__init__(range(self.length), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+        # The loader's own, so that making its iterator does not shift the random numbers of the training: a resumed
+        # run may make it earlier than an uninterrupted one.
+        self.generator = torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, and the seed of its loader's workers."""
+        super().set_epoch(epoch)
+        drawn = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(1)
+        self.generator.manual_seed(int(drawn[0]))
 
     def order(self) -> npt.NDArray[np.int64]:
         """Return the rows that all ranks together draw this epoch, in order, padding included."""
