@@ -36,7 +36,7 @@ def digits(**arguments: Any) -> DigitsDataModule:
 
 def attach(data: DataModule, world_size: int = 1, rank: int = 0, **attributes: bool) -> None:
     module = SimpleNamespace(**attributes)
-    data.trainer = SimpleNamespace(lightning_module=module, world_size=world_size, global_rank=rank)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=module, current_epoch=0, world_size=world_size, global_rank=rank)  # type: ignore[assignment]
 
 
 def gather(loader: Any) -> Batch:

@@ -213,11 +213,13 @@ class DataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def _shuffled(self, rows: Indexed, length: int, purpose: str) -> DataLoader[Batch]:
-        replicas, rank = 1, 0
+        replicas, rank, epoch = 1, 0, 0
         if self.trainer is not None:
-            replicas, rank = self.trainer.world_size, self.trainer.global_rank
-        seed = derive_seed(self._seed, purpose)
-        return self._loader(rows, EpochSampler(len(rows), length, replicas, rank, seed))
+            replicas, rank, epoch = self.trainer.world_size, self.trainer.global_rank, self.trainer.current_epoch
+        sampler = EpochSampler(len(rows), length, replicas, rank, derive_seed(self._seed, purpose))
+        # Workers begin to read before Lightning tells the sampler in which epoch a resumed run begins.
+        sampler.set_epoch(epoch)
+        return self._loader(rows, sampler)
 
     def _loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
         return DataLoader(
@@ -228,5 +230,6 @@ class DataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            # Not persistent: the workers of an epoch start from its own seed, so that augmentation can be repeated.
+            persistent_workers=False,
         )
