@@ -1,14 +1,15 @@
-"""What a run leaves behind besides checkpoints and logs."""
+"""What a run leaves behind besides checkpoints and logs, and how it is taken up again."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -52,3 +53,35 @@ def _unused(path: Path) -> Path:
         number += 1
         found = path.with_stem(f"{path.stem}-{number}")
     return found
+
+
+class ResumeAsBefore(Callback):
+    """Refuses to resume with another optimizer or scheduler than the checkpoint's.
+
+    They come back with their state, learning rate included: what was asked for would be lost silently.
+    """
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare the options.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        before = checkpoint.get("hyper_parameters", {})
+        for name in ("optimizer", "lr_scheduler", "lr_interval"):
+            now = pl_module.hparams.get(name)
+            if name in before and _options(before[name], now) != _options(now, before[name]):
+                raise ValueError(
+                    f"expected the {name} that the checkpoint was trained with, {before[name]}; found {now}. Resumed, "
+                    "it has the checkpoint's state, learning rate included: leave the option as it was. To train on "
+                    "from the weights alone, pass the checkpoint as --model.student in place of --ckpt_path"
+                )
+
+
+def _options(config: Any, other: Any) -> Any:
+    """A config without the arguments that another version of the same class does not know."""
+    if not isinstance(config, Mapping) or not isinstance(other, Mapping):
+        return config
+    return {key: _options(value, other[key]) for key, value in config.items() if key in other}

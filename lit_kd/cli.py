@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from argparse import ArgumentError
 from collections.abc import Sequence
 
 from lit_kd.version import __version__
@@ -21,7 +22,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _run(None)
     except Exception as error:
-        ours = _raised_here(error)
+        ours = raised_here(error)
         if ours is None:
             raise
         sys.exit(f"lit-kd: error: {ours}")
@@ -41,11 +42,15 @@ def _run(args: Sequence[str] | None) -> None:
         run(None if args is None else first)
 
 
-def _raised_here(error: BaseException | None) -> BaseException | None:
-    """The error, or its cause, that a check of this package raised: it says all there is to say."""
+def raised_here(error: BaseException | None) -> BaseException | None:
+    """The error, or its cause, that the parser or a check of this package raised: it says all there is to say."""
     while error is not None:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if str(frames[-1][0].f_globals.get("__name__", "")).startswith("lit_kd."):
+        frames = list(traceback.walk_tb(error.__traceback__))  # none, in what stands for another process's traceback
+        if isinstance(error, ArgumentError) or (frames and _is_ours(frames[-1][0].f_globals.get("__name__"))):
             return error
         error = error.__cause__
     return None
+
+
+def _is_ours(module: object) -> bool:
+    return str(module).startswith("lit_kd.")

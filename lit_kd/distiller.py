@@ -120,6 +120,8 @@ class Distiller(LightningModule):
         """Load the teachers: required for training, used for evaluation where they are at hand."""
         self.tapped_student = Tapped(self.student, self.student_taps)
         training = stage == "fit"
+        if training:
+            self.student.train()  # whatever mode it came in; Lightning keeps it
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(
                 f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or the path of a "
@@ -212,11 +214,10 @@ class Distiller(LightningModule):
     # optimisation
 
     def on_train_epoch_start(self) -> None:
-        """Train the student, whatever mode it came in; draw the epoch's randomness from (seed, epoch, rank).
+        """Draw the epoch's randomness from (seed, epoch, rank).
 
         So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
         """
-        self.student.train()
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             drawn = np.random.SeedSequence([int(seed), self.current_epoch, self.global_rank])

@@ -91,10 +91,10 @@ class Tapped:
 def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> RemovableHandle:
     if tap == PENULTIMATE:
 
-        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            features[tap] = inputs[0]
+        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            features[tap] = inputs[0] if inputs else named["input"]
 
-        return layer.register_forward_pre_hook(before)
+        return layer.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         features[tap] = output

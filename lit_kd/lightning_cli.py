@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_kd.methods  # noqa: F401 - imported so that their short names are legal in a config
-from lit_kd.callbacks import WritePredictions
+from lit_kd.callbacks import ResumeAsBefore, WritePredictions
 from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
 from lit_kd.version import __version__
@@ -30,7 +30,10 @@ class Cli(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Explicit options win: Lightning would let the checkpoint's hyperparameters override them silently."""
+        """Explicit options win: Lightning would let the checkpoint's hyperparameters override them silently.
+
+        The optimizer's options, which come back with its state, are seen to by `ResumeAsBefore`.
+        """
 
 
 def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
@@ -48,7 +51,7 @@ def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"version": __version__, "description": DESCRIPTION},
+        parser_kwargs={"version": __version__, "description": DESCRIPTION, "exit_on_error": False},
         args=args,
         **kwargs,
     )
@@ -56,4 +59,4 @@ def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
 
 def run(args: list[str] | None) -> None:
     """Run one of Lightning's subcommands."""
-    make_cli(args, trainer_defaults={"callbacks": [WritePredictions()]})
+    make_cli(args, trainer_defaults={"callbacks": [WritePredictions(), ResumeAsBefore()]})

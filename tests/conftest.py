@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from lightning import seed_everything
+from methods import CLASSES, SHAPE, Blobs, trainer
+from threadpoolctl import threadpool_limits
+
+from lit_kd import Supervised
 
 torch.set_num_threads(1)
+threadpool_limits(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for message in ("does not have many workers", "number of training batches", "LeafSpec"):
+    for message in ("does not have many workers", "number of training batches", "LeafSpec", "dirpath has changed"):
         config.addinivalue_line("filterwarnings", f"ignore:.*{message}")
 
 
@@ -21,3 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # taken back after the test
     seed_everything(0, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a finished run: today's student is tomorrow's teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.ckpt"
+    torch.manual_seed(0)
+    fitted = trainer()
+    fitted.fit(Supervised("mlp-16", num_classes=CLASSES, input_shape=list(SHAPE)), Blobs())
+    fitted.save_checkpoint(path)
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader
 
-from lit_kd import ALMKD, Distiller, Supervised
+from lit_kd import ALMKD, Distiller
 from lit_kd.data import Source, TensorRows
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.models import build_model
@@ -30,6 +31,7 @@ from lit_kd.rules import MetaStep, Rule
 from lit_kd.samples import SampleTable
 
 every_method = pytest.mark.parametrize("method", METHODS)
+automatic_and_manual = pytest.mark.parametrize("method", ["kd", "almkd-paper"])
 
 NOISE = {"noise": "symmetric", "noise_rate": 0.3}
 
@@ -151,13 +153,15 @@ class TestFit:
             modes.append((hook == "on_train_batch_start", {part.training for part in student.modules()}))
 
         hooks = ("on_train_batch_start", "on_validation_batch_start")
-        trainer(val_check_interval=2, callbacks=Each(note, *hooks)).fit(model, Blobs())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*in eval mode")
+            trainer(val_check_interval=2, callbacks=Each(note, *hooks)).fit(model, Blobs())
         assert {training for training, _ in modes} == {True, False}
         assert all(found == {training} for training, found in modes)
 
     @every_method
-    @pytest.mark.parametrize("limit", [{}, {"limit_train_batches": 4}, {"max_steps": 5}])
-    def test_global_step_counts_student_updates(self, method: str, limit: dict[str, int]) -> None:
+    @pytest.mark.parametrize(("limit", "expected"), [({}, None), ({"limit_train_batches": 4, "max_steps": 5}, 5)])
+    def test_global_step_counts_student_updates(self, method: str, limit: dict[str, int], expected: int | None) -> None:
         updates, batches = [], []
 
         def note(hook: str, *_: Any) -> None:
@@ -166,9 +170,7 @@ class TestFit:
         watch = Each(note, "on_before_optimizer_step", "on_train_batch_end")
         fitted = trainer(callbacks=watch, **limit)
         fitted.fit(build(method), Blobs())
-        assert fitted.global_step == len(updates) == len(batches)
-        if limit:
-            assert len(updates) == limit.get("max_steps", 2 * limit.get("limit_train_batches", 0))
+        assert fitted.global_step == len(updates) == len(batches) == (expected or 2 * fitted.num_training_batches)
 
     @every_method
     def test_mapping_in_object_out(self, method: str) -> None:
@@ -254,8 +256,8 @@ class TestGradients:
         assert bool(used) == model.needs_teacher
         for part in [part for teacher in teachers if id(teacher) in used for part in teacher.modules()]:
             assert not part.training
-        for parameter in [p for teacher in teachers for p in teacher.parameters()]:
-            assert parameter.grad is None
+            assert not any(p.requires_grad for p in part.parameters())
+        assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
 
 
 class TestCheckpoint:
@@ -271,27 +273,27 @@ class TestCheckpoint:
         assert not any(torch.equal(found, p) for found in tensors(checkpoint) for p in secret)
 
     @every_method
-    @pytest.mark.parametrize(("change", "match"), [("missing", "Missing key.*student"), ("extra", "Unexpected key")])
-    def test_wrong_student_keys_raise(self, method: str, change: str, match: str, tmp_path: Path) -> None:
+    def test_wrong_student_keys_raise(self, method: str, tmp_path: Path) -> None:
         model, path = build(method), tmp_path / "c.ckpt"
-        fitted = trainer(max_epochs=1)
+        fitted = trainer(max_steps=1)
         fitted.fit(model, Blobs())
         checkpoint = saved(fitted, path)
         state = checkpoint["state_dict"]
-        if change == "missing":
-            del state["student.1.weight"]
-        else:
-            state["student.9.weight"] = torch.zeros(1)
-        torch.save(checkpoint, path)
-        with pytest.raises(RuntimeError, match=match):
-            type(model).load_from_checkpoint(path)
-        with pytest.raises(RuntimeError, match=match):
-            trainer().fit(build(method), Blobs(), ckpt_path=path)
+        missing = {key: value for key, value in state.items() if key != "student.1.weight"}
+        extra = state | {"student.9.weight": torch.zeros(1)}
+        for wrong, match in [(missing, r'Missing key\(s\).*"student.1.'), (extra, r'Unexpected key\(s\).*"student.9.')]:
+            torch.save(checkpoint | {"state_dict": wrong}, path)
+            with pytest.raises(RuntimeError, match=f"(?s){match}"):
+                type(model).load_from_checkpoint(path)
+            with pytest.raises(RuntimeError, match=f"(?s){match}"):
+                trainer().fit(build(method), Blobs(), ckpt_path=path)
 
     @every_method
     @pytest.mark.parametrize("student", ["name", "module"])
-    def test_predicts_without_the_teachers_files(self, method: str, student: str, tmp_path: Path) -> None:
-        files = [teacher_file(tmp_path / f"teacher{k}.ckpt") for k in (0, 1)]
+    def test_predicts_without_the_teachers_files(
+        self, method: str, student: str, teacher_file: Path, tmp_path: Path
+    ) -> None:
+        files = [shutil.copy(teacher_file, tmp_path / f"teacher{k}.ckpt") for k in (0, 1)]
         model = build(method, "cnn-2" if student == "name" else module("cnn-2"), [str(file) for file in files])
         fitted, path, data = trainer(), tmp_path / "c.ckpt", Blobs()
         fitted.fit(model, data)
@@ -305,21 +307,29 @@ class TestCheckpoint:
         assert_same(loaded.eval()(x), model.eval()(x))
 
     @every_method
-    @pytest.mark.parametrize("chance", [False, True], ids=["plain", "dropout-and-augmentation"])
-    @pytest.mark.parametrize("at", ["validation", "train-epoch"])
-    def test_resume_equals_uninterrupted(self, method: str, chance: bool, at: str, tmp_path: Path) -> None:
-        """At an epoch's boundary, wherever Lightning saved the checkpoint."""
+    @pytest.mark.parametrize(("after", "chance"), [("validation", False), ("validation", True), ("epoch", True)])
+    def test_resume_equals_uninterrupted(self, method: str, after: str, chance: bool, tmp_path: Path) -> None:
+        """From an epoch's boundary, whether validation or the epoch's end wrote the checkpoint."""
+        self.check_resume(method, tmp_path, after, chance)
+
+    @automatic_and_manual
+    def test_resume_with_workers_and_a_schedule(self, method: str, tmp_path: Path) -> None:
+        """To know the schedule's length, the loader must be made before Lightning has restored the epoch."""
+        self.check_resume(method, tmp_path, "epoch", True, workers=1, lr_scheduler="cosine", lr_interval="step")
+
+    @staticmethod
+    def check_resume(method: str, tmp_path: Path, after: str, chance: bool, workers: int = 0, **base: Any) -> None:
+        """With `chance` there is dropout in the student, and augmentation of the data."""
 
         def run(directory: Path, **options: Any) -> dict[str, Any]:
-            keep = ModelCheckpoint(directory, "{epoch}", save_top_k=-1, save_on_train_epoch_end=at == "train-epoch")
+            keep = ModelCheckpoint(directory, "{epoch}", save_top_k=-1, save_on_train_epoch_end=after == "epoch")
             model = build(
                 method,
                 module("dropout") if chance else "mlp-8",
-                optimizer=lambda parameters: SGD(parameters, 0.05, momentum=0.9),
-                lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.8),
+                **({"lr_scheduler": lambda optimizer: ExponentialLR(optimizer, 0.8)} | base),
             )
-            data = (Augmented if chance else Blobs)(**NOISE)
-            resumed = trainer(max_epochs=4, enable_checkpointing=True, callbacks=keep)
+            data = (Augmented if chance else Blobs)(**NOISE, num_workers=workers)
+            resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=keep)
             resumed.fit(model, data, **options)
             return saved(resumed, directory / "last.ckpt")
 
@@ -341,14 +351,6 @@ class Augmented(Blobs):
         source = super().load()
         source.train = TensorRows(blobs()[0], lambda x: x + 0.3 * torch.randn_like(x))
         return source
-
-
-def teacher_file(path: Path) -> Path:
-    """The checkpoint of a little training, to be a teacher."""
-    fitted = trainer(max_epochs=1)
-    fitted.fit(Supervised("mlp-16", num_classes=CLASSES, input_shape=list(SHAPE)), Blobs())
-    fitted.save_checkpoint(path)
-    return path
 
 
 class TestSchedulers:
@@ -379,7 +381,7 @@ class TestSchedulers:
         assert rates == expected
         assert fitted.optimizers[0].param_groups[0]["lr"] == plain.param_groups[0]["lr"]
 
-    @every_method
+    @automatic_and_manual
     @pytest.mark.parametrize("interval", ["epoch", "step"])
     @pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 12}])
     def test_cosine_ends_at_zero(self, method: str, interval: Any, length: dict[str, int]) -> None:
@@ -388,7 +390,7 @@ class TestSchedulers:
         assert fitted.global_step == 12
         assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
-    @every_method
+    @automatic_and_manual
     def test_plateau(self, method: str) -> None:
         """The learning rate falls where the metric no longer improves."""
 
@@ -399,11 +401,11 @@ class TestSchedulers:
         fitted.fit(build(method, lr_scheduler=plateau), Blobs())  # perfect after a few epochs
         assert fitted.optimizers[0].param_groups[0]["lr"] < 0.05
 
-    @every_method
+    @automatic_and_manual
     def test_plateau_of_an_unknown_metric(self, method: str) -> None:
         model = build(method, lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val/acuracy"))
         # Lightning's own error in automatic optimisation, ours in manual
-        with pytest.raises((MisconfigurationException, ValueError), match="val/acuracy.*val/accuracy"):
+        with pytest.raises((MisconfigurationException, ValueError), match=r"val/acuracy.*val/accuracy"):
             trainer(max_epochs=3).fit(model, Blobs())
 
 
@@ -563,7 +565,7 @@ class TestHead:
 
     def test_no_linear_layer(self) -> None:
         student = nn.Sequential(nn.Conv2d(1, CLASSES, 4), nn.Flatten())
-        with pytest.raises(ValueError, match="Sequential has no nn.Linear"):
+        with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear"):
             almkd(student)
 
     def test_frozen_head(self) -> None:

@@ -184,7 +184,7 @@ def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     results: dict[str, Any] = {
         "disjoint": disjoint(rank),
@@ -207,7 +207,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         p.start()
     try:
         for p in processes:
-            p.join(timeout=60)
+            p.join(timeout=100)
         assert [p.exitcode for p in processes] == [0, 0], "a process failed or hung"
     finally:
         for p in processes:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lit_kd.compare.recipe import TEACHER, Job, read_recipe
+from lit_kd.cli import raised_here
+from lit_kd.compare.recipe import TEACHER, Job, check_seeds, read_recipe
 
 if TYPE_CHECKING:
     from lit_kd.compare.training import Result
@@ -37,12 +38,15 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--max_epochs", type=int, help="shorter trainings, to try a recipe out")
     parser.add_argument("--jobs", type=int, help="trainings side by side (default: one a core, one with a GPU)")
     options = parser.parse_args(args)
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"expected --jobs of at least 1, found {options.jobs}")
+    for name in ("jobs", "max_epochs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"expected --{name} of at least 1, found {value}")
     recipe = read_recipe(options.recipe)
+    seeds = recipe.seeds if options.seeds is None else check_seeds(options.seeds, "--seeds")
     folder = options.root / (options.name or recipe.name)
     overrides = {"trainer": {"max_epochs": options.max_epochs}} if options.max_epochs else {}
-    jobs = list(recipe.jobs(folder, options.seeds or recipe.seeds, overrides))
+    jobs = list(recipe.jobs(folder, seeds, overrides))
 
     from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe
     from lit_kd.compare.training import finished
@@ -67,23 +71,41 @@ def main(args: Sequence[str]) -> None:
 
 def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result]]:
     """Train jobs, several at a time, each in a process of its own with its share of the cores."""
-    from lit_kd.compare.training import train
-
     if side_by_side == 1 or len(jobs) < 2:
         for job in jobs:
-            yield job, train(job)
+            yield job, _train(job)
         return
     threads = max(1, (os.cpu_count() or 1) // side_by_side)
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         min(side_by_side, len(jobs)), multiprocessing.get_context("spawn"), _start_worker, (threads,)
-    ) as pool:
-        running = {pool.submit(train, job): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+    )
+    try:
+        running = {pool.submit(_train, job): job for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    except TrainingError as error:
+        raise TrainingError(str(error)) from None  # from here: the worker's traceback has been told by the message
+    finally:
+        # trainings that have begun are finished, so that none writes while the command is run again
+        pool.shutdown(cancel_futures=True)
+
+
+class TrainingError(Exception):
+    """A training refused what the recipe says; tells which."""
+
+
+def _train(job: Job) -> Result:
+    from lit_kd.compare.training import train
+
+    try:
+        return train(job)
+    except Exception as error:
+        where = f"{job.method}, seed {job.seed}"
+        ours = raised_here(error)
+        if ours is None:
+            error.add_note(f"in the training of {where}")
             raise
+        raise TrainingError(f"{where}: {ours}") from error
 
 
 def _start_worker(threads: int) -> None:

@@ -98,19 +98,27 @@ def read_recipe(path: Path) -> Recipe:
     methods, defaults, teacher = content.get("methods"), content.get("defaults") or {}, content.get("teacher")
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError(f"{path}: expected methods, a mapping of names to configs; found {methods!r}")
-    seeds = content.get("seeds", [0, 1, 2])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise ValueError(f"{path}: expected seeds, a list of whole numbers; found {seeds!r}")
+    methods = {str(name): part for name, part in methods.items()}
+    seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
     for where, part in {"defaults": defaults, TEACHER: teacher or {}, **methods}.items():
         if not isinstance(part, Mapping) or set(part) - _PARTS:
             raise ValueError(f"{path}, {where}: expected the keys model, data or trainer; found {part!r}")
-    for where, part in {**({TEACHER: teacher} if teacher else {}), **methods}.items():
+    for where, part in {**({} if teacher is None else {TEACHER: teacher}), **methods}.items():
         if "class_path" not in merge(dict(defaults), dict(part)).get("model", {}):
             raise ValueError(f"{path}, {where}: expected a model.class_path such as KD; found none")
     slugs = [slug(name) for name in [TEACHER, *methods]]
     if len(set(slugs)) < len(slugs):
         raise ValueError(f"{path}: expected method names that differ in letters and digits, found {list(methods)}")
-    return Recipe(content.get("name", path.stem), seeds, dict(defaults), teacher, dict(methods))
+    return Recipe(str(content.get("name", path.stem)), seeds, dict(defaults), teacher, methods)
+
+
+def check_seeds(seeds: Any, where: str) -> list[int]:
+    """Refuse what are not seeds, and a seed that is named twice: two trainings would write into one folder."""
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
+        raise ValueError(f"{where}: expected a list of whole numbers, found {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{where}: expected each seed once, found {seeds!r}")
+    return seeds
 
 
 def merge(base: Config, own: Config) -> Config:

@@ -17,7 +17,7 @@ from lit_kd.data.batch import Batch
 from lit_kd.data.noise import check_matrix, transition_matrix
 from lit_kd.data.partition import Partition, Source, partition
 from lit_kd.data.rows import Indexed, as_is
-from lit_kd.data.sampler import EpochSampler
+from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
 
 
@@ -213,20 +213,17 @@ class DataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def _shuffled(self, rows: Indexed, length: int, purpose: str) -> DataLoader[Batch]:
-        replicas, rank, epoch = 1, 0, 0
+        replicas, rank = 1, 0
         if self.trainer is not None:
-            replicas, rank, epoch = self.trainer.world_size, self.trainer.global_rank, self.trainer.current_epoch
+            replicas, rank = self.trainer.world_size, self.trainer.global_rank
         sampler = EpochSampler(len(rows), length, replicas, rank, derive_seed(self._seed, purpose))
-        # Workers begin to read before Lightning tells the sampler in which epoch a resumed run begins.
-        sampler.set_epoch(epoch)
         return self._loader(rows, sampler)
 
     def _loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
-        return DataLoader(
+        return EpochLoader(
             rows,
             batch_size=self.batch_size,
             sampler=sampler,
-            generator=None if sampler is None else sampler.generator,
             num_workers=self.num_workers,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lit_kd.data.batch import Batch
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -43,16 +44,6 @@ class EpochSampler(DistributedSampler[int]):
         self.size = size
         self.length = size if length is None else length
         super().__init__(range(self.length), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
-        # The loader's own, so that making its iterator does not shift the random numbers of the training: a resumed
-        # run may make it earlier than an uninterrupted one.
-        self.generator = torch.Generator()
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, and the seed of its loader's workers."""
-        super().set_epoch(epoch)
-        drawn = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(1)
-        self.generator.manual_seed(int(drawn[0]))
 
     def order(self) -> npt.NDArray[np.int64]:
         """Return the rows that all ranks together draw this epoch, in order, padding included."""
@@ -64,3 +55,14 @@ class EpochSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         draws: list[int] = self.order()[self.rank :: self.num_replicas].tolist()
         return iter(draws)
+
+
+class EpochLoader(DataLoader[Batch]):
+    """Seeds and starts its workers when the first batch is wanted, not when the iterator is made.
+
+    Lightning may make the iterator long before: then a resumed run has not told the sampler its epoch yet, nor the
+    method drawn the epoch's seed.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()

@@ -57,7 +57,7 @@ class ALMKD(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"expected a temperature above 0, found {temperature}")
         if accumulate_grad_batches < 1:
             raise ValueError(f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}")
@@ -176,10 +176,10 @@ class ALMKD(Distiller):
         if self._head_checked:
             return
         path, layer = last_linear(self.student)
-        features = student.features.get(PENULTIMATE)  # none, if the layer is not in use
+        features, logits = student.features.get(PENULTIMATE), student.logits.detach()
         with torch.no_grad():
-            found = None if features is None else layer(features)
-        if found is None or found.shape != student.logits.shape or _distance(found, student.logits) > 0.01:
+            found = None if features is None else layer(features)  # none, if the layer is not in use
+        if found is None or found.shape != logits.shape or _distance(found, logits) > 0.01:
             raise ValueError(
                 f"expected the student's logits to be the output of its last linear layer, {path!r}; found others. "
                 "The meta-gradient is taken at that layer: let the student end in torch.nn.Linear"

@@ -39,7 +39,7 @@ class KD(Distiller):
         super().__init__(student=student, teacher=teacher, **base)
         if not 0 <= weight <= 1:
             raise ValueError(f"expected a weight in [0, 1], the teacher's share of the loss; found {weight}")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"expected a temperature above 0, found {temperature}")
         self.weight = weight
         self.temperature = temperature

@@ -1,0 +1,394 @@
+"""The command ``lit-kd compare``: its numbers, and what it does when it is run again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from commands import call, files, read_csv, read_yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from sklearn.metrics import roc_auc_score
+
+from lit_kd.cli import main
+from lit_kd.compare.command import TrainingError
+from lit_kd.data import DigitsDataModule
+from lit_kd.models import load_student
+
+RECIPE: dict[str, Any] = {
+    "seeds": [0, 1],
+    "defaults": {
+        "trainer": {"max_epochs": 2, "limit_train_batches": 6, "accelerator": "cpu"},
+        "data": {"class_path": "DigitsDataModule", "init_args": {"noise": "symmetric", "noise_rate": 0.3}},
+        "model": {"init_args": {"student": "mlp-8"}},
+    },
+    "teacher": {"model": {"class_path": "Supervised", "init_args": {"student": "mlp-16"}}},
+    "methods": {
+        "Labels": {"model": {"class_path": "Supervised"}},
+        "KD 0.5": {"model": {"class_path": "KD", "init_args": {"weight": 0.5}}},
+        "ALM-KD": {"model": {"class_path": "ALMKD"}},
+    },
+}
+FOLDERS = {"teacher": "teacher", "Labels": "labels", "KD 0.5": "kd-0.5", "ALM-KD": "alm-kd"}
+TINY = Path("runs") / "tiny"
+
+
+def changed(**methods: Any) -> dict[str, Any]:
+    """The recipe with other methods, or with methods more."""
+    recipe = copy.deepcopy(RECIPE)
+    recipe["methods"].update(methods)
+    return recipe
+
+
+def compare(recipe: dict[str, Any] = RECIPE, *args: object) -> None:
+    """Run a recipe; results go to runs/tiny."""
+    Path("tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    call("compare", "tiny.yaml", *(args or ("--jobs", 1)))
+
+
+def trained(before: dict[Path, tuple[int, bytes]]) -> set[str]:
+    """The trainings, as METHOD/SEED, whose files differ from those of before."""
+    now = files(TINY)
+    differ = {path for path in {*before, *now} if before.get(path) != now.get(path)}
+    return {"/".join(path.relative_to(TINY).parts[:2]) for path in differ if len(path.relative_to(TINY).parts) > 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the recipe was run."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        compare()
+    return folder
+
+
+@pytest.fixture
+def _again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the finished comparison, times of change included, as the current directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_again")
+class TestResults:
+    def test_a_row_for_each_single_result(self) -> None:
+        rows = read_csv(TINY / "results.csv")
+        assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for m in FOLDERS for s in "01"]
+        assert list(rows[0]) == [
+            *("method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds"),
+            *("nll", "noise_auc", "noise_rate", "noise_rate_estimated"),
+        ]
+        for row in rows:
+            single = json.loads((training(row) / "result.json").read_text())
+            assert set(single) <= set(row)
+            expected = {name: "" if single.get(name) is None else str(single[name]) for name in row}
+            assert row == expected
+
+    def test_the_numbers_are_those_of_the_checkpoints(self) -> None:
+        for row in read_csv(TINY / "results.csv"):
+            data = DigitsDataModule(seed=int(row["seed"]), noise="symmetric", noise_rate=0.3)
+            data.setup()
+            x, y = (torch.cat(parts) for parts in zip(*((b.x, b.y) for b in data.test_dataloader()), strict=True))
+            with torch.no_grad():
+                best, last = (load_student(training(row) / f"{name}.ckpt")(x) for name in ("best", "last"))
+                teacher = load_student(TINY / "teacher" / f"seed-{row['seed']}" / "best.ckpt")(x)
+            assert float(row["test_accuracy"]) == pytest.approx(accuracy(best, y), abs=1e-6)
+            assert float(row["test_accuracy_last"]) == pytest.approx(accuracy(last, y), abs=1e-6)
+            assert float(row["nll"]) == pytest.approx(torch.nn.functional.cross_entropy(best, y).item(), abs=1e-5)
+            if row["method"] in ("KD 0.5", "ALM-KD"):
+                assert float(row["teacher_agreement"]) == pytest.approx(accuracy(best, teacher.argmax(1)), abs=1e-6)
+            else:
+                assert not row["teacher_agreement"]
+            if row["method"] == "ALM-KD":
+                noisy = (data.labels != data.clean_labels)[: data.train_size]
+                kept = np.load(training(row) / "samples.npz")
+                assert (kept["noisy"] == noisy.numpy()).all()
+                assert (kept["label"] == data.labels[: data.train_size].numpy()).all()
+                assert float(row["noise_rate"]) == pytest.approx(noisy.double().mean().item())
+                expected = roc_auc_score(kept["noisy"], -kept["weights"][:, 0])
+                assert float(row["noise_auc"]) == pytest.approx(expected, abs=1e-6)
+
+    def test_the_best_epoch_is_the_best_in_validation(self) -> None:
+        for row in read_csv(TINY / "results.csv"):
+            [path] = training(row).glob("lightning_logs/version_*/metrics.csv")
+            validated = [float(epoch["val/accuracy"]) for epoch in read_csv(path) if epoch["val/accuracy"]]
+            assert len(validated) == 2
+            best = torch.load(training(row) / "best.ckpt", weights_only=True)
+            assert best["epoch"] == int(np.argmax(validated))
+
+    def test_the_table_has_means_and_deviations(self) -> None:
+        rows = read_csv(TINY / "results.csv")
+        head, rule, *lines = ([cell.strip() for cell in line[1:-2].split("|")] for line in table())
+        assert head == ["method", "accuracy", "at last", "ECE", "agrees", "AUC", "time, s"]
+        assert set(rule) == {"---"}
+        assert [line[0] for line in lines] == list(FOLDERS)
+        measured = {"accuracy": ("test_accuracy", 1), "at last": ("test_accuracy_last", 1), "ECE": ("ece", 1)}
+        measured |= {"agrees": ("teacher_agreement", 1), "AUC": ("noise_auc", 2), "time, s": ("seconds", 0)}
+        for line in lines:
+            for title, cell in zip(head[1:], line[1:], strict=True):
+                name, digits = measured[title]
+                values = np.array([float(r[name]) for r in rows if r["method"] == line[0] and r[name]])
+                values *= 100 if digits == 1 else 1
+                expected = f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}" if len(values) else ""
+                assert cell.strip("*") == expected
+
+    def test_the_best_mean_is_bold(self) -> None:
+        rows = read_csv(TINY / "results.csv")
+        _, _, *lines = ([cell.strip() for cell in line[1:-2].split("|")] for line in table())
+        for column, name in ((1, "test_accuracy"), (2, "test_accuracy_last")):
+            means = {m: np.mean([float(r[name]) for r in rows if r["method"] == m]) for m in FOLDERS if m != "teacher"}
+            bold = [line[0] for line in lines if line[column].startswith("**") and line[column].endswith("**")]
+            assert bold == [max(means, key=lambda method: means[method])]
+        assert sum(line.count("**") for line in table()) == 4
+
+
+def training(row: dict[str, str]) -> Path:
+    """Where a row of results.csv was trained."""
+    return TINY / FOLDERS[row["method"]] / f"seed-{row['seed']}"
+
+
+def table() -> list[str]:
+    return (TINY / "table.md").read_text().splitlines(keepends=True)
+
+
+def accuracy(logits: torch.Tensor, y: torch.Tensor) -> float:
+    return (logits.argmax(1) == y).double().mean().item()
+
+
+def numbers() -> list[dict[str, str]]:
+    """results.csv without what depends on the machine's load."""
+    return [{name: row[name] for name in row if name != "seconds"} for row in read_csv(TINY / "results.csv")]
+
+
+@pytest.mark.usefixtures("_again")
+class TestAgain:
+    def test_nothing_is_trained_twice(self) -> None:
+        before, results = files(TINY), numbers()
+        compare()
+        assert trained(before) == set()
+        assert numbers() == results
+
+    def test_what_has_no_result_is_trained_again(self) -> None:
+        results, lost, broken = numbers(), TINY / "kd-0.5" / "seed-1", TINY / "alm-kd" / "seed-0"
+        (lost / "result.json").unlink()
+        shutil.rmtree(broken)  # as an interrupted run leaves it
+        (broken / "lightning_logs").mkdir(parents=True)
+        (broken / "config.yaml").write_text("model: {cla")
+        (broken / "best.ckpt").write_bytes(b"half a che")
+        (broken / "last-v1.ckpt").write_bytes(b"")
+        before = files(TINY)
+        compare()
+        assert trained(before) == {"kd-0.5/seed-1", "alm-kd/seed-0"}
+        assert not (broken / "last-v1.ckpt").exists()
+        assert numbers() == results
+
+    def test_a_new_method_and_a_new_seed_train_alone(self) -> None:
+        before, results = files(TINY), numbers()
+        more = changed(**{"KD 0.9": {"model": {"class_path": "KD", "init_args": {"weight": 0.9}}}})
+        compare(more, "--jobs", 1, "--seeds", 0)
+        assert trained(before) == {"kd-0.9/seed-0"}
+        first = [row for row in results if row["seed"] == "0"]
+        assert numbers()[:-1] == first
+        before = files(TINY)
+        compare(RECIPE, "--jobs", 1, "--seeds", 0, 2)
+        assert trained(before) == {f"{folder}/seed-2" for folder in FOLDERS.values()}
+        rows = numbers()
+        assert [row["seed"] for row in rows] == ["0", "2"] * 4
+        assert rows[::2] == first
+
+    def test_a_changed_recipe_is_refused(self) -> None:
+        before = files(TINY)
+        weight = changed(**{"KD 0.5": {"model": {"class_path": "KD", "init_args": {"weight": 0.7}}}})
+        found = r"kd-0.5/seed-0 holds a result of another config: expected model.init_args.weight=0.7, found 0.5\."
+        with pytest.raises(ValueError, match=f"{found} Give the comparison another --name, or remove the folder"):
+            compare(weight)
+        noise = copy.deepcopy(RECIPE)
+        noise["defaults"]["data"]["init_args"]["noise_rate"] = 0.4
+        with pytest.raises(ValueError, match=r"expected data.init_args.noise_rate=0.4, found 0.3"):
+            compare(noise)
+        less = copy.deepcopy(RECIPE)
+        del less["defaults"]["data"]["init_args"]["noise_rate"]
+        with pytest.raises(ValueError, match=r"expected data.init_args.noise_rate=None, found 0.3"):
+            compare(less)
+        with pytest.raises(ValueError, match=r"expected trainer.max_epochs=3, found 2"):
+            compare(RECIPE, "--jobs", 1, "--max_epochs", 3)
+        assert files(TINY) == before
+
+    def test_another_name_is_another_comparison(self) -> None:
+        before = files(TINY)
+        only = {**RECIPE, "methods": {"Labels": RECIPE["methods"]["Labels"]}, "teacher": None}
+        compare(only, "--jobs", 1, "--seeds", 1, "--name", "other")
+        assert files(TINY) == before
+        [row] = read_csv(Path("runs") / "other" / "results.csv")
+        expected = read_csv(TINY / "results.csv")[3]
+        assert {**row, "seconds": ""} == {name: expected[name] for name in row} | {"seconds": ""}
+
+
+@pytest.mark.usefixtures("_again")
+class TestFailures:
+    def test_a_failing_method_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = files(TINY)
+        more = changed(
+            Broken={"model": {"class_path": "KD", "init_args": {"weight": 1.5}}},
+            Never={"model": {"class_path": "Supervised"}},
+        )
+        Path("tiny.yaml").write_text(yaml.safe_dump(more, sort_keys=False))
+        monkeypatch.setattr(sys, "argv", ["lit-kd", "compare", "tiny.yaml", "--jobs", "1", "--seeds", "0"])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert str(done.value.code).startswith("lit-kd: error: Broken, seed 0: expected a weight in [0, 1]")
+        assert before.items() <= files(TINY).items()  # the report of before included
+        more["methods"]["Broken"]["model"]["init_args"]["weight"] = 0.5
+        compare(more, "--jobs", 1, "--seeds", 0)
+        assert trained(before) == {"broken/seed-0", "never/seed-0"}
+
+    def test_so_is_one_that_fails_elsewhere(self) -> None:
+        before = files(TINY)
+        with pytest.raises(MisconfigurationException, match="overfit_batches") as failed:
+            compare(changed(Far={"model": {"class_path": "Supervised"}, "trainer": {"overfit_batches": 1.5}}))
+        assert failed.value.__notes__ == ["in the training of Far, seed 0"]
+        assert before.items() <= files(TINY).items()
+
+    def test_and_one_in_another_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before, fork = files(TINY), multiprocessing.get_context("fork")  # spares the seconds that imports take
+        monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
+        broken = {"model": {"class_path": "KD", "init_args": {"wieght": 0.5}}}
+        with pytest.raises(TrainingError, match=r"^Broken [AB], seed 0: (.|\n)*'wieght' is not accepted"):
+            compare(changed(**{"Broken A": broken, "Broken B": broken}), "--jobs", 2, "--seeds", 0)
+        assert before.items() <= files(TINY).items()
+
+
+def test_killed_while_two_train_side_by_side(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = {"model": {"class_path": "Supervised"}, "trainer": {"callbacks": [{"class_path": "commands.Hold"}]}}
+    recipe = {**RECIPE, "seeds": [0], "methods": {"Held": held, **RECIPE["methods"]}}
+    Path("tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    Path("hold").touch()
+    results = {TINY / folder / "seed-0" / "result.json" for folder in FOLDERS.values()}
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "lit_kd", "compare", "tiny.yaml", "--jobs", "2"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not all(path.is_file() for path in results):
+            assert parent.poll() is None, parent.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = children(parent.pid)
+    finally:
+        parent.kill()  # -9
+    parent.communicate(timeout=20)  # until no process holds its output any more
+    assert len(workers) >= 2
+    assert not [pid for pid in workers if runs(pid)]
+    assert {path.parent.parent.name for path in TINY.rglob("config.yaml")} == {"held", *FOLDERS.values()}
+    assert set(TINY.rglob("result.json")) == results
+
+    before = files(TINY)
+    Path("hold").unlink()
+    time.sleep(0.3)
+    assert files(TINY) == before  # nobody goes on
+    compare(recipe)
+    assert trained(before) == {"held/seed-0"}
+    side_by_side = [row for row in numbers() if row["method"] != "Held"]
+    monkeypatch.chdir(finished)
+    assert side_by_side == [row for row in numbers() if row["seed"] == "0"]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = (line.split() for line in listed.splitlines())
+    return [int(child) for child, parent in pairs if int(parent) == pid]
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it is more than an entry that nobody has collected."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+class TestRecipes:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"metods": {}}, r"expected name, seeds, defaults, teacher, methods; found also \['metods'\]"),
+            ({"methods": None}, "expected methods, a mapping of names to configs; found None"),
+            ({"methods": {"KD": None}}, "tiny.yaml, KD: expected the keys model, data or trainer; found None"),
+            ({"methods": {"KD": {"modle": {}}}}, "tiny.yaml, KD: expected the keys model, data or trainer"),
+            ({"methods": {"KD": {"model": {}}}}, "tiny.yaml, KD: expected a model.class_path such as KD; found none"),
+            ({"teacher": {}}, "tiny.yaml, teacher: expected a model.class_path"),
+            ({"teacher": "resnet20"}, "tiny.yaml, teacher: expected the keys model, data or trainer"),
+            ({"defaults": {"seed": 1}}, "tiny.yaml, defaults: expected the keys model, data or trainer"),
+            ({"seeds": 3}, "tiny.yaml: seeds: expected a list of whole numbers, found 3"),
+            ({"seeds": []}, "tiny.yaml: seeds: expected a list of whole numbers"),
+            ({"seeds": [-1]}, "tiny.yaml: seeds: expected a list of whole numbers"),
+            ({"seeds": [0, 1, 0]}, r"tiny.yaml: seeds: expected each seed once, found \[0, 1, 0\]"),
+            ({"methods": {name: {"model": {"class_path": "KD"}} for name in ("KD 1", "kd-1")}}, "names that differ in"),
+            ({"methods": {"Teacher": {"model": {"class_path": "KD"}}}}, "names that differ in letters and digits"),
+        ],
+    )
+    def test_a_mistake_is_found_before_anything_is_trained(
+        self, change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            compare({**RECIPE, **change})
+        assert not Path("runs").exists()
+
+    @pytest.mark.parametrize("text", ["methods: {KD", "- KD", ""])
+    def test_other_files(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "tiny.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"not valid YAML|expected a mapping with methods, found (list|NoneType)"):
+            call("compare", tmp_path / "tiny.yaml")
+
+    def test_no_file(self) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no recipe at gone.yaml: expected a YAML file such as"):
+            call("compare", "gone.yaml")
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--jobs", "0"], "expected --jobs of at least 1, found 0"),
+            (["--max_epochs", "0"], "expected --max_epochs of at least 1, found 0"),
+            (["--max_epochs", "-1"], "expected --max_epochs of at least 1, found -1"),
+            (["--epochs", "1"], "unrecognized arguments: --epochs 1"),
+        ],
+    )
+    def test_options(self, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as done:
+            call("compare", "tiny.yaml", *args)
+        assert done.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_a_seed_named_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=r"--seeds: expected each seed once, found \[1, 1\]"):
+            compare(RECIPE, "--seeds", 1, 1)
+
+    def test_numbers_as_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        only = {**RECIPE, "teacher": None, "name": 2026, "methods": {0.5: RECIPE["methods"]["Labels"]}}
+        compare(only, "--jobs", 1, "--seeds", 0)
+        [row] = read_csv(Path("runs") / "2026" / "results.csv")
+        assert row["method"] == "0.5"
+        config = read_yaml(Path("runs") / "2026" / "0.5" / "seed-0" / "config.yaml")
+        assert config == {**RECIPE["defaults"], "seed_everything": 0} | {"model": MODEL}
+
+
+MODEL = {"class_path": "Supervised", **RECIPE["defaults"]["model"]}

@@ -1,0 +1,102 @@
+"""Every shipped config runs, through the command and in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import CONFIGS, QUIET, call, read_csv, read_yaml, train_teacher, version
+from PIL import Image
+from test_data_vision import write_cifar, write_folder, write_mnist
+
+import lit_kd
+from lit_kd.data import CIFAR10DataModule, CIFAR100DataModule
+
+DIGITS, SUPERVISED = CONFIGS / "data" / "digits.yaml", CONFIGS / "methods" / "supervised.yaml"
+SHORT = (*QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
+
+
+def every(kind: str) -> pytest.MarkDecorator:
+    """Once for each file, found by its ending: a new one is tested as well."""
+    return pytest.mark.parametrize("path", sorted((CONFIGS / kind).glob("*.yaml")), ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_are_configs() -> None:
+    assert all(list((CONFIGS / kind).glob("*.yaml")) for kind in ("methods", "data", "recipes"))
+    assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+
+
+@every("methods")
+def test_methods(path: Path, teacher: Path) -> None:
+    method = getattr(lit_kd, read_yaml(path)["model"]["class_path"])
+    taught = ("--model.teacher", teacher) if method.needs_teacher else ()
+    call("fit", "--config", path, "--config", DIGITS, *SHORT, *taught)
+    metrics = read_csv(version(0) / "metrics.csv")
+    assert [float(row["train/loss"]) > 0 for row in metrics if row["train/loss"]] == [True]
+    assert (version(0) / "checkpoints" / "last.ckpt").is_file()
+
+
+# As the comments of the configs say where the files are.
+WRITE: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "digits": lambda root, patch: None,
+    "mnist": lambda root, patch: write_mnist(root, "MNIST"),
+    "fashion_mnist": lambda root, patch: write_mnist(root, "FashionMNIST"),
+    "cifar10": lambda root, patch: write_cifar(root, CIFAR10DataModule, patch, 10),
+    "cifar100": lambda root, patch: write_cifar(root, CIFAR100DataModule, patch, 100),
+    "image_folder": lambda root, patch: write_folder(
+        root / "images", {split: ["ant", "bee", "cat"] for split in ("train", "test")}
+    ),
+}
+
+
+@every("data")
+def test_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    WRITE[path.stem](Path("data"), monkeypatch)
+    enough = ("--data.val=100", "--data.meta=100") if path.stem == "cifar100" else ()  # our files are small
+    given = ("--config", SUPERVISED, "--config", path, *SHORT, "--model.student=mlp-8", *enough)
+    call("fit", *given)
+    metrics = read_csv(version(0) / "metrics.csv")
+    assert [0 <= float(row["val/accuracy"]) <= 1 for row in metrics if row["val/accuracy"]] == [True]
+    call("test", *given, "--ckpt_path", version(0) / "checkpoints" / "last.ckpt")
+    [tested] = read_csv(version(1) / "metrics.csv")
+    assert 0 <= float(tested["test/accuracy"]) <= 1
+
+
+@every("recipes")
+def test_recipes(path: Path, tmp_path: Path) -> None:
+    call("compare", path, "--max_epochs", 1, "--seeds", 0, "--jobs", 1, "--root", tmp_path)
+    recipe, folder = read_yaml(path), tmp_path / path.stem
+    results = read_csv(folder / "results.csv")
+    assert [(row["method"], row["seed"]) for row in results] == [(m, "0") for m in ("teacher", *recipe["methods"])]
+    assert list(results[0])[:7] == [
+        *("method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds")
+    ]
+    for row in results:
+        assert all(0 <= float(row[name]) <= 1 for name in ("test_accuracy", "test_accuracy_last", "ece"))
+        assert float(row["seconds"]) > 0
+        method = recipe["methods"].get(row["method"], recipe["teacher"])["model"]["class_path"]
+        if getattr(lit_kd, method).needs_teacher:
+            assert 0 <= float(row["teacher_agreement"]) <= 1
+        else:
+            assert not row["teacher_agreement"]
+    assert len((folder / "table.md").read_text().splitlines()) == 2 + len(results)
+    weighted = [name for name, own in recipe["methods"].items() if own["model"]["class_path"] == "ALMKD"]
+    pictures = sorted(folder.glob("*.png"))
+    assert len(pictures) == 1 + len(weighted)
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 300
+            assert len(set(image.convert("L").tobytes())) > 20  # something is drawn
+        assert picture.stat().st_size > 5_000

@@ -1,0 +1,727 @@
+"""Rules: projections against brute force, whole meta-steps against double backward, the gate against known mixtures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import check_grad, minimize
+from scipy.stats import binom, chi2, iqr, norm
+from sklearn.metrics import roc_auc_score
+from test_meta import CLASSES, Problem, TwoProcesses, problem
+from torch import Tensor
+
+from lit_kd.data.batch import UNLABELED
+from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.meta import Head, MetaRows
+from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
+from lit_kd.rules.paper import project
+from lit_kd.rules.pu import fit_clean_probability
+from lit_kd.samples import SampleTable
+
+torch.set_num_threads(1)
+
+Array = NDArray[np.float64]
+
+
+def started(rule: Rule, rows: int, teachers: int, trusted: int = 0, epochs: int = 30) -> SampleTable:
+    """A table whose last rows are trusted."""
+    table = SampleTable(rows, "test")
+    rule.start(table, teachers, torch.arange(rows) >= rows - trusted, epochs)
+    return table
+
+
+# The convex rule's projection
+
+
+def nearest(shares: Array) -> Array:
+    """The nearest point with shares >= 0 and sum <= 1: tries every set of constraints that may hold with equality."""
+    best, least = None, np.inf
+    for zero in itertools.product([False, True], repeat=len(shares)):
+        free = ~np.array(zero)
+        for full in (False, True):
+            point = np.where(free, shares, 0.0)
+            if full and free.any():
+                point = np.where(free, point + (1 - point.sum()) / free.sum(), 0.0)
+            elif full:
+                continue
+            distance = ((point - shares) ** 2).sum()
+            if (point >= -1e-12).all() and point.sum() <= 1 + 1e-12 and distance < least:
+                best, least = point, distance
+    assert best is not None
+    return best
+
+
+class TestProject:
+    @pytest.mark.parametrize("teachers", [1, 2, 3, 5])
+    def test_equals_brute_force(self, teachers: int) -> None:
+        rows = np.random.default_rng(teachers).normal(scale=1.5, size=(100, teachers))
+        expected = np.stack([nearest(row) for row in rows])
+        np.testing.assert_allclose(project(torch.from_numpy(rows)).numpy(), expected, atol=1e-12)
+
+    def test_equals_a_quadratic_program(self) -> None:
+        rows = np.random.default_rng(0).normal(scale=1.5, size=(25, 3))
+        for row, found in zip(rows, project(torch.from_numpy(rows)).numpy(), strict=True):
+            oracle = minimize(
+                lambda s, row=row: ((s - row) ** 2).sum(),
+                np.full(3, 0.2),
+                method="SLSQP",
+                bounds=[(0, 1)] * 3,
+                constraints={"type": "ineq", "fun": lambda s: 1 - s.sum()},
+                options={"ftol": 1e-14},
+            )
+            np.testing.assert_allclose(found, oracle.x, atol=1e-6)
+
+    def test_one_teacher_is_a_clamp(self) -> None:
+        shares = torch.linspace(-2, 3, 101).unsqueeze(1)
+        torch.testing.assert_close(project(shares), shares.clamp(0, 1))
+
+    @pytest.mark.parametrize("teachers", [1, 3])
+    def test_inside_nothing_moves(self, teachers: int) -> None:
+        shares = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(teachers + 1), 50)[:, 1:])
+        torch.testing.assert_close(project(shares), shares, rtol=0, atol=1e-15)
+
+    @pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
+    def test_huge_steps_in_float32(self, size: float) -> None:
+        shares = torch.tensor([[size, 1.0, -size], [-size, -size, -size], [size, size, 0.0], [size, size, size]])
+        expected = torch.tensor([[1, 0, 0], [0, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
+        torch.testing.assert_close(project(shares), expected)
+        torch.testing.assert_close(project(torch.tensor([[size], [-size]])), torch.tensor([[1.0], [0.0]]))
+
+
+# The published rules
+
+
+def single(p: Problem) -> MetaStep:
+    """A problem's meta-step in float32, as a training's."""
+    step = p.step()
+    return replace(
+        step,
+        logits=step.logits.float(),
+        features=step.features.float(),
+        teachers=[t.float() for t in step.teachers],
+        head=Head(step.head.weight.float(), None if step.head.bias is None else step.head.bias.float()),
+        meta=step.meta._replace(features=step.meta.features.float()),
+    )
+
+
+def convex(shares: Tensor) -> Tensor:
+    return torch.cat([1 - shares.sum(1, keepdim=True), shares], dim=1)
+
+
+def by_double_backward(p: Problem, weights: Tensor) -> Tensor:
+    return replace(p, weights=weights).double_backward()
+
+
+def amal_oracle(p: Problem, weights: Tensor, rate: float, repeats: int) -> Tensor:
+    for _ in range(repeats):
+        weights = (weights - rate * by_double_backward(p, weights)).clip(0, 2)
+    return weights
+
+
+def paper_oracle(p: Problem, weights: Tensor, rate: float, repeats: int) -> Tensor:
+    shares = weights[:, 1:]
+    for _ in range(repeats):
+        leaf = shares.clone().requires_grad_()
+        mixed = convex(leaf)
+        (gradient,) = torch.autograd.grad(mixed, leaf, by_double_backward(p, mixed.detach()))
+        moved = (shares - rate * gradient).numpy()
+        shares = torch.from_numpy(np.stack([nearest(row) for row in moved]))
+    return convex(shares)
+
+
+class TestPublished:
+    @pytest.mark.parametrize("repeats", [1, 5])
+    @pytest.mark.parametrize("teachers", [1, 3])
+    @pytest.mark.parametrize("rule_class", [Paper, Amal])
+    def test_a_meta_step(self, rule_class: type[Paper] | type[Amal], teachers: int, repeats: int) -> None:
+        """Five repeats by default; each through the true gradient, step 1500 at 128 samples, back into the range."""
+        p = replace(problem(16, teachers, temperature=4.0), lr=0.05)
+        rule = rule_class(start_weight=0.4) if repeats == 5 else rule_class(start_weight=0.4, repeats=repeats)
+        table = started(rule, 20, teachers)
+        table.apply(Tensor.double)
+        before = table["weights"].clone()
+        index = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:16]
+        rule.observe(table, replace(p.step(), index=index))
+        oracle = paper_oracle if rule_class is Paper else amal_oracle
+        expected = oracle(p, before[index], 1500 * 16 / 128, repeats)
+        torch.testing.assert_close(table["weights"][index], expected, rtol=1e-9, atol=1e-9)
+        assert (expected - before[index]).abs().max() > 0.1
+        others = torch.ones(20, dtype=torch.bool)
+        others[index] = False
+        torch.testing.assert_close(table["weights"][others], before[others], rtol=0, atol=0)
+
+    @pytest.mark.parametrize("lr", [0.05, 50.0])
+    @pytest.mark.parametrize("teachers", [1, 3])
+    def test_ranges(self, teachers: int, lr: float) -> None:
+        for rule, top in [(Paper(), 1.0), (Amal(), 2.0)]:
+            table = started(rule, 64, teachers)
+            p = replace(problem(64, teachers), lr=lr)
+            for _ in range(3):
+                rule.observe(table, single(p))
+            weights = table["weights"]
+            assert weights.dtype == torch.float32
+            assert weights.min() >= -1e-6
+            assert weights.max() <= top + 1e-6
+            if isinstance(rule, Paper):
+                torch.testing.assert_close(weights.sum(1), torch.ones(64))
+            else:
+                assert weights.max() > 1.5  # more than a convex weight may
+                assert (weights.sum(1) < 0.5).any()  # and a sample may be dropped
+
+    def test_starts(self) -> None:
+        for teachers in (1, 3):
+            paper, amal = started(Paper(), 4, teachers)["weights"], started(Amal(), 4, teachers)["weights"]
+            torch.testing.assert_close(paper, torch.tensor([[0.1] + [0.9 / teachers] * teachers]).expand(4, -1))
+            torch.testing.assert_close(amal, torch.tensor([[0.1] + [0.9] * teachers]).expand(4, -1))
+
+    @pytest.mark.parametrize("rule", [Paper(start_weight=0.5), Amal(start_weight=0.5)])
+    def test_the_step_scales_with_the_batch(self, rule: Paper | Amal) -> None:
+        """Every sample twice in the batch: the same look-ahead, half the meta-gradient, the same move."""
+        p = replace(problem(16, 1), lr=0.02)
+        once, twice = started(rule, 16, 1), started(rule, 32, 1)
+        rule.observe(once, single(p))
+        doubled = replace(
+            p, features=p.features.repeat(2, 1), y=p.y.repeat(2), teachers=[t.repeat(2, 1) for t in p.teachers]
+        )
+        rule.observe(twice, single(doubled))
+        assert (once["weights"] - 0.5).abs().max() > 0.05
+        torch.testing.assert_close(twice["weights"], once["weights"].repeat(2, 1))
+
+    @pytest.mark.parametrize("rule_class", [Paper, Amal])
+    def test_two_processes(self, rule_class: type[Paper] | type[Amal]) -> None:
+        p = replace(problem(16, 2, temperature=4.0), lr=0.05)
+        rule = rule_class(start_weight=0.5)
+        one = started(rule, 16, 2)
+        one.apply(Tensor.double)
+        rule.observe(one, p.step())
+
+        def work(rank: int, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
+            mine = slice(0, 5) if rank == 0 else slice(5, 16)
+            some = slice(0, 4) if rank == 0 else slice(4, 12)
+            step, table = p.step(), started(rule, 16, 2)
+            table.apply(Tensor.double)
+            part = replace(
+                step,
+                index=step.index[mine],
+                y=step.y[mine],
+                logits=step.logits[mine],
+                features=step.features[mine],
+                teachers=[t[mine] for t in step.teachers],
+                meta=MetaRows(*(rows[some] for rows in p.meta)),
+                all_sum=all_sum,
+            )
+            rule.observe(table, part)
+            return table["weights"][mine]
+
+        assert (one["weights"] - one["weights"].mean(0)).abs().max() > 0.1
+        torch.testing.assert_close(torch.cat(TwoProcesses().run(work)), one["weights"], rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("rule_class", [Paper, Amal])
+    def test_schedule(self, rule_class: type[Paper] | type[Amal]) -> None:
+        assert [e for e in range(45) if rule_class().active(e)] == [10, 20, 30, 40]
+        often = rule_class(warmup_epochs=3, every=2)
+        assert [e for e in range(10) if often.active(e)] == [3, 5, 7, 9]
+
+    def test_a_restored_table_keeps_its_weights(self) -> None:
+        rule = Paper()
+        table = started(rule, 4, 1)
+        table.write(torch.tensor([2]), weights=torch.tensor([[0.3, 0.7]]))
+        rule.start(table, 1, torch.zeros(4, dtype=torch.bool), epochs=30)
+        torch.testing.assert_close(table["weights"][2], torch.tensor([0.3, 0.7]))
+
+
+class Planted:
+    """A linear student half way, with noisy labels and a right teacher, or right labels and a misled teacher."""
+
+    def __init__(self, seed: int, noisy_labels: bool) -> None:
+        g = torch.Generator().manual_seed(seed)
+        truth = torch.randn(CLASSES, 8, generator=g)
+        self.head = Head(0.3 * truth + 0.1 * torch.randn(CLASSES, 8, generator=g), torch.zeros(CLASSES))
+        self.features, meta = torch.randn(128, 8, generator=g), torch.randn(200, 8, generator=g)
+        clean = (self.features @ truth.T).argmax(1)
+        self.wrong = torch.rand(128, generator=g) < 0.4
+        shifted = (clean + torch.randint(1, CLASSES, (128,), generator=g)) % CLASSES
+        misled = torch.where(self.wrong, shifted, clean)
+        self.y = misled if noisy_labels else clean
+        self.teacher = 4.0 * F.one_hot(clean if noisy_labels else misled, CLASSES).float()
+        self.meta = MetaRows(meta, (meta @ truth.T).argmax(1), torch.ones(200, dtype=torch.bool))
+
+    def step(self) -> MetaStep:
+        return MetaStep(
+            index=torch.arange(128),
+            y=self.y,
+            logits=self.head(self.features),
+            features=self.features,
+            teachers=[self.teacher],
+            head=self.head,
+            meta=self.meta,
+            lr=0.5,
+            batch_size=128,
+            temperature=1.0,
+        )
+
+    def learn(self, weights: Tensor, steps: int) -> float:
+        """Validation loss after real SGD with these weights."""
+        weight, bias = self.head.weight.clone().requires_grad_(), torch.zeros(CLASSES, requires_grad=True)
+        optimizer = torch.optim.SGD([weight, bias], lr=0.5)
+        for _ in range(steps):
+            z = F.linear(self.features, weight, bias)
+            loss = weights[:, 0] * cross_entropy(z, self.y) + weights[:, 1] * kd_loss(z, self.teacher)
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            return float(F.cross_entropy(F.linear(self.meta.features, weight, bias), self.meta.y))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("noisy_labels", [True, False])
+@pytest.mark.parametrize("rule_class", [Paper, Amal])
+def test_planted(rule_class: type[Paper] | type[Amal], noisy_labels: bool, seed: int) -> None:
+    """Where one of label and teacher is wrong, its weight falls and the other's does not; the student is better off."""
+    p, rule = Planted(seed, noisy_labels), rule_class(start_weight=0.5, step_size=50.0)
+    table = started(rule, 128, 1)
+    start = table["weights"].clone()
+    losses = [p.learn(start, steps=1)]
+    for _ in range(30):
+        rule.observe(table, p.step())
+        losses.append(p.learn(table["weights"], steps=1))
+    assert losses[10] < losses[0] - 0.01
+    assert losses[-1] < losses[0] - 0.02
+    weights = table["weights"]
+    liar, other = weights[p.wrong, 0 if noisy_labels else 1], weights[p.wrong, 1 if noisy_labels else 0]
+    assert liar.mean() < 0.5 < other.mean()
+    assert liar.mean() < other.mean() / 3
+    assert weights[~p.wrong].sum(1).mean() > 0.9
+    assert p.learn(weights, steps=10) < p.learn(start, steps=10) - 0.05
+
+
+# The positive-unlabeled fit
+
+
+def mixture(
+    seed: int, others: int, trusted: int, rate: float, distance: float, features: int = 1
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_], Array]:
+    """Clean rows are N(0, 1) in every feature, noisy ones N(-distance, 1) in the first; and Bayes's posterior."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(others + trusted, features))
+    noisy = np.arange(others + trusted) < others
+    noisy &= rng.random(others + trusted) < rate
+    x[noisy, 0] -= distance
+    clean, dirty = (1 - rate) * norm.pdf(x[:, 0]), rate * norm.pdf(x[:, 0] + distance)
+    return x, np.arange(others + trusted) >= others, noisy, clean / (clean + dirty)
+
+
+class TestCleanProbability:
+    @pytest.mark.parametrize("features", [1, 2])
+    @pytest.mark.parametrize("distance", [2.5, 4.0])
+    @pytest.mark.parametrize("rate", [0.1, 0.25, 0.4, 0.6])
+    def test_noise_rate(self, rate: float, distance: float, features: int) -> None:
+        x, trusted, noisy, _ = mixture(0, 20_000, 2_000, rate, distance, features)
+        fit = fit_clean_probability(x, trusted)
+        assert fit.noise_rate == pytest.approx(noisy[~trusted].mean(), abs=0.03)
+        assert fit.noise_rate == pytest.approx(1 - fit.clean[~trusted].mean(), abs=1e-12)
+
+    @pytest.mark.parametrize(("rate", "distance"), [(0.2, 3.0), (0.4, 2.0), (0.4, 4.0)])
+    def test_bayes_posterior(self, rate: float, distance: float) -> None:
+        x, trusted, noisy, posterior = mixture(1, 20_000, 2_000, rate, distance, features=2)
+        clean = fit_clean_probability(x, trusted).clean
+        others = ~trusted
+        assert np.abs(clean - posterior)[others].mean() < 0.02
+        assert np.corrcoef(clean[others], posterior[others])[0, 1] > 0.99
+        best = roc_auc_score(~noisy[others], posterior[others])
+        assert roc_auc_score(~noisy[others], clean[others]) > best - 0.003
+        for low in np.arange(0, 1, 0.2):  # calibrated: of rows believed clean with 70%, 70% are
+            inside = others & (clean >= low) & (clean < low + 0.2)
+            error = 0.05 + 3 * 0.5 / np.sqrt(inside.sum())
+            assert (~noisy[inside]).mean() == pytest.approx(clean[inside].mean(), abs=error)
+
+    @pytest.mark.parametrize("features", [1, 2])
+    def test_false_alarms_are_rare(self, features: int) -> None:
+        """A likelihood ratio of 10 by chance: a chi-square's tail at most, with a degree of freedom a parameter."""
+        alarms = 0
+        for seed in range(100):
+            x, trusted, _, _ = mixture(seed, 2_000, 200, 0.0, 0.0, features)
+            fit = fit_clean_probability(x, trusted)
+            alarms += fit.noise_rate > 0
+            assert fit.noise_rate > 0 or (fit.clean == 1).all()
+        tail = chi2.sf(10 / (1 + 200 / 2_000), features + 1)  # the 2000 are a sample too
+        assert tail < 0.03
+        assert alarms <= binom.ppf(0.999, 100, tail)
+
+    @pytest.mark.parametrize(("rate", "distance"), [(0.3, 3.0), (0.05, 4.0), (0.5, 1.5)])
+    def test_noise_is_found(self, rate: float, distance: float) -> None:
+        for seed in range(10):
+            x, trusted, _, _ = mixture(seed, 5_000, 500, rate, distance, features=2)
+            assert fit_clean_probability(x, trusted).noise_rate > 0
+
+    def test_trusted_rows_are_clean_whatever_their_evidence(self) -> None:
+        x, trusted, _, _ = mixture(0, 2_000, 500, 0.4, 4.0)
+        x[-1] = -50.0
+        fit = fit_clean_probability(x, trusted)
+        assert fit.noise_rate > 0
+        assert (fit.clean[trusted] == 1).all()
+        assert fit.clean[~trusted].max() < 1
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e-3, 7.0, 1e9, 1e30])
+    @pytest.mark.parametrize("shift", [0.0, -3.0, 1e4])
+    def test_scale_and_shift_do_not_matter(self, scale: float, shift: float) -> None:
+        x, trusted, _, _ = mixture(0, 2_000, 300, 0.3, 3.0, features=2)
+        expected = fit_clean_probability(x, trusted)
+        found = fit_clean_probability((x + np.array([1.0, 0.5]) * shift) * np.array([1.0, 0.1]) * scale, trusted)
+        assert found.noise_rate == pytest.approx(expected.noise_rate, abs=1e-5)
+        np.testing.assert_allclose(found.clean, expected.clean, atol=1e-5)
+
+    def test_order_of_rows_does_not_matter(self) -> None:
+        x, trusted, _, _ = mixture(0, 2_000, 300, 0.3, 3.0)
+        order = np.random.default_rng(0).permutation(len(x))
+        found, expected = fit_clean_probability(x[order], trusted[order]), fit_clean_probability(x, trusted)
+        np.testing.assert_allclose(found.clean, expected.clean[order], atol=1e-6)
+
+    def test_more_evidence_never_means_less_clean(self) -> None:
+        x, trusted, _, _ = mixture(0, 2_000, 300, 0.3, 3.0)
+        clean = fit_clean_probability(x, trusted).clean[~trusted]
+        assert (np.diff(clean[np.argsort(x[~trusted, 0])]) >= 0).all()
+        reverse = fit_clean_probability(-x, trusted)  # noise has *more* of this evidence: it cannot be told
+        assert reverse.noise_rate < 0.1
+
+    def test_gradient_of_the_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, trusted, _, _ = mixture(0, 500, 100, 0.3, 3.0, features=3)
+        functions = []
+
+        def spy(function, begin, **options):
+            functions.append(function)
+            return minimize(function, begin, **options)
+
+        monkeypatch.setattr(pu, "minimize", spy)
+        fit_clean_probability(x, trusted)
+        (function,) = functions
+        for theta in np.random.default_rng(0).uniform([1, 0, 0, 0], [12, 8, 8, 8], size=(20, 4)):
+            error = check_grad(lambda t: function(t)[0], lambda t: function(t)[1], theta)
+            assert error < 1e-5
+
+    @pytest.mark.parametrize(("rate", "distance"), [(0.3, 3.0), (0.1, 4.0), (0.5, 2.0)])
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_is_the_best_in_the_box(self, rate: float, distance: float, seed: int) -> None:
+        """No other (alpha, beta) has a larger bound: the one found is read off the probabilities."""
+        x, trusted, _, _ = mixture(seed, 1_000, 300, rate, distance, features=2)
+        x[:, 1] -= 0.3 * x[:, 0]
+        u = (x - np.median(x[trusted], axis=0)) / (iqr(x[trusted], axis=0) / 1.35)
+        u = np.clip(u, -4, 4)
+
+        def bound(theta: Array) -> float:
+            p = 1 / (1 + np.exp(-(theta[0] + u @ theta[1:])))
+            return float(np.log(p[trusted]).mean() - np.log(p[~trusted].mean()))
+
+        clean = fit_clean_probability(x, trusted).clean[~trusted]
+        sharp = clean < 0.99  # above, 1 - p has lost digits
+        logit = np.log(clean[sharp]) - np.log1p(-clean[sharp])
+        design = np.concatenate([np.ones((sharp.sum(), 1)), u[~trusted][sharp]], axis=1)
+        theta, residual, *_ = np.linalg.lstsq(design, logit)
+        assert residual.sum() < 1e-12
+        low, high = np.array([1.0, 0, 0]), np.array([12.0, 8, 8])
+        assert (theta >= low - 1e-6).all()
+        assert (theta <= high + 1e-6).all()
+        for at in np.random.default_rng(seed).uniform(low, high, size=(8, 3)):
+            other = minimize(lambda t: -bound(t), at, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)))
+            assert bound(theta) >= -other.fun - 1e-6
+
+    @pytest.mark.parametrize("trusted", [0, 1, 2, 200])
+    def test_few_or_only_trusted_rows(self, trusted: int) -> None:
+        x = np.random.default_rng(0).normal(size=(200, 2))
+        fit = fit_clean_probability(x, np.arange(200) >= 200 - trusted)
+        assert np.isfinite(fit.clean).all()
+        assert 0 <= fit.noise_rate <= 1
+        if trusted in (0, 200):
+            assert (fit.noise_rate, fit.clean.min()) == (0, 1)
+
+    def test_evidence_that_says_nothing(self) -> None:
+        x, trusted, _, _ = mixture(0, 1_000, 300, 0.3, 3.0, features=2)
+        x[:, 1] = 7.0
+        found, expected = fit_clean_probability(x, trusted), fit_clean_probability(x[:, :1], trusted)
+        assert found.noise_rate == pytest.approx(expected.noise_rate, abs=1e-4)
+        constant = fit_clean_probability(np.full((1_000, 2), 3.0), np.arange(1_000) >= 700)
+        assert constant.noise_rate == 0
+
+
+# The robust rule
+
+TRAIN, META = 600, 200
+ROWS = TRAIN + META
+
+
+class Epochs:
+    """Hand-made readings: rows below 180 carry wrong labels; the student errs on 40% of the trusted rows."""
+
+    def __init__(self, wrong_of_teachers: list[float], seed: int = 0, norms: tuple[float, float] = (1.0, 0.5)) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.teachers = len(wrong_of_teachers)
+        self.noisy = np.arange(ROWS) < 180
+        self.wrong_rates = [0.4, *wrong_of_teachers]
+        self.norms = torch.tensor([norms[0]] + [norms[1]] * self.teachers)
+        self.rule = Robust(warmup_epochs=1)
+        self.table = started(self.rule, ROWS, self.teachers, META)
+        self.drawn: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def readings(self) -> dict[str, Tensor]:
+        terms = self.teachers + 1
+        alignment = self.rng.normal(1.0, 1.0, size=(ROWS, terms))
+        alignment[self.noisy, 0] -= 3.0
+        wrong = np.zeros((ROWS, terms))
+        for k, rate in enumerate(self.wrong_rates):
+            wrong[TRAIN : TRAIN + round(rate * META), k] = 1
+        log_probability = -self.rng.gamma(2.0, 0.5 + 1.5 * self.noisy)
+        return {
+            "alignment": torch.from_numpy(alignment).float(),
+            "gradient_norm": self.norms * torch.from_numpy(self.rng.uniform(0.5, 1.5, size=(ROWS, 1))).float(),
+            "wrong": torch.from_numpy(wrong).float(),
+            "log_probability": torch.from_numpy(log_probability).float(),
+        }
+
+    def run(self, epochs: int, scale: float = 1.0, norm_scale: float = 1.0, seen: Tensor | None = None) -> SampleTable:
+        """Some epochs, in which the rows ``seen`` are."""
+        seen = torch.arange(ROWS) if seen is None else seen
+        for _ in range(epochs):
+            values = {name: rows[seen] for name, rows in self.readings().items()}
+            values["alignment"] = scale * values["alignment"]
+            values["gradient_norm"] = norm_scale * values["gradient_norm"]
+            self.table.write(seen, **values)
+            self.drawn.append((seen, values))
+            self.table.sync()
+            self.rule.renew(self.table, epoch=len(self.drawn))
+        return self.table
+
+
+ONE_BETTER = {1: [0.1], 2: [0.4, 0.1], 3: [0.6, 0.1, 0.35]}
+"""By number of teachers, their errors: the student's is 0.4."""
+
+
+@pytest.mark.parametrize("teachers", [1, 2, 3])
+class TestRobust:
+    def test_the_gate_opens_for_clean_labels(self, teachers: int) -> None:
+        e = Epochs(ONE_BETTER[teachers])
+        table = e.run(4)
+        clean = table["clean_probability"]
+        assert clean.shape == (ROWS,)
+        assert clean[:180].mean() < 0.1
+        assert clean[180:].mean() > 0.95
+        assert (clean[TRAIN:] == 1).all()
+        assert table.shared["noise_rate"].item() == pytest.approx(180 / TRAIN, abs=0.03)
+        assert table["weights"][:180, 0].mean() < 0.15 * table["weights"][180:, 0].mean()
+        assert table["weights"].shape == (ROWS, teachers + 1)
+        assert (table["weights"] >= 0).all()
+
+    @pytest.mark.parametrize(("scale", "tolerance"), [(2.0**-20, 1e-6), (2.0**20, 1e-6), (1e-6, 1e-4), (1e6, 1e-4)])
+    def test_the_size_of_the_alignment_does_not_matter(self, teachers: int, scale: float, tolerance: float) -> None:
+        expected = Epochs(ONE_BETTER[teachers]).run(3)["weights"]
+        found = Epochs(ONE_BETTER[teachers]).run(3, scale=scale)["weights"]
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+    @pytest.mark.parametrize("scale", [1e-6, 1e6])
+    def test_the_size_of_all_gradients_does_not_matter(self, teachers: int, scale: float) -> None:
+        expected = Epochs(ONE_BETTER[teachers]).run(3)["weights"]
+        found = Epochs(ONE_BETTER[teachers]).run(3, scale=scale, norm_scale=scale)["weights"]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("norms", "factor"), [((1.0, 0.5), 2.0), ((0.3, 1.2), 0.25), ((1.0, 1e-4), 20.0), ((1e-4, 1.0), 0.05)]
+    )
+    def test_mean_weight_is_one_before_the_size_factor(
+        self, teachers: int, norms: tuple[float, float], factor: float
+    ) -> None:
+        weights = Epochs(ONE_BETTER[teachers], norms=norms).run(3)["weights"]
+        assert (weights[:, 1:] > 0).any()
+        assert (weights[:, 0] + weights[:, 1:].sum(1) / factor).mean().item() == pytest.approx(1, abs=1e-5)
+
+    @pytest.mark.parametrize("error", [0.4, 0.39, 0.36, 0.9])
+    def test_a_teacher_not_proven_better_is_not_heard(self, teachers: int, error: float) -> None:
+        # at 200 rows and errors about .4, the standard error of the difference is .06
+        weights = Epochs([error] * teachers).run(3)["weights"]
+        assert (weights[:, 1:] == 0).all()
+        assert weights[:, 0].mean().item() == pytest.approx(1, abs=1e-5)
+
+    def test_a_much_better_teacher_is_heard_as_far_as_proven(self, teachers: int) -> None:
+        e = Epochs(ONE_BETTER[teachers])
+        weights = e.run(3)["weights"].double()
+        better = ONE_BETTER[teachers].index(0.1)
+        # the student errs in 80, the teacher in 20 of 200; label 1 - share, teacher share q, q nearly 1 at its best row
+        share = 0.5 * (0.4 - 0.1 - np.sqrt(0.5 / 200)) / 0.4
+        ratio = weights[TRAIN:, 1 + better] / 2 / weights[TRAIN:, 0]
+        assert ratio.max().item() == pytest.approx(share / (1 - share), rel=1e-2)
+        assert ratio.min() >= 0
+        for k in set(range(teachers)) - {better}:
+            assert (weights[:, 1 + k] == 0).all()
+
+    def test_the_share_never_exceeds_a_half(self, teachers: int) -> None:
+        weights = Epochs([0.0] * teachers).run(3)["weights"]
+        heard = weights[:, 1:].sum(1) / 2
+        assert (heard[TRAIN:] > 0).all()
+        assert (heard[TRAIN:] <= weights[TRAIN:, 0]).all()  # the label of a trusted row has what the teachers leave
+
+    def test_rows_not_seen_keep_their_evidence(self, teachers: int) -> None:
+        e = Epochs(ONE_BETTER[teachers])
+        e.run(2)
+        names = ["epochs", "evidence_mean", "evidence_square_mean", "log_probability_mean"]
+        before = {name: e.table[name].clone() for name in names}
+        seen = torch.arange(1, ROWS, 2)
+        table = e.run(1, seen=seen)
+        for name in names:
+            torch.testing.assert_close(table[name][::2], before[name][::2], rtol=0, atol=0)
+            assert (table[name][1::2] != before[name][1::2]).all()
+        assert table["alignment"].isnan().all()  # ready for the next epoch
+        assert table["epochs"].tolist() == [2, 3] * (ROWS // 2)
+
+    def test_clean_probabilities_from_explicit_means(self, teachers: int) -> None:
+        """Recursions against weighted means written out in float64, some rows missing in some epochs."""
+        e = Epochs(ONE_BETTER[teachers])
+        rng = np.random.default_rng(5)
+        for _ in range(5):
+            table = e.run(1, seen=torch.from_numpy(rng.permutation(ROWS)[:500]))
+        e.run(1)
+        history: list[list[tuple[float, float]]] = [[] for _ in range(ROWS)]
+        for seen, values in e.drawn:
+            a = values["alignment"][:, 0].double().numpy()
+            evidence = np.clip(a / np.sqrt((a**2).mean()), -3, 3)
+            for row, x, log_p in zip(seen.tolist(), evidence, values["log_probability"].tolist(), strict=True):
+                history[row].append((x, log_p))
+        features = np.empty((ROWS, 2))
+        for row, readings in enumerate(history):
+            ages = 0.9 ** np.arange(len(readings))[::-1]
+            x, log_p = np.array(readings).T
+            mean = np.average(x, weights=ages)
+            variance = np.average((x - mean) ** 2, weights=ages)
+            features[row] = mean * np.sqrt(ages.sum()) / np.sqrt(variance + 0.05), np.average(log_p, weights=ages)
+        fit = fit_clean_probability(features, np.arange(ROWS) >= TRAIN)
+        assert 0.2 < fit.noise_rate < 0.4
+        np.testing.assert_allclose(table["clean_probability"].numpy(), fit.clean, atol=1e-3)
+
+    def test_rows_never_seen(self, teachers: int) -> None:
+        e = Epochs(ONE_BETTER[teachers])
+        hidden = torch.tensor([0, 1, 300, TRAIN, ROWS - 1])
+        seen = torch.tensor(sorted(set(range(ROWS)) - set(hidden.tolist())))
+        table = e.run(3, seen=seen)
+        assert all(column.isfinite().all() for name, column in table.columns.items() if name != "alignment")
+        rate = table.shared["noise_rate"].item()
+        assert 0.2 < rate < 0.4
+        expected = torch.tensor([1 - rate, 1 - rate, 1 - rate, 1.0, 1.0])
+        torch.testing.assert_close(table["clean_probability"][hidden], expected)
+        mean = (table["weights"][:, 0] + table["weights"][:, 1:].sum(1) / 2).mean()
+        assert mean.item() == pytest.approx(1, abs=1e-5)
+
+    def test_an_epoch_without_trusted_rows(self, teachers: int) -> None:
+        """A short epoch (``limit_train_batches``) may hold none: nothing is proven, nothing breaks."""
+        e = Epochs(ONE_BETTER[teachers])
+        table = e.run(1, seen=torch.arange(64))
+        assert table["weights"].tolist() == [[1.0] + [0.0] * teachers] * ROWS
+        e.run(2)
+        weights = e.run(1, seen=torch.arange(64))["weights"]
+        assert weights.isfinite().all()
+        assert (weights[:, 1:] > 0).any()  # what was proven before still is
+
+    def test_a_teacher_that_agrees_with_the_student(self, teachers: int) -> None:
+        table = Epochs([0.1] * teachers, norms=(1.0, 0.0)).run(2)
+        assert table["weights"].isfinite().all()
+
+    def test_goes_on_from_a_checkpoint(self, teachers: int) -> None:
+        whole, half = Epochs(ONE_BETTER[teachers]), Epochs(ONE_BETTER[teachers])
+        whole.run(4)
+        half.run(2)
+        half.rule = Robust(warmup_epochs=1)
+        half.table = SampleTable.from_state_dict(half.table.state_dict())
+        half.rule.start(half.table, teachers, torch.arange(ROWS) >= TRAIN, 30)
+        half.run(2)
+        for name, column in whole.table.columns.items():
+            torch.testing.assert_close(half.table[name], column, rtol=0, atol=0, equal_nan=True)
+
+
+class TestRobustTeachers:
+    def test_of_two_better_teachers_the_best_is_heard_most(self) -> None:
+        weights = Epochs([0.2, 0.05]).run(3)["weights"]
+        assert 0 < weights[:, 1].mean() < weights[:, 2].mean()
+
+    def test_a_teacher_is_heard_where_it_helps(self) -> None:
+        e = Epochs([0.1])
+        draw = e.readings
+
+        def readings() -> dict[str, Tensor]:
+            values = draw()
+            values["alignment"][300:500, 1] -= 3.0
+            return values
+
+        e.readings = readings  # type: ignore[method-assign]
+        weights = e.run(4)["weights"]
+        assert weights[300:500, 1].mean() < 0.3 * weights[500:, 1].mean()
+
+    def test_without_noise_all_rows_count_alike(self) -> None:
+        e = Epochs([0.4])
+        e.noisy[:] = False
+        table = e.run(4)
+        assert table.shared["noise_rate"].item() == 0
+        assert (table["clean_probability"] == 1).all()
+        assert table["weights"].tolist() == [[1.0, 0.0]] * ROWS
+
+
+class TestRobustObserve:
+    def test_readings(self) -> None:
+        p = problem(16, 2)
+        rule = Robust(warmup_epochs=1)
+        table = started(rule, 20, 2, trusted=4)
+        before = table["weights"].clone()
+        rule.observe(table, p.step())
+        z = p.layer(p.features).detach().requires_grad_()
+        losses = [cross_entropy(z, p.y)] + [kd_loss(z, t, 1.0) for t in p.teachers]
+        norms = torch.stack([torch.autograd.grad(loss.sum(), z)[0].norm(dim=1) for loss in losses], dim=1)
+        torch.testing.assert_close(table["gradient_norm"][:16], norms.float())
+        wrong = torch.stack([t.argmax(1) != p.y for t in [z, *p.teachers]], dim=1)
+        assert table["wrong"][:16].tolist() == wrong.float().tolist()
+        labelled = p.y != UNLABELED
+        expected = (-cross_entropy(z, p.y)[labelled].detach()).float()
+        torch.testing.assert_close(table["log_probability"][:16][labelled], expected, rtol=1e-3, atol=1e-3)
+        assert (table["alignment"][:16][~labelled, 0] == 0).all()
+        assert table["alignment"][16:].isnan().all()
+        torch.testing.assert_close(table["weights"], before, rtol=0, atol=0)
+
+    def test_evidence_is_the_fall_of_the_loss(self) -> None:
+        """A student that learns one label alone, a little: so much does the validation loss fall."""
+        planted = Planted(0, noisy_labels=True)
+        table = started(Robust(warmup_epochs=1), 128, 1)
+        Robust(warmup_epochs=1).observe(table, planted.step())
+        evidence = table["alignment"][:, 0].numpy()
+        meta, y = planted.meta.features.double(), planted.meta.y
+        before = F.cross_entropy(F.linear(meta, planted.head.weight.double()), y)
+        falls = []
+        for i in range(128):
+            weight = planted.head.weight.double().requires_grad_()
+            bias = torch.zeros(CLASSES, dtype=torch.float64, requires_grad=True)
+            F.cross_entropy(F.linear(planted.features[i].double(), weight, bias), planted.y[i]).backward()
+            torch.optim.SGD([weight, bias], lr=1e-4).step()
+            with torch.no_grad():
+                falls.append(float(before - F.cross_entropy(F.linear(meta, weight, bias), y)) / 1e-4)
+        np.testing.assert_allclose(evidence, falls, rtol=1e-2, atol=1e-3)
+        assert roc_auc_score(~planted.wrong.numpy(), evidence) > 0.8
+
+    def test_schedule(self) -> None:
+        for epochs, first in [(30, 4), (60, 9), (6, 0), (1, 0)]:
+            rule = Robust()
+            started(rule, 4, 1, 2, epochs)
+            assert [e for e in range(epochs) if rule.active(e)] == list(range(first, epochs))
+        rule = Robust(warmup_epochs=3)
+        table = started(rule, ROWS, 1, META)
+        torch.testing.assert_close(table["weights"], torch.tensor([[0.9, 0.1]]).expand(ROWS, 2))
+        before = table.state_dict()["columns"]
+        rule.renew(table, epoch=1)
+        for name, column in before.items():
+            torch.testing.assert_close(table[name], column, equal_nan=True)
+        assert not rule.active(1)
+        assert rule.active(2)
+
+    def test_start_shares_the_teachers_part(self) -> None:
+        weights = started(Robust(), 4, 2, 2)["weights"]
+        torch.testing.assert_close(weights, torch.tensor([[0.9, 0.05, 0.05]]).expand(4, 3))
