@@ -239,8 +239,9 @@ class TestGradients:
     def test_frozen_part_of_the_student_stays(self, method: str) -> None:
         student = module("mlp-8")
         student[1].requires_grad_(False)  # type: ignore[index]
-        before, model = copy.deepcopy(student), build(method, student)
-        trainer().fit(model, Blobs())
+        before, model, fitted = copy.deepcopy(student), build(method, student), trainer()
+        fitted.fit(model, Blobs())
+        assert all(p.requires_grad for group in fitted.optimizers[0].param_groups for p in group["params"])
         assert_same(student[1].state_dict(), before[1].state_dict())  # type: ignore[index]
         assert not torch.equal(student[3].weight, before[3].weight)  # type: ignore[index]
 

@@ -414,7 +414,7 @@ class TestCleanProbability:
         x, trusted, _, _ = mixture(seed, 1_000, 300, rate, distance, features=2)
         x[:, 1] -= 0.3 * x[:, 0]
         u = (x - np.median(x[trusted], axis=0)) / (iqr(x[trusted], axis=0) / 1.35)
-        u = np.clip(u, -4, 4)
+        u = np.clip(u, -12, 4)
 
         def bound(theta: Array) -> float:
             p = 1 / (1 + np.exp(-(theta[0] + u @ theta[1:])))

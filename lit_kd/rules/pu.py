@@ -34,7 +34,7 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
 
     Args:
         evidence: One column a feature, ``(N, F)``, larger for clean rows. Any scale: columns are standardised by the
-            trusted rows' median and interquartile range, and clipped to 4 of these.
+            trusted rows' median and interquartile range / 1.35, and clipped to 12 of these below and 4 above.
         trusted: Which rows are known to be clean, ``(N,)``.
         proof: Likelihood ratio below which there is no noise.
 
@@ -52,7 +52,8 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     low, median, high = np.quantile(evidence[trusted], [0.25, 0.5, 0.75], axis=0)
     away = evidence - median
     least = 1e-6 * np.abs(away).max(axis=0) + np.finfo(np.float64).tiny
-    x = np.clip(away / np.maximum((high - low) / 1.35, least), -4, 4)
+    # Wider below: how far a row lies outside of what trusted rows show is what tells it from a hard clean one.
+    x = np.clip(away / np.maximum((high - low) / 1.35, least), -12, 4)
     positive, unlabeled = x[trusted], x[~trusted]
 
     def negative_bound(theta: Array) -> tuple[float, Array]:
