@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 
 class WritePredictions(BasePredictionWriter):
@@ -53,6 +54,18 @@ def _unused(path: Path) -> Path:
         number += 1
         found = path.with_stem(f"{path.stem}-{number}")
     return found
+
+
+class BestAndLast(ModelCheckpoint):
+    """Keeps the best epoch and the last.
+
+    Lightning's own, since 2.6, writes ``last.ckpt`` only after an epoch that it keeps for being the best so far: a
+    training would resume there, and lose all epochs since.
+    """
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        self._last_global_step_saved = trainer.global_step  # what the last checkpoint waits for
 
 
 class ResumeAsBefore(Callback):

@@ -138,7 +138,8 @@ class Distiller(LightningModule):
             if isinstance(spec, str) and not _is_path(spec):
                 rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
         self.teachers = Teachers(models, self.teacher_taps)
-        self.teachers.apply(lambda t: t.to(self.device))
+        dtype = cast(torch.dtype, self.dtype)
+        self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """Teachers follow the student to a device or dtype, though they are no submodules."""

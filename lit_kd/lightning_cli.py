@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_kd.methods  # noqa: F401 - imported so that their short names are legal in a config
-from lit_kd.callbacks import ResumeAsBefore, WritePredictions
+from lit_kd.callbacks import BestAndLast, ResumeAsBefore, WritePredictions
 from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
 from lit_kd.version import __version__
@@ -24,7 +23,7 @@ class Cli(LightningCLI):
         """What the data knows is told to the model; the best and the last epoch are kept."""
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.set_defaults(
             {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
         )

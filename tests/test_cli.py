@@ -147,6 +147,19 @@ class TestReproducible:
 
 
 class TestResume:
+    @pytest.mark.parametrize("method", ["supervised", "almkd"])
+    def test_the_last_epoch_is_kept_though_it_is_not_the_best(self, method: str, teacher: Path) -> None:
+        taught = ("--model.teacher", teacher) if method == "almkd" else ()
+        # called best: the epoch of the lowest accuracy
+        given = (*configs(method), *TINY, *taught, "--model.lr_scheduler=null", "--checkpoint.mode=min")
+        call("fit", *given, "--trainer.max_epochs=3")
+        measured = [float(row["val/accuracy"]) for row in read_csv(version(0) / "metrics.csv") if row["val/accuracy"]]
+        assert torch.load(best(0), weights_only=True)["epoch"] == measured.index(min(measured)) < 2
+        assert (checkpoint(0)["epoch"], checkpoint(0)["global_step"]) == (2, 12)
+        call("fit", *given, "--trainer.max_epochs=4", "--ckpt_path", version(0) / "checkpoints" / "last.ckpt")
+        assert [row["epoch"] for row in epochs(1)] == ["3"]
+        assert (checkpoint(1)["epoch"], checkpoint(1)["global_step"]) == (3, 16)
+
     def test_an_explicit_option_beats_the_checkpoint(self, teacher: Path) -> None:
         given = (*configs("kd"), *TINY, "--model.teacher", teacher, "--model.lr_scheduler=null")
         call("fit", *given, ONE)

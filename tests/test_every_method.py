@@ -137,7 +137,7 @@ class TestFit:
             logged: list[dict[str, Tensor]] = []
             watch = Each(lambda _, t, *__: logged.append(dict(t.callback_metrics)), "on_train_epoch_end")
             model = build(method, module("dropout"))
-            trainer(max_epochs=3, callbacks=watch).fit(model, noisy())
+            trainer(callbacks=watch).fit(model, noisy())
             return [*logged, dict(model.student.state_dict())]
 
         first = losses()
@@ -228,7 +228,8 @@ class TestGradients:
                 if parameter.grad.any():
                     without.discard(name)
 
-        fitted = trainer(precision=precision, callbacks=Each(note, "on_before_optimizer_step"))
+        watch = Each(note, "on_before_optimizer_step")
+        fitted = trainer(precision=precision, limit_train_batches=3, callbacks=watch)
         fitted.fit(model, noisy())
         assert without == set()
         [optimizer] = fitted.optimizers
@@ -296,7 +297,7 @@ class TestCheckpoint:
     ) -> None:
         files = [shutil.copy(teacher_file, tmp_path / f"teacher{k}.ckpt") for k in (0, 1)]
         model = build(method, "cnn-2" if student == "name" else module("cnn-2"), [str(file) for file in files])
-        fitted, path, data = trainer(), tmp_path / "c.ckpt", Blobs()
+        fitted, path, data = trainer(max_steps=3), tmp_path / "c.ckpt", Blobs()
         fitted.fit(model, data)
         fitted.save_checkpoint(path)
         for file in files:

@@ -29,8 +29,8 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
 
     Trusted rows show what clean rows look like; the others are a mixture of clean and noisy ones. With
     ``p = sigmoid(alpha + beta . x)`` the bound ``mean_trusted log p - log mean_others p`` is maximised, over
-    ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. It is 0 for a constant p: unless twice the number of trusted rows times
-    the optimum exceeds ``proof``, nothing speaks for noise and every row counts as clean.
+    ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. It is 0 for a constant p: unless ``2 M N / (M + N)`` times the optimum exceeds
+    ``proof``, for M trusted and N other rows, nothing speaks for noise and every row counts as clean.
 
     Args:
         evidence: One column a feature, ``(N, F)``, larger for clean rows. Any scale: columns are standardised by the
@@ -68,7 +68,8 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     begin[0] = 2.0
     bounds = [(1.0, 12.0)] + [(0.0, 8.0)] * x.shape[1]
     best = minimize(negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds)
-    if 2 * len(positive) * -best.fun <= proof:
+    rows = len(positive) * len(unlabeled) / len(x)
+    if 2 * rows * -best.fun <= proof:
         return PUFit(np.ones(len(x)), 0.0)
     clean = expit(best.x[0] + x @ best.x[1:])
     clean[trusted] = 1.0

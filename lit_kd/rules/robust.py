@@ -27,7 +27,8 @@ class Robust(Rule):
     is positive only as far as the teacher's smaller error on trusted rows is proven. Meta rows keep ``p = 1``. The
     teacher's weight carries a factor that makes its gradients as large as the label's.
 
-    Its limits: meta and training rows must be exchangeable but for the noise; evidence is read from the last layer.
+    Its limits: meta and training rows must be exchangeable but for the noise; evidence is read from the last layer; a
+    student that is still far from fitting the clean rows takes some hard ones for noise.
 
     Args:
         warmup_epochs: Epochs at the weights (0.9, 0.1) before the first fit; ``None``: a sixth of the training.
