@@ -48,7 +48,8 @@ def build(
 def trainer(**options: Any) -> Trainer:
     """A trainer on one CPU that writes nothing."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(**({"accelerator": "cpu", "devices": 1, "max_epochs": 2} | quiet | options))
+    short = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "num_sanity_val_steps": 0}
+    return Trainer(**(short | quiet | options))
 
 
 def blobs(rows: int = 120) -> tuple[Tensor, Tensor]:

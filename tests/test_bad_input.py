@@ -31,7 +31,7 @@ def refused(
 ) -> None:
     """The training ends with this error, and has left the student as it was."""
     before = copy.deepcopy(model.student.state_dict())
-    fitted = trainer()
+    fitted = trainer(num_sanity_val_steps=2)  # Lightning's default
     with pytest.raises(error, match=match):
         fitted.fit(model, datamodule=data, **options)
     assert fitted.global_step == 0

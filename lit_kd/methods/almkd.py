@@ -121,6 +121,7 @@ class ALMKD(Distiller):
 
     def on_train_epoch_end(self) -> None:
         """What Lightning does by itself only in automatic optimisation."""
+        super().on_train_epoch_end()
         step_plateaus(self)
 
     def on_validation_model_zero_grad(self) -> None:
@@ -184,6 +185,7 @@ class ALMKD(Distiller):
                 f"expected the student's logits to be the output of its last linear layer, {path!r}; found others. "
                 "The meta-gradient is taken at that layer: let the student end in torch.nn.Linear"
             )
+        learning_rate(self, layer.weight)  # fail now if the layer is frozen
         self._head_checked = True
 
     def _latest_meta_rows(self, meta: Batch, batch_index: Tensor) -> MetaRows:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
 
@@ -29,8 +30,8 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
 
     Trusted rows show what clean rows look like; the others are a mixture of clean and noisy ones. With
     ``p = sigmoid(alpha + beta . x)`` the bound ``mean_trusted log p - log mean_others p`` is maximised, over
-    ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. It is 0 for a constant p: unless ``2 M N / (M + N)`` times the optimum exceeds
-    ``proof``, for M trusted and N other rows, nothing speaks for noise and every row counts as clean.
+    ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. It is 0 for a constant p: unless ``2 M N / (M + N)`` times the
+    optimum, for M trusted and N other rows, exceeds ``proof``, nothing speaks for noise and every row counts as clean.
 
     Args:
         evidence: One column a feature, ``(N, F)``, larger for clean rows. Any scale: columns are standardised by the
@@ -67,7 +68,8 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     begin = np.ones(1 + x.shape[1])
     begin[0] = 2.0
     bounds = [(1.0, 12.0)] + [(0.0, 8.0)] * x.shape[1]
-    best = minimize(negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds)
+    with threadpool_limits(1):  # on products this small, threads that wait for work cost more than all the rest
+        best = minimize(negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds)
     rows = len(positive) * len(unlabeled) / len(x)
     if 2 * rows * -best.fun <= proof:
         return PUFit(np.ones(len(x)), 0.0)
