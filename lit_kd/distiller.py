@@ -93,8 +93,13 @@ class Distiller(LightningModule):
         Lightning calls this before it copies them: a teacher is never copied.
         """
         super()._set_hparams(hp)
-        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
-            del self.hparams[name]
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, os.PathLike):
+                self.hparams[name] = os.fspath(value)
+            elif isinstance(value, np.generic):
+                self.hparams[name] = value.item()
+            elif not _is_plain(value):
+                del self.hparams[name]
 
     @property
     def trains_on_meta(self) -> bool:
@@ -180,9 +185,8 @@ class Distiller(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss terms."""
-        means = {name: total / self._rows for name, total in self._sums.items()}
-        self.log_dict(means, sync_dist=True, prog_bar=False)
-        self._sums, self._rows = {}, 0
+        for name, total in self._sums.items():
+            self.log(name, total / self._rows, sync_dist=True, prog_bar=name == "train/loss")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure on a validation batch."""
@@ -196,7 +200,10 @@ class Distiller(LightningModule):
         student, teachers = self.outputs(batch)
         metrics = cast(EvaluationMetrics, self.metrics[f"at_{stage}"])
         logged = metrics.update(student.logits, batch.y, [t.logits for t in teachers])
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch.y))
+        for name, metric in logged.items():
+            self.log(
+                name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/accuracy", batch_size=len(batch.y)
+            )
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The most probable class and its probability, ``(B,)`` each."""
@@ -229,6 +236,7 @@ class Distiller(LightningModule):
 
         So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
         """
+        self._sums, self._rows = {}, 0
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             drawn = np.random.SeedSequence([int(seed), self.current_epoch, self.global_rank])
@@ -280,7 +288,8 @@ def _is_path(spec: str) -> bool:
 def _as_tuple(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     if teacher is None:
         return ()
-    return tuple(teacher) if isinstance(teacher, (list, tuple)) else (teacher,)
+    teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
 
 
 def _is_plain(value: Any) -> bool:

@@ -119,6 +119,14 @@ class TestData:
         for name, value in model.student.state_dict().items():
             assert torch.equal(value, saved[f"student.{name}"])
 
+    def test_checkpoint_of_another_rule(self, tmp_path: Path) -> None:
+        fitted = trainer(max_steps=1)
+        fitted.fit(build("almkd-paper"), Blobs())
+        fitted.save_checkpoint(tmp_path / "c.ckpt")
+        match = "expected the rule that the checkpoint's sample table was made by, Paper, found Amal: pass the same"
+        with pytest.raises(ValueError, match=match):
+            trainer().fit(build("almkd-amal"), Blobs(), ckpt_path=tmp_path / "c.ckpt")
+
     @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
     def test_noise_rate(self, rate: float) -> None:
         with pytest.raises(ValueError, match=rf"expected noise_rate in \[0, 1\], found {rate}.*probability"):

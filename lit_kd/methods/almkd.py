@@ -70,6 +70,7 @@ class ALMKD(Distiller):
         self.accumulate_grad_batches = accumulate_grad_batches
         self.table: SampleTable | None = None
         """Beliefs about the training samples; column ``weights`` is ``(N, K + 1)``, label first."""
+        self._table_rule: str | None = None
         self._head_checked = False
         self._meta_rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         last_linear(self.student)  # fail now if there is none
@@ -95,6 +96,12 @@ class ALMKD(Distiller):
         if self.table is None:
             self.table = SampleTable(size, data.fingerprint)
         self.table.check(size, data.fingerprint)
+        name = type(self.rule).__name__
+        if self._table_rule not in (None, name):
+            raise ValueError(
+                f"expected the rule that the checkpoint's sample table was made by, {self._table_rule}, found {name}: "
+                "pass the same rule, or start without the checkpoint"
+            )
         self.rule.start(self.table, len(self.teachers), data.trusted, self.planned_length()[0] or 1)
         self.table.apply(lambda column: column.to(self.device))
 
@@ -106,11 +113,13 @@ class ALMKD(Distiller):
         if self.table is not None:
             self.table.sync()
             checkpoint["sample_table"] = self.table.state_dict()
+            checkpoint["sample_table_rule"] = type(self.rule).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the table up again; the data's fingerprint is checked before training."""
         if "sample_table" in checkpoint:
             self.table = SampleTable.from_state_dict(checkpoint["sample_table"])
+            self._table_rule = checkpoint["sample_table_rule"]
 
     # the steps
 

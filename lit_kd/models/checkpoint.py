@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
     """
     if isinstance(spec, nn.Module):
         return spec
+    spec = os.fspath(spec)
     if not spec.endswith(_SUFFIXES) and not Path(spec).is_file():
         return build_model(spec, num_classes, input_shape)
     model, found = _load(Path(spec))
