@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.features import Outputs, Tapped
@@ -248,7 +248,13 @@ class Distiller(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         if self.lr_scheduler == "cosine":
-            scheduler: Any = CosineAnnealingLR(optimizer, self._schedule_length())
+            length = self._schedule_length()
+
+            # torch's own cosine would take its length from the checkpoint where a run is resumed to train longer
+            def anneal(step: int) -> float:
+                return 0.5 * (1 + math.cos(math.pi * min(step, length) / length))
+
+            scheduler: Any = LambdaLR(optimizer, anneal)
         else:
             scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}

@@ -21,8 +21,9 @@ class Cli(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the data knows is told to the model; the best and the last epoch are kept."""
-        for name in ("num_classes", "input_shape"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        # a list, which YAML has a word for
+        parser.link_arguments("data.input_shape", "model.init_args.input_shape", _as_list, apply_on="instantiate")
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.set_defaults(
             {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
@@ -33,6 +34,10 @@ class Cli(LightningCLI):
 
         The optimizer's options, which come back with its state, are seen to by `ResumeAsBefore`.
         """
+
+
+def _as_list(shape: tuple[int, ...] | None) -> list[int] | None:
+    return None if shape is None else list(shape)
 
 
 def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:

@@ -604,3 +604,24 @@ def test_paths_and_numpy_integers_are_plain_values(tmp_path: Path, teacher_file:
     fitted.save_checkpoint(tmp_path / "c.ckpt")
     found = KD.load_from_checkpoint(tmp_path / "c.ckpt").hparams
     assert (found["teacher"], found["num_classes"]) == (str(teacher_file), CLASSES)
+
+
+def test_cosine_of_a_resumed_longer_training(tmp_path: Path) -> None:
+    """The learning rate goes on as if the training had been that long from the start."""
+
+    def rates(epochs: int, ckpt_path: Path | None) -> list[float]:
+        seen: list[float] = []
+
+        class Watch(Callback):
+            def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+                seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        model = build("supervised", optimizer=lambda p: SGD(p, lr=0.4), lr_scheduler="cosine")
+        fitted = trainer(max_epochs=epochs, callbacks=[Watch()])
+        fitted.fit(model, Blobs(), ckpt_path=ckpt_path)
+        fitted.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return seen
+
+    rates(2, None)
+    resumed = rates(6, tmp_path / "2.ckpt")
+    assert resumed[1:] == pytest.approx([0.2 * (1 + np.cos(np.pi * epoch / 6)) for epoch in (3, 4, 5)])

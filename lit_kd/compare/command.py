@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_kd.cli import raised_here
@@ -63,7 +64,7 @@ def main(args: Sequence[str]) -> None:
                 done.append((job, result))
                 progress.advance(bar)
                 accuracy, seconds = result["test_accuracy"], result["seconds"]
-                progress.console.print(f"{job.method}, seed {job.seed}: {accuracy:.4f} ({seconds:.0f} s)")
+                progress.console.print(escape(f"{job.method}, seed {job.seed}: {accuracy:.4f} ({seconds:.0f} s)"))
     order = {(job.method, job.seed): i for i, job in enumerate(jobs)}
     done.sort(key=lambda pair: order[pair[0].method, pair[0].seed])
     write_report(folder, done)

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lit_kd.compare.pictures import draw_accuracy, draw_weights
@@ -62,14 +63,15 @@ def _table(by_method: dict[str, list[Result]]) -> tuple[list[str], list[list[str
     heads = {k: v for k, v in _HEADS.items() if any(r.get(k) is not None for rs in by_method.values() for r in rs)}
     rows = []
     for method, results in by_method.items():
-        row = [method]
+        row = [method.replace("|", "/")]  # a table's own sign
         for name, (_, factor, digits) in heads.items():
             row.append(_mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
         rows.append(row)
-    students = [i for i, row in enumerate(rows) if row[0] != TEACHER]
+    names = list(by_method)
+    students = [row for row, method in enumerate(names) if method != TEACHER]
     for column, name in enumerate(heads, start=1):
         if name in ("test_accuracy", "test_accuracy_last") and students:
-            best = max(students, key=lambda i: mean(r[name] for r in by_method[rows[i][0]]))
+            best = max(students, key=lambda row: mean(r[name] for r in by_method[names[row]]))
             rows[best][column] = f"**{rows[best][column]}**"
     return ["method", *(head for head, _, _ in heads.values())], rows
 
@@ -89,7 +91,7 @@ def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
     for name in head:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
-        narrow = [cell.replace(" ± ", "±") for cell in row]
+        narrow = [escape(row[0]), *(cell.replace(" ± ", "±") for cell in row[1:])]
         table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in narrow))
     console = Console()
     console.print(table)

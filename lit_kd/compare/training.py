@@ -37,6 +37,10 @@ def finished(job: Job) -> Result | None:
     if not path.is_file():
         return None
     found = yaml.safe_load((job.folder / "config.yaml").read_text())
+    # the comparison's folder may have been moved, or be spelled otherwise
+    options, expected = (config["model"].get("init_args", {}) for config in (found, job.config))
+    if _end(options.get("teacher")) == _end(expected.get("teacher")) and "teacher" in expected:
+        options["teacher"] = expected["teacher"]
     if found != job.config:
         raise ValueError(
             f"{job.folder} holds a result of another config: expected {_difference(job.config, found)}. "
@@ -124,6 +128,11 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     torch.set_float32_matmul_precision("high") if torch.cuda.is_available() else None
+
+
+def _end(teacher: Any) -> Any:
+    """What of a teacher's path lies in the comparison's folder."""
+    return Path(teacher).parts[-3:] if isinstance(teacher, str) else teacher
 
 
 def _difference(expected: Any, found: Any, where: str = "") -> str:
