@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_kd.checks import check_batch, is_plain
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.features import Outputs, Tapped
 from lit_kd.metrics import EvaluationMetrics
-from lit_kd.models import Network, resolve_model
+from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.teachers import Teachers
 
 
@@ -72,6 +73,9 @@ class Distiller(LightningModule):
             raise ValueError(f"expected num_classes of at least 2, found {num_classes}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape)
+        if isinstance(student, (str, os.PathLike)) and _is_path(os.fspath(student)):
+            # its name and not its path, so that the checkpoint of this training stands by itself
+            self.hparams["student"], self.hparams["input_shape"] = student_name(student)
         self.num_classes = num_classes
         self.input_shape = input_shape
         self.optimizer = optimizer
@@ -98,7 +102,7 @@ class Distiller(LightningModule):
                 self.hparams[name] = os.fspath(value)
             elif isinstance(value, np.generic):
                 self.hparams[name] = value.item()
-            elif not _is_plain(value):
+            elif not is_plain(value):
                 del self.hparams[name]
 
     @property
@@ -144,6 +148,12 @@ class Distiller(LightningModule):
         for spec in self._teacher_specs:
             if isinstance(spec, str) and not _is_path(spec):
                 rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
+        own = {id(parameter) for parameter in self.student.parameters()}
+        if any(id(parameter) in own for model in models for parameter in model.parameters()):
+            raise ValueError(
+                "expected a teacher that shares no layers with the student, which would be frozen with it; "
+                "pass a copy.deepcopy of the teacher"
+            )
         self.teachers = Teachers(models, self.teacher_taps)
         dtype = cast(torch.dtype, self.dtype)
         self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
@@ -212,22 +222,16 @@ class Distiller(LightningModule):
         return {"class": index, "probability": probability}
 
     def _check(self, batch: Batch, student: Outputs, teachers: list[Outputs]) -> None:
-        """Refuse class counts and labels that do not fit, before they do damage."""
+        """Refuse class counts and labels that do not fit, before they do damage.
+
+        On an accelerator only the first batch of a stage is read: reading more would stall every step.
+        """
         stage = str(self.trainer.state.stage)
         if batch.y.device.type != "cpu" and stage in self._checked:
-            return  # reading values from an accelerator would stall every step: the first batch must do
+            return
         self._checked.add(stage)
-        for name, outputs in [("student", student), *((f"teacher {k}", t) for k, t in enumerate(teachers))]:
-            if outputs.logits.shape != (len(batch.y), self.num_classes):
-                raise ValueError(
-                    f"expected {name}'s logits of shape {(len(batch.y), self.num_classes)} (batch, num_classes), found "
-                    f"{tuple(outputs.logits.shape)}: student, teacher and num_classes must agree on the classes"
-                )
-        low, high = int(batch.y.min()), int(batch.y.max())
-        if high >= self.num_classes or low < (UNLABELED if self.trainer.training else 0):
-            raise ValueError(
-                f"expected labels in [0, {self.num_classes}), found {low} to {high}: correct the labels or num_classes"
-            )
+        named = {"student": student} | {f"teacher {k}": teacher for k, teacher in enumerate(teachers)}
+        check_batch(batch, named, self.num_classes, UNLABELED if self.trainer.training else 0)
 
     # optimisation
 
@@ -244,7 +248,10 @@ class Distiller(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The student's optimizer, over what requires gradients, and its scheduler."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
+        optimizer = self.optimizer(trainable)
         if self.lr_scheduler is None:
             return optimizer
         if self.lr_scheduler == "cosine":
@@ -296,11 +303,3 @@ def _as_tuple(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
         return ()
     teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, (str, int, float, bool))

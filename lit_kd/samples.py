@@ -136,5 +136,5 @@ class SampleTable:
             raise ValueError(
                 f"the sample table belongs to another data set: expected {self.size} rows with fingerprint "
                 f"{self.fingerprint[:12]}, found {size} rows with fingerprint {fingerprint[:12]}. Use the data, split, "
-                "noise and seed that the checkpoint was trained with, or start without the checkpoint."
+                "noise and seed that the table was made with, or start without its checkpoint and with a new model."
             )

@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 def started(rule: Rule, rows: int, teachers: int, trusted: int = 0, epochs: int = 30) -> SampleTable:
     """A table whose last rows are trusted."""
     table = SampleTable(rows, "test")
-    rule.start(table, teachers, torch.arange(rows) >= rows - trusted, epochs)
+    rule.start(table, teachers, torch.arange(rows) >= rows - trusted, torch.ones(rows, dtype=torch.bool), epochs)
     return table
 
 
@@ -233,7 +233,7 @@ class TestPublished:
         rule = Paper()
         table = started(rule, 4, 1)
         table.write(torch.tensor([2]), weights=torch.tensor([[0.3, 0.7]]))
-        rule.start(table, 1, torch.zeros(4, dtype=torch.bool), epochs=30)
+        rule.start(table, 1, torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool), epochs=30)
         torch.testing.assert_close(table["weights"][2], torch.tensor([0.3, 0.7]))
 
 
@@ -635,7 +635,7 @@ class TestRobust:
         half.run(2)
         half.rule = Robust(warmup_epochs=1)
         half.table = SampleTable.from_state_dict(half.table.state_dict())
-        half.rule.start(half.table, teachers, torch.arange(ROWS) >= TRAIN, 30)
+        half.rule.start(half.table, teachers, torch.arange(ROWS) >= TRAIN, torch.ones(ROWS, dtype=torch.bool), 30)
         half.run(2)
         for name, column in whole.table.columns.items():
             torch.testing.assert_close(half.table[name], column, rtol=0, atol=0, equal_nan=True)

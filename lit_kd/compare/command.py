@@ -53,6 +53,9 @@ def main(args: Sequence[str]) -> None:
     from lit_kd.compare.training import finished
 
     found = [(job, finished(job)) for job in jobs]
+    renewed = {job.seed for job, result in found if job.method == TEACHER and result is None}
+    # students of a teacher that is no more are trained again
+    found = [(job, None if job.seed in renewed else result) for job, result in found]
     done = [(job, result) for job, result in found if result is not None]
     todo = [job for job, result in found if result is None]
     teachers = [job for job in todo if job.method == TEACHER]

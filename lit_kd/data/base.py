@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -36,6 +36,7 @@ class DataModule(LightningDataModule, ABC):
     Args:
         batch_size: Rows a batch, in each process.
         num_workers: Loader processes; 0 loads in the training process.
+        drop_last: Leave out the last training batch of an epoch if it is not full, as BatchNorm may need it.
         meta: Rows of the meta split, trusted and clean: a fraction (0.1) or a count (500).
         val: Rows of the validation split, likewise. A data set with validation rows of its own keeps those,
             and the meta split is cut from them.
@@ -72,6 +73,7 @@ class DataModule(LightningDataModule, ABC):
         transition: list[list[float]] | None = None,
         train_on_meta: bool | None = None,
         seed: int | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -90,6 +92,7 @@ class DataModule(LightningDataModule, ABC):
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.drop_last = drop_last
         self.meta = meta
         self.val = val
         self.noise = noise
@@ -195,6 +198,8 @@ class DataModule(LightningDataModule, ABC):
     def val_dataloader(self) -> Any:
         """Return the validation batches; no loader if the split is empty, which skips validation."""
         rows = self.parts.val
+        if not len(rows):
+            rank_zero_warn("there are no validation rows: no best epoch can be told. Give the data a val split.")
         return self._loader(rows) if len(rows) else []
 
     def test_dataloader(self) -> Any:
@@ -224,6 +229,7 @@ class DataModule(LightningDataModule, ABC):
             rows,
             batch_size=self.batch_size,
             sampler=sampler,
+            drop_last=self.drop_last and sampler is not None,
             num_workers=self.num_workers,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),

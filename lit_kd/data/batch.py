@@ -52,7 +52,9 @@ def as_batch(batch: Any) -> Batch:
         and isinstance(batch[0], (Tensor, Mapping))
         and all(isinstance(part, Tensor) for part in batch[1:])
     ):
-        return Batch(*batch)
+        x, y, *index = batch
+        # of any integer type: losses want int64
+        return Batch(x, y if y.is_floating_point() else y.long(), *index)
     found = type(batch).__name__
     if isinstance(batch, (tuple, list)):
         found += f" of {[type(part).__name__ for part in batch]}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
+from lit_kd.data.augmentation import is_random, with_transform_of
 from lit_kd.data.base import DataModule
 from lit_kd.data.batch import Batch
 from lit_kd.data.labels import read_labels
@@ -33,6 +35,9 @@ class DistillationDataModule(DataModule):
             remain for validation.
         batch_size: Default: that of its training loader.
         num_workers: Default: that of its training loader.
+        drop_last: Default: that of its training loader.
+        val_train: The validation data set with the training's augmentation, for methods that train on meta rows.
+            Default: the validation data set with the `transform` of the training data set, where both have one.
         **shared: Arguments of every data module, see `DataModule`; not `val`.
 
     Example:
@@ -54,6 +59,8 @@ class DistillationDataModule(DataModule):
         meta: int | float = 0.5,
         batch_size: int | None = None,
         num_workers: int | None = None,
+        drop_last: bool | None = None,
+        val_train: Any = None,
         **shared: Any,
     ) -> None:
         if isinstance(inner, DataModule):
@@ -61,10 +68,23 @@ class DistillationDataModule(DataModule):
                 f"expected a data module to wrap, found {type(inner).__name__}, which is one of lit_kd "
                 "already. Use it as it is."
             )
-        super().__init__(batch_size=batch_size or 1, num_workers=num_workers or 0, meta=meta, val=0, **shared)
+        super().__init__(
+            batch_size=batch_size or 1,
+            num_workers=num_workers or 0,
+            drop_last=bool(drop_last),
+            meta=meta,
+            val=0,
+            **shared,
+        )
         self.inner = inner
         self.prepare_data_per_node = inner.prepare_data_per_node
-        self._given = {"num_classes": num_classes, "batch_size": batch_size, "num_workers": num_workers}
+        self._given = {
+            "num_classes": num_classes,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "drop_last": drop_last,
+        }
+        self.val_train = val_train
         self._stages: set[str] = set()
         self._adopt_shapes()
         for hook in HOOKS:
@@ -102,7 +122,9 @@ class DistillationDataModule(DataModule):
         source = Source(rows, rows, labels, identity=type(train.dataset).__qualname__.encode())
         val = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
         if val not in (None, []):
-            source.val, source.val_labels = _rows(_only_loader(val, "val"), "val")
+            held = _only_loader(val, "val")
+            source.val, source.val_labels = _rows(held, "val")
+            self._augment_meta_rows(source, train, held)
         elif self.meta:
             raise ValueError(
                 "expected a val_dataloader of the wrapped data module, to cut the meta split from, found "
@@ -149,6 +171,34 @@ class DistillationDataModule(DataModule):
             self.batch_size = loader.batch_size
         if self._given["num_workers"] is None:
             self.num_workers = loader.num_workers
+        if self._given["drop_last"] is None:
+            self.drop_last = loader.drop_last
+        if not isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
+            warnings.warn(
+                f"the training loader's {type(loader.sampler).__name__} is not used: rows are drawn uniformly, each "
+                "once an epoch",
+                stacklevel=2,
+            )
+
+    def _augment_meta_rows(self, source: Source, train: DataLoader[Any], val: DataLoader[Any]) -> None:
+        """Meta rows that are trained on must look like training rows, or they cannot speak for them."""
+        if self.val_train is not None:
+            if len(self.val_train) != len(val.dataset):  # type: ignore[arg-type]
+                raise ValueError(
+                    f"expected val_train to hold the {len(val.dataset)} validation rows, "  # type: ignore[arg-type]
+                    f"found {len(self.val_train)} rows"
+                )
+            augmented = self.val_train
+        else:
+            augmented = with_transform_of(train.dataset, val.dataset)
+        if augmented is not None:
+            source.val_train = ItemRows(augmented, train.collate_fn)
+        elif is_random(train.dataset) and not is_random(val.dataset):
+            source.unlike = (
+                "expected meta rows with the training's augmentation, as they are trained on: found random training "
+                "items and fixed validation items. Pass val_train to DistillationDataModule, the validation data set "
+                "with the training's augmentation, or choose a rule that does not train on meta rows"
+            )
 
     def _call_hook(self, hook: str, batch: Any, *args: Any) -> Any:
         """Give the wrapped module the ``(x, y)`` that its hook expects, and put the index back."""

@@ -34,6 +34,7 @@ class Source:
         val: Validation rows, if the data set has its own; then the meta rows are cut from them.
         val_labels: Their labels.
         val_train: The validation rows augmented, for meta rows that are trained on. Default: `val`.
+        unlike: Why meta rows must not be trained on, if so: a message.
         identity: Some bytes that tell this data set from another; they go into the fingerprint.
     """
 
@@ -46,6 +47,7 @@ class Source:
     val: Rows | None = None
     val_labels: Labels | None = None
     val_train: Rows | None = None
+    unlike: str | None = None
     identity: bytes = b""
 
 
@@ -72,9 +74,16 @@ class Partition:
     val: Indexed
     test: Indexed
     fingerprint: str
+    unlike: str | None = None
 
     def train_rows(self, meta: bool) -> Indexed:
-        """Return the training rows, followed by the meta rows if `meta`."""
+        """Return the training rows, followed by the meta rows if `meta`.
+
+        Raises:
+            ValueError: If the meta rows must not be trained on.
+        """
+        if meta and self.unlike is not None:
+            raise ValueError(self.unlike)
         parts = ("train", "meta") if meta else ("train",)
         positions = np.concatenate([self.positions[part] for part in parts])
         return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
@@ -158,6 +167,7 @@ def partition(
         val=Indexed(plain, positions["val"], torch.from_numpy(clean[positions["val"]]), None),
         test=test,
         fingerprint=_fingerprint(source, positions, given, num_classes),
+        unlike=source.unlike,
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_kd.data import DataModule
-from lit_kd.data.batch import Batch, as_batch
+from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.losses import cross_entropy, kd_loss
@@ -64,7 +66,7 @@ class ALMKD(Distiller):
         if isinstance(rule, str) and rule not in RULES:
             raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.rules.Rule, found {rule!r}")
         self.automatic_optimization = False
-        self.rule: Rule = RULES[rule]() if isinstance(rule, str) else rule
+        self.rule: Rule = RULES[rule]() if isinstance(rule, str) else copy.deepcopy(rule)  # it holds a run's state
         self.temperature = temperature
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
@@ -102,7 +104,13 @@ class ALMKD(Distiller):
                 f"expected the rule that the checkpoint's sample table was made by, {self._table_rule}, found {name}: "
                 "pass the same rule, or start without the checkpoint"
             )
-        self.rule.start(self.table, len(self.teachers), data.trusted, self.planned_length()[0] or 1)
+        epochs = self.planned_length()[0]
+        self.rule.start(self.table, len(self.teachers), data.trusted, data.labels != UNLABELED, epochs)
+        if epochs is not None and not any(map(self.rule.active, range(epochs))):
+            rank_zero_warn(
+                f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
+                f"pass rule=lit_kd.rules.{name}(warmup_epochs=...)"
+            )
         self.table.apply(lambda column: column.to(self.device))
 
     def _batches_per_update(self) -> int:
@@ -131,6 +139,11 @@ class ALMKD(Distiller):
     def on_train_epoch_end(self) -> None:
         """What Lightning does by itself only in automatic optimisation."""
         super().on_train_epoch_end()
+        assert self.table is not None
+        weights = self.table["weights"][: _data(self).train_size].mean(0)
+        self.log_dict({"train/label_weight": weights[0], "train/teacher_weight": weights[1:].sum()})
+        if "noise_rate" in self.table.shared:
+            self.log("train/noise_rate", self.table.shared["noise_rate"])
         step_plateaus(self)
 
     def on_validation_model_zero_grad(self) -> None:
@@ -140,6 +153,11 @@ class ALMKD(Distiller):
         """The meta-step, then the student's step with the table's weights."""
         assert self.table is not None
         train, meta = as_batch(batch["train"]), as_batch(batch["meta"])
+        if train.index is None or meta.index is None:
+            raise ValueError(
+                "expected batches with sample indices, (x, y, index), found one without: a hook or callback that "
+                "changes batches must keep the index"
+            )
         student, teachers = self.outputs(train)
         self._check_head(student)
         if self.rule.active(self.current_epoch):

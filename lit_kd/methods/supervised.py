@@ -25,7 +25,7 @@ class Supervised(Distiller):
 
     def __init__(self, student: Network, **base: Any) -> None:
         super().__init__(student=student, teacher=None, **base)
-        self.save_hyperparameters(ignore="teacher")  # which is no argument here: a checkpoint could not pass it
+        self.hparams.pop("teacher", None)  # which is no argument here: a checkpoint could not pass it
 
     def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
         """One term, ``label``."""

@@ -8,6 +8,6 @@ imports neither torchvision nor timm: a name that starts with ``torchvision/`` o
 from __future__ import annotations
 
 from .build import build_model, last_linear, model_names
-from .checkpoint import Network, load_student, resolve_model
+from .checkpoint import Network, load_student, resolve_model, student_name
 
-__all__ = ["Network", "build_model", "last_linear", "load_student", "model_names", "resolve_model"]
+__all__ = ["Network", "build_model", "last_linear", "load_student", "model_names", "resolve_model", "student_name"]

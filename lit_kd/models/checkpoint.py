@@ -46,6 +46,12 @@ def load_student(path: str | Path) -> nn.Module:
     return _load(Path(path))[0]
 
 
+def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
+    """The name of a checkpoint's student and the input shape it was built for, as for `build_model`."""
+    hparams = _read(Path(path))["hyper_parameters"]
+    return hparams["student"], hparams.get("input_shape")
+
+
 def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
     """Turn what a user gave as a student or teacher into a network.
 

@@ -74,14 +74,15 @@ class Rule(ABC):
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
 
     @abstractmethod
-    def start(self, table: SampleTable, teachers: int, trusted: Tensor, epochs: int) -> None:
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labelled: Tensor, epochs: int | None) -> None:
         """Add the rule's columns.
 
         Args:
             table: The table; columns restored from a checkpoint keep their values.
             teachers: K.
             trusted: Which rows are trusted meta rows, bool ``(N,)``.
-            epochs: How many epochs the training has.
+            labelled: Which rows have a label, bool ``(N,)``.
+            epochs: How many epochs the training has; ``None``: nobody knows.
         """
 
     @abstractmethod

@@ -27,8 +27,9 @@ class Robust(Rule):
     is positive only as far as the teacher's smaller error on trusted rows is proven. Meta rows keep ``p = 1``. The
     teacher's weight carries a factor that makes its gradients as large as the label's.
 
-    Its limits: meta and training rows must be exchangeable but for the noise; evidence is read from the last layer; a
-    student that is still far from fitting the clean rows takes some hard ones for noise.
+    Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
+    from the last layer, against features of up to 512 meta rows of the latest steps; a student that is still far from
+    fitting the clean rows takes some hard ones for noise.
 
     Args:
         warmup_epochs: Epochs at the weights (0.9, 0.1) before the first fit; ``None``: a sixth of the training.
@@ -40,10 +41,19 @@ class Robust(Rule):
     def __init__(self, warmup_epochs: int | None = None) -> None:
         self.warmup_epochs = warmup_epochs
 
-    def start(self, table: SampleTable, teachers: int, trusted: Tensor, epochs: int) -> None:
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labelled: Tensor, epochs: int | None) -> None:
         """Add the weights, what one epoch shows, the running means of it, and beliefs shared by all rows."""
         self.trusted = trusted
-        self.warmup = max(1, round(epochs / 6)) if self.warmup_epochs is None else self.warmup_epochs
+        self.labelled = labelled
+        if self.warmup_epochs is not None:
+            self.warmup = self.warmup_epochs
+        elif epochs is not None:
+            self.warmup = max(1, round(epochs / 6))
+        else:
+            raise ValueError(
+                "expected to know how long the training is, to warm up for a sixth of it: set the trainer's max_epochs "
+                "or max_steps, or pass rule=lit_kd.rules.Robust(warmup_epochs=...)"
+            )
         zero, terms = torch.zeros(()), torch.zeros(teachers + 1)
         table.add("weights", torch.tensor([0.9] + [0.1 / teachers] * teachers))
         table.add("clean_probability", zero + 1)
@@ -80,8 +90,11 @@ class Robust(Rule):
         if not self.active(epoch):
             return
         seen = ~table["alignment"].isnan().any(1)
-        self._gather(table, seen)
-        known = table["epochs"] > 0
+        labelled = self.labelled.to(seen.device)
+        if not (seen & labelled).any():
+            return
+        self._gather(table, seen, labelled)
+        known = (table["epochs"] > 0) & labelled
         statistic = self._t_statistic(table)
         correction = 1 - DECAY ** table["epochs"].clamp(min=1)
         features = torch.stack([statistic[:, 0], table["log_probability_mean"] / correction], dim=1)
@@ -91,23 +104,28 @@ class Robust(Rule):
         clean = torch.full_like(table["log_probability"], 1 - fit.noise_rate)
         clean[known] = torch.from_numpy(fit.clean).to(clean)
         clean[trusted] = 1
+        clean[~labelled] = 0
         table["clean_probability"] = clean
         table.shared["noise_rate"] = torch.tensor(fit.noise_rate)
 
         share = self._teacher_share(table, trusted & known)
         label = (1 - share.max()) * clean
+        # several teachers divide the share of the best of them, each in proportion to its own
         teachers = share * share / share.sum().clamp(min=1e-6) * self._teacher_helps(table, statistic[:, 1:])
         total = (label + teachers.sum(1)).mean()
         norms = table["gradient_norm"][seen].mean(0)
+        norms[0] = table["gradient_norm"][seen & labelled, 0].mean()
         equal_size = (norms[:1] / norms[1:].clamp(min=1e-12)).clamp(0.05, 20)
         table["weights"] = torch.cat([label.unsqueeze(1), equal_size * teachers], dim=1) / total
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
 
     @staticmethod
-    def _gather(table: SampleTable, seen: Tensor) -> None:
+    def _gather(table: SampleTable, seen: Tensor, labelled: Tensor) -> None:
         """Let the epoch's readings enter the running means of the rows that were seen."""
         alignment = table["alignment"]
-        rms = alignment[seen].square().mean(0).sqrt().clamp(min=torch.finfo(alignment.dtype).tiny)
+        square = alignment[seen].square().mean(0)
+        square[0] = alignment[seen & labelled, 0].square().mean()
+        rms = square.sqrt().clamp(min=torch.finfo(alignment.dtype).tiny)
         evidence = (alignment / rms).clamp(-3, 3)
         table["epochs"] = table["epochs"] + seen
         for name, value in [

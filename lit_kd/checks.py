@@ -1,0 +1,55 @@
+"""What is refused before it does damage, and what a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lit_kd.data.batch import Batch
+from lit_kd.features import Outputs
+
+
+def check_batch(batch: Batch, outputs: Mapping[str, Outputs], num_classes: int, lowest: int) -> None:
+    """Refuse labels and class counts that do not fit; reads values, which stalls an accelerator.
+
+    Args:
+        batch: A batch of B samples.
+        outputs: What each model gives for it, by the model's name.
+        num_classes: C.
+        lowest: The lowest label that is allowed.
+
+    Raises:
+        ValueError: If labels are not integers ``(B,)`` in ``[lowest, C)``, or logits not ``(B, C)``.
+    """
+    if batch.y.dim() != 1 or batch.y.dtype != torch.int64:
+        raise ValueError(
+            f"expected labels of shape (batch,) and an integer type, found {tuple(batch.y.shape)} and {batch.y.dtype}: "
+            "give class numbers"
+        )
+    for name, given in outputs.items():
+        if given.logits.shape != (len(batch.y), num_classes):
+            raise ValueError(
+                f"expected {name}'s logits of shape {(len(batch.y), num_classes)} (batch, num_classes), found "
+                f"{tuple(given.logits.shape)}: student, teacher and num_classes must agree on the classes"
+            )
+    low, high = int(batch.y.min()), int(batch.y.max())
+    if high >= num_classes or low < lowest:
+        raise ValueError(
+            f"expected labels in [0, {num_classes}), found {low} to {high}: correct the labels or num_classes"
+        )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a checkpoint that is loaded with ``weights_only`` can hold a value: no module, no function.
+
+    Example:
+        >>> is_plain({"lr": 0.1, "widths": [1, 2]}), is_plain(print)
+        (True, False)
+    """
+    if isinstance(value, Mapping):
+        return all(is_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(v) for v in value)
+    return value is None or isinstance(value, (str, int, float, bool))
