@@ -263,7 +263,7 @@ class TestLabels:
         assert read_labels(nested, "train").tolist() == [14 % 3, 10 % 3, 17 % 3, 1, 0, 1, 2, 0]
 
     @pytest.mark.parametrize(
-        "targets", [[0] * 12, list("abc") * 4, [[0], [1, 2]] * 6, [0, 1, 2], torch.rand(12)], ids=str
+        "targets", [[0] * 12, list("abc") * 4, [[0], [1, 2]] * 6, [0, 1, 2], torch.linspace(0, 1, 12)]
     )
     def test_attributes_that_lie(self, targets: Any) -> None:
         # E.g. a target_transform: what the items say counts.

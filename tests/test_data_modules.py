@@ -485,6 +485,7 @@ def test_cli_takes_the_shared_arguments() -> None:
         "pairs": {1: 2},
         "transition": None,
         "train_on_meta": True,
+        "drop_last": True,
         "seed": 4,
     }
     arguments = [

@@ -114,7 +114,9 @@ class TestFit:
         logged = {name: value.item() for name, value in fitted.callback_metrics.items()}
         terms = {name for name in logged if name.startswith("train/")} - {"train/loss"}
         assert terms
-        assert set(logged) == terms | {"train/loss"} | {f"val/{name}" for name in measured}
+        learned = {name for name in logged if name.startswith("samples/")}
+        assert bool(learned) == method.startswith("almkd")
+        assert set(logged) - learned == terms | {"train/loss"} | {f"val/{name}" for name in measured}
         assert logged["train/loss"] == pytest.approx(sum(logged[term] for term in terms), rel=1e-5)
 
         [validated] = fitted.validate(model, data, verbose=False)
@@ -435,7 +437,7 @@ class Frozen(Rule):
         self.taken = taken
         self.seen: list[Tensor] = []
 
-    def start(self, table: SampleTable, teachers: int, trusted: Tensor, epochs: int) -> None:
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labelled: Tensor, epochs: int | None) -> None:
         table.add("weights", torch.tensor([0.3, 0.7]))
 
     def active(self, epoch: int) -> bool:
@@ -456,15 +458,15 @@ class TestManualOptimisation:
     @pytest.mark.parametrize("student", ["cnn-2", "dropout"])
     @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
     def test_meta_step_leaves_no_trace(self, student: str, precision: Any, tmp_path: Path) -> None:
-        def run(taken: bool) -> tuple[Frozen, list[Any]]:
-            rule, trace = Frozen(taken), []
+        def run(taken: bool) -> tuple[Rule, list[Any]]:
+            trace: list[Any] = []
 
             def note(_: str, t: Trainer, module: Distiller, *__: Any) -> None:
                 trace.append(copy.deepcopy((module.student.state_dict(), t.optimizers[0].state_dict())))
 
-            model = almkd(module(student), rule)
+            model = almkd(module(student), Frozen(taken))
             trainer(precision=precision, callbacks=Each(note, "on_train_batch_end")).fit(model, noisy())
-            return rule, trace
+            return model.rule, trace
 
         (without, expected), (with_it, found) = run(False), run(True)
         assert len(without.seen) == 0

@@ -134,9 +134,7 @@ class TestStateDict:
             table().check(size, fingerprint)
 
     def test_check_says_what_to_do(self) -> None:
-        with pytest.raises(
-            ValueError, match="Use the data, split, noise and seed that the checkpoint was trained with"
-        ):
+        with pytest.raises(ValueError, match="Use the data, split, noise and seed that the table was made with"):
             table().check(1, "digits")
 
 

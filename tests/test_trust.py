@@ -151,7 +151,7 @@ def test_unknown_length_needs_a_warm_up() -> None:
 def test_learned_weights_are_logged() -> None:
     fitted = trainer(max_epochs=4)
     fitted.fit(build("almkd-robust"), Blobs())
-    assert {"train/label_weight", "train/teacher_weight", "train/noise_rate"} <= set(fitted.callback_metrics)
+    assert {"samples/label_weight", "samples/teacher_weight", "samples/noise_rate"} <= set(fitted.callback_metrics)
 
 
 def test_teacher_that_shares_layers_with_the_student() -> None:

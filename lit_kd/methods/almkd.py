@@ -141,9 +141,9 @@ class ALMKD(Distiller):
         super().on_train_epoch_end()
         assert self.table is not None
         weights = self.table["weights"][: _data(self).train_size].mean(0)
-        self.log_dict({"train/label_weight": weights[0], "train/teacher_weight": weights[1:].sum()})
+        self.log_dict({"samples/label_weight": weights[0], "samples/teacher_weight": weights[1:].sum()})
         if "noise_rate" in self.table.shared:
-            self.log("train/noise_rate", self.table.shared["noise_rate"])
+            self.log("samples/noise_rate", self.table.shared["noise_rate"])
         step_plateaus(self)
 
     def on_validation_model_zero_grad(self) -> None:
