@@ -38,6 +38,7 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
             axes.errorbar(means[row], row, xerr=errors[row], fmt="o", color=color, ms=7, capsize=3, lw=1.4)
             axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
         points = [a for values in students.values() for a in values]
+        points += [value + sign * error for value, error in zip(means, errors, strict=True) for sign in (-1, 1)]
         if TEACHER in accuracies:
             teacher = 100 * mean(accuracies[TEACHER])
             points.append(teacher)
@@ -83,7 +84,7 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
         axes.set_title(f"{method}{found}", fontsize=10)
         axes.set_xlabel("learned weight of the label")
         axes.set_ylabel("samples of the kind, %")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper center")
         _save(figure, path)
 
 
