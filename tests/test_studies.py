@@ -50,4 +50,6 @@ def test_robust_rule_hardly_depends_on_batch_size_and_learning_rate(seed: int) -
     print(areas, rates)
     assert min(areas.values()) > 0.9
     assert max(areas.values()) - min(areas.values()) < 0.06
-    assert max(abs(rate) for (_, lr), rate in rates.items() if lr > 0.02) < 0.05
+    learned = [error for (_, lr), error in rates.items() if lr > 0.02]
+    assert max(learned) - min(learned) < 0.05
+    assert max(map(abs, learned)) < 0.08
