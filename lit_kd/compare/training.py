@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from lightning.pytorch import Trainer
 from sklearn.metrics import roc_auc_score
@@ -126,8 +125,6 @@ def _be_quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    torch.set_float32_matmul_precision("high") if torch.cuda.is_available() else None
 
 
 def _end(teacher: Any) -> Any:
