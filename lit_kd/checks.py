@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_kd.data.batch import Batch
 from lit_kd.features import Outputs
@@ -39,6 +41,26 @@ def check_batch(batch: Batch, outputs: Mapping[str, Outputs], num_classes: int, 
         raise ValueError(
             f"expected labels in [0, {num_classes}), found {low} to {high}: correct the labels or num_classes"
         )
+
+
+def check_finite(totals: Mapping[str, Tensor]) -> None:
+    """Refuse what is not finite; reads values, which stalls an accelerator.
+
+    Args:
+        totals: By name, the sum of some values: one value that is not finite makes it so.
+
+    Raises:
+        ValueError: If a sum is not finite.
+
+    Example:
+        >>> check_finite({"train/loss": torch.tensor(0.7)})
+    """
+    for name, total in totals.items():
+        if not math.isfinite(total):
+            cure = "check its weights" if name.startswith("teacher") else "lower the learning rate"
+            raise ValueError(
+                f"expected finite numbers in {name}, found nan or infinity: check that the inputs are finite, or {cure}"
+            )
 
 
 def is_plain(value: Any) -> bool:

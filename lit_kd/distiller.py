@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_kd.checks import check_batch, is_plain
+from lit_kd.checks import check_batch, check_finite, is_plain
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.features import Outputs, Tapped
 from lit_kd.metrics import EvaluationMetrics
@@ -89,6 +89,8 @@ class Distiller(LightningModule):
         self.teachers = Teachers()
         self._checked: set[str] = set()
         self._sums: dict[str, Tensor] = {}  # of loss terms over the epoch's rows
+        self._watched: dict[str, Tensor] = {}  # sums that tell whether all values were finite
+        self._reading = False  # whether the values of this batch are read
         self._rows = 0
 
     def _set_hparams(self, hp: Any) -> None:
@@ -130,6 +132,7 @@ class Distiller(LightningModule):
     def setup(self, stage: str) -> None:
         """Load the teachers: required for training, used for evaluation where they are at hand."""
         self.tapped_student = Tapped(self.student, self.student_taps)
+        self._checked, self._watched, self._sums = set(), {}, {}
         training = stage == "fit"
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
@@ -174,7 +177,8 @@ class Distiller(LightningModule):
         """The student's and the teachers' outputs for a batch."""
         teachers = self.teachers(batch.x)  # first, while no activations of the student take memory
         student = self.tapped_student(batch.x)
-        self._check(batch, student, teachers)
+        # teachers first: where one gives no numbers, the student soon gives none either
+        self._check(batch, {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student})
         return student, teachers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -191,10 +195,13 @@ class Distiller(LightningModule):
         for name, mean in {**means, "train/loss": loss}.items():
             self._sums[name] = self._sums.get(name, 0) + len(batch.y) * mean.detach()
         self._rows += len(batch.y)
+        if self._reading:
+            check_finite(self._sums)
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss terms."""
+        self.check_finite()
         for name, total in self._sums.items():
             self.log(name, total / self._rows, sync_dist=True, prog_bar=name == "train/loss")
 
@@ -221,17 +228,29 @@ class Distiller(LightningModule):
         probability, index = self(x).float().softmax(-1).max(-1)
         return {"class": index, "probability": probability}
 
-    def _check(self, batch: Batch, student: Outputs, teachers: list[Outputs]) -> None:
-        """Refuse class counts and labels that do not fit, before they do damage.
+    def _check(self, batch: Batch, outputs: dict[str, Outputs]) -> None:
+        """Refuse class counts, labels and logits that are wrong, before they do damage.
 
-        On an accelerator only the first batch of a stage is read: reading more would stall every step.
+        On an accelerator only the first batch of a stage is read, reading more would stall every step; that all was
+        finite is read at the end of a training epoch.
         """
         stage = str(self.trainer.state.stage)
-        if batch.y.device.type != "cpu" and stage in self._checked:
-            return
-        self._checked.add(stage)
-        named = {"student": student} | {f"teacher {k}": teacher for k, teacher in enumerate(teachers)}
-        check_batch(batch, named, self.num_classes, UNLABELED if self.trainer.training else 0)
+        self._reading = stage not in self._checked or not _stalls(batch.y.device)
+        if self._reading:
+            self._checked.add(stage)
+            check_batch(batch, outputs, self.num_classes, UNLABELED if self.trainer.training else 0)
+        for name, given in outputs.items():
+            self.watch_finite(f"{name}'s logits", given.logits)
+
+    def watch_finite(self, name: str, values: Tensor) -> None:
+        """Refuse values that are not finite, at the latest when `check_finite` is called."""
+        self._watched[name] = self._watched.get(name, 0) + values.detach().sum(dtype=torch.float32)
+        if self._reading:
+            check_finite({name: self._watched[name]})
+
+    def check_finite(self) -> None:
+        """Refuse what was not finite in this epoch: logits, loss terms, watched values. Stalls an accelerator."""
+        check_finite(self._watched | self._sums)
 
     # optimisation
 
@@ -240,7 +259,7 @@ class Distiller(LightningModule):
 
         So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
         """
-        self._sums, self._rows = {}, 0
+        self._sums, self._rows, self._watched = {}, 0, {}
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             drawn = np.random.SeedSequence([int(seed), self.current_epoch, self.global_rank])
@@ -292,6 +311,11 @@ class Distiller(LightningModule):
 
     def _batches_per_update(self) -> int:
         return self.trainer.accumulate_grad_batches
+
+
+def _stalls(device: torch.device) -> bool:
+    """Whether to read a value is to wait for all work that the device was given."""
+    return device.type != "cpu"
 
 
 def _is_path(spec: str) -> bool:

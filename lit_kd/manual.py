@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
@@ -16,17 +16,35 @@ def check_manual(module: LightningModule) -> None:
     """Refuse what manual optimisation with a look-ahead cannot do right.
 
     Raises:
-        ValueError: For fp16 with loss scaling, and for strategies that shard the student.
+        ValueError: For fp16, and for strategies that shard the student.
     """
     name = type(module).__name__
-    plugin = module.trainer.precision_plugin
-    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-        raise ValueError(f"{name} does not support precision 16-mixed: use bf16-mixed or 32-true")
+    precision = module.trainer.precision
+    if precision in ("16-mixed", "16-true"):
+        raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
     strategy = module.trainer.strategy
     if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
         raise ValueError(
             f"{name} reads the student's last layer, which {type(strategy).__name__} shards: use the strategy ddp"
         )
+
+
+def check_trainer_options(module: LightningModule) -> None:
+    """Refuse the trainer's options that have no effect in manual optimisation.
+
+    Raises:
+        ValueError: If a training has one.
+    """
+    if module.trainer.state.fn != TrainerFn.FITTING:
+        return
+    name = type(module).__name__
+    for option, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+        value = getattr(module.trainer, option)
+        if value not in unset:
+            raise ValueError(
+                f"expected no {option} of the trainer, which does not reach {name}, found {value}: take {name}'s own "
+                f"in its place, {name}({option}={value}) or --model.{option}={value}"
+            )
 
 
 def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: float | None, accumulate: int) -> None:

@@ -99,7 +99,7 @@ def last_layer_alignment(
         all_sum: Sums a tensor over processes that share the batch and the meta rows.
 
     Returns:
-        ``(B, K + 1)``.
+        ``(B, K + 1)``; 0 where no meta row is kept.
     """
     bias = head.bias is not None
     if lr:

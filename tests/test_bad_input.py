@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lit_kd.distiller
 from lit_kd import ALMKD, KD, Distiller, Supervised
-from lit_kd.data import DigitsDataModule, transition_matrix
+from lit_kd.data import DigitsDataModule, DistillationDataModule, TensorRows, transition_matrix
 from lit_kd.models import build_model
 
 DISTILLED = [method for method in METHODS if method != "supervised"]
@@ -99,6 +101,28 @@ class TestData:
         match = r"expected labels in \[0, 3\), found -1 to 2"
         refused(build("kd"), match, train_dataloaders=loader(), val_dataloaders=loader(y))
 
+    @pytest.mark.parametrize("method", NEED_META)
+    def test_fewer_meta_rows_than_classes(self, method: str) -> None:
+        match = r"expected in meta at least one row a class \(3\), found 2.*Give a larger size"
+        refused(build(method), match, Blobs(meta=2))
+        rows = TensorDataset(*blobs())
+        inner = LightningDataModule.from_datasets(rows, val_dataset=rows, batch_size=8)
+        refused(build(method), match, DistillationDataModule(inner, meta=2))
+
+    def test_no_meta_row_outside_of_the_batch(self) -> None:
+        match = r"expected batches smaller than the 72 rows that are trained on, found 72 rows: a meta row speaks"
+        refused(build("almkd-robust"), match, Blobs(batch_size=72))
+        trainer(max_epochs=1).fit(build("almkd-paper"), Blobs(batch_size=72))  # does not train on meta rows
+
+    def test_batches_that_hold_all_meta_rows_at_times(self) -> None:
+        model, data = build("almkd-robust"), Blobs(batch_size=70, meta=3, noise="symmetric", noise_rate=0.4)
+        fitted = trainer(max_epochs=6)
+        fitted.fit(model, data)
+        assert isinstance(model, ALMKD)
+        assert model.table is not None
+        assert model.table["weights"].isfinite().all()
+        assert (model.table["epochs"][-3:] < 6).any()  # not counted where nobody vouched
+
     def test_batches_that_are_no_pairs(self) -> None:
         match = r"expected a batch \(x, y\).*found list of \['Tensor'\].*collate_fn"
         alone = DataLoader(TensorDataset(blobs()[0]), batch_size=8)
@@ -181,6 +205,141 @@ class TestTeacher:
     def test_name_of_an_untrained_network(self) -> None:
         with pytest.warns(UserWarning, match=r"'mlp-8' is a model name: its weights are random. Give a checkpoint"):
             trainer(max_steps=1).fit(build("kd", teachers=["mlp-8"]), Blobs())
+
+
+class Sick(nn.Module):
+    """A network that from some batch on gives a value that is no number for its first row."""
+
+    def __init__(self, value: float, batches: int = 0) -> None:
+        super().__init__()
+        self.net = trained_teachers()[1]
+        self.value, self.batches = value, batches
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.net(x).clone()
+        self.batches -= 1
+        if self.batches < 0:
+            logits[0, 1] = self.value
+        return logits
+
+
+class Rotten(Blobs):
+    """Some inputs are no numbers: those of training rows, or of meta and validation rows."""
+
+    def __init__(self, part: str, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.part = part
+
+    def load(self) -> Any:
+        source = super().load()
+        x = blobs()[0]
+        x[:, 0, 0, 0] = torch.nan
+        setattr(source, self.part, TensorRows(x))
+        return source
+
+
+class Infinite(KD):
+    """A method with a loss that is no number."""
+
+    def distill(self, *args: Any) -> dict[str, torch.Tensor]:
+        return super().distill(*args) | {"extra": torch.tensor(torch.inf)}
+
+
+VALUES = pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("method", DISTILLED)
+    @VALUES
+    def test_a_teacher(self, method: str, value: float) -> None:
+        k = 1 if method in ("kd-two-teachers", "almkd-amal") else 0
+        teachers = [*trained_teachers()[:k], Sick(value), *trained_teachers()[k + 1 :]]
+        match = rf"expected finite numbers in teacher {k}'s logits, found nan or infinity: .*or check its weights"
+        refused(build(method, teachers=teachers), match, Blobs())
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_student(self, method: str) -> None:
+        match = "expected finite numbers in student's logits, .* lower the learning rate"
+        refused(build(method, Tailed(), trained_teachers()), match, Blobs())
+
+    @pytest.mark.parametrize("method", NEED_META)
+    def test_a_teacher_in_a_later_batch(self, method: str) -> None:
+        """The table is as finite as before."""
+        teachers = [trained_teachers()[0], Sick(torch.nan, 8)]
+        model = build(method, teachers=teachers if method == "almkd-amal" else teachers[::-1])
+        assert isinstance(model, ALMKD)
+        if method == "almkd-robust":
+            model.rule.warmup_epochs = 1  # type: ignore[attr-defined]
+        fitted = trainer(max_epochs=3, limit_val_batches=0)
+        with pytest.raises(ValueError, match=r"teacher \d's logits"):
+            fitted.fit(model, Blobs())
+        assert fitted.global_step == 8
+        assert model.table is not None
+        assert model.table["weights"].isfinite().all()
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_inputs(self, method: str) -> None:
+        model = build(method)
+        who = "teacher 0" if model.needs_teacher else "student"
+        with pytest.raises(ValueError, match=f"expected finite numbers in {who}'s logits.*check that the inputs"):
+            trainer().fit(model, Rotten("train"))
+        assert all(p.isfinite().all() for p in model.parameters())
+
+    @pytest.mark.parametrize("method", ["almkd-paper", "almkd-amal", "almkd-robust"])
+    def test_inputs_of_meta_rows(self, method: str) -> None:
+        model = build(method)
+        with pytest.raises(ValueError, match="expected finite numbers in the student's features of meta rows"):
+            trainer(limit_val_batches=0, max_epochs=6).fit(model, Rotten("plain"))
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert isinstance(model, ALMKD)
+        assert model.table is not None
+        assert model.table["weights"].isfinite().all()
+
+    def test_a_loss(self) -> None:
+        model = Infinite("mlp-8", trained_teachers()[0], **shaped())
+        refused(model, "expected finite numbers in train/extra, found nan or infinity", Blobs())
+
+    @pytest.mark.parametrize("method", ["kd", *NEED_META])
+    def test_on_an_accelerator_at_the_end_of_the_epoch(
+        self, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """To read each batch would stall it; no weights are renewed with what it said, and no checkpoint is written."""
+        monkeypatch.setattr(lit_kd.distiller, "_stalls", lambda device: True)
+        teachers = [Sick(torch.nan, 4), trained_teachers()[0]]
+        model = build(method, teachers=teachers)
+        if isinstance(model, ALMKD):
+            model.rule.warmup_epochs = 1 if method == "almkd-robust" else 0  # type: ignore[attr-defined]
+        keep = ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)
+        fitted = trainer(enable_checkpointing=True, callbacks=keep)
+        with pytest.raises(ValueError, match=r"expected finite numbers in teacher 0's logits"):
+            fitted.fit(model, Blobs())
+        assert fitted.current_epoch == 0
+        assert fitted.global_step == fitted.num_training_batches
+        assert not list(tmp_path.iterdir())
+
+    def test_on_an_accelerator_at_the_first_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lit_kd.distiller, "_stalls", lambda device: True)
+        refused(build("kd", teachers=[Sick(torch.nan)]), "expected finite numbers in teacher 0's logits", Blobs())
+
+    def test_what_was_wrong_is_forgotten(self) -> None:
+        model, fitted = build("kd", teachers=[Sick(torch.nan)]), trainer()
+        with pytest.raises(ValueError, match="teacher 0's logits"):
+            fitted.fit(model, Blobs())
+        model.teachers.models[0].batches = 1000  # type: ignore[assignment]
+        fitted.fit(model, Blobs())
+
+
+class Tailed(nn.Module):
+    """A student with a weight that is no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build_model("mlp-8", CLASSES, SHAPE)
+        with torch.no_grad():
+            self.net[-1].bias[2] = -torch.inf  # type: ignore[index]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x)
 
 
 class TestArguments:

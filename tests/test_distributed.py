@@ -1,11 +1,12 @@
-"""Two processes learn what one process learns with the same global batch.
+"""Two and three processes learn what one process learns with the same global batch.
 
-Run as a script, this file starts the two: ``python test_distributed.py DIRECTORY``.
+Run as a script, this file starts them: ``python test_distributed.py DIRECTORY PORT PORT``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -19,21 +20,49 @@ import torch
 from lightning import seed_everything
 from methods import Blobs, build, trainer
 
-METHODS = ["kd", "almkd-robust", "almkd-paper"]
-ROWS = 8
-"""The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it."""
-TIMEOUT = 90.0
+ROWS = 12
+"""The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""
+CASES: dict[str, dict[str, Any]] = {
+    "kd": {},
+    "almkd-robust": {},
+    "almkd-paper": {},
+    "kd, uneven": {"val": 22},  # the processes repeat rows, to have equally many
+    # of a row that two processes have, the table holds the mean: with one process there is no such row
+    "almkd-robust, uneven": {"val": 22, "drop_last": True},
+    "almkd-paper, uneven": {"val": 22, "drop_last": True},
+}
+SIZES = {2: ["kd", "almkd-robust", "almkd-paper"], 3: ["almkd-robust", *list(CASES)[3:]]}
+TIMEOUT = 300.0
 
 
-def learn(method: str, devices: int) -> dict[str, Any] | None:
+class Padded(Blobs):
+    """One process that repeats the rows which so many processes repeat."""
+
+    def __init__(self, processes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.processes = processes
+
+    def _shuffled(self, *args: Any) -> Any:
+        loader = super()._shuffled(*args)
+        sampler: Any = loader.sampler
+        sampler.total_size += -sampler.total_size % self.processes
+        sampler.num_samples = sampler.total_size // sampler.num_replicas
+        return loader
+
+
+@functools.cache
+def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     """What the training leaves, on the first process."""
     seed_everything(0, verbose=False)
-    model = build(method)
-    data = Blobs(noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices)
+    options = CASES[case]
+    model = build(case.removesuffix(", uneven"))
+    data = Padded(padding, noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices, **options)
     fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=4)
     fitted.fit(model, data)
     table = getattr(model, "table", None)
     measured = {name: value.cpu() for name, value in fitted.callback_metrics.items()}
+    if options:  # validation rows are padded too
+        measured = {name: value for name, value in measured.items() if not name.startswith("val/")}
     if not fitted.is_global_zero:
         return None
     kept = {} if table is None else table.state_dict()
@@ -41,29 +70,34 @@ def learn(method: str, devices: int) -> dict[str, Any] | None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By method, what two processes learn."""
-    directory = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command, log = [sys.executable, __file__, str(directory)], directory / "log"
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], dict[str, Any]]:
+    """By number of processes and case, what they learn."""
+    directory = tmp_path_factory.mktemp("several")
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in SIZES]
+        for free in sockets:
+            free.bind(("localhost", 0))
+        ports = [str(free.getsockname()[1]) for free in sockets]
+    address = {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1"}
+    command, log = [sys.executable, __file__, str(directory), *ports], directory / "log"
     with log.open("w") as out:
         group = subprocess.Popen(command, env=os.environ | address, stdout=out, stderr=out, start_new_session=True)
     try:
         assert group.wait(TIMEOUT) == 0, log.read_text()[-3000:]
-    finally:  # the two, should they be stuck
+    finally:  # all of them, should they be stuck
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group.pid, signal.SIGKILL)
-    return {method: torch.load(directory / f"{method}.pt", weights_only=True) for method in METHODS}
+    return {(n, case): torch.load(directory / f"{n} {case}.pt", weights_only=True) for n, case in RUNS}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_equal_one(method: str, two: dict[str, dict[str, Any]]) -> None:
-    one = learn(method, devices=1)
+RUNS = [(processes, case) for processes, cases in SIZES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("processes", "case"), RUNS)
+def test_several_processes_equal_one(processes: int, case: str, several: dict[tuple[int, str], dict[str, Any]]) -> None:
+    one = learn(case, 1, processes if case == "kd, uneven" else 1)
     assert one is not None
-    found = two[method]
+    found = several[processes, case]
     assert found["steps"] == one["steps"]
     assert found["table"].keys() == one["table"].keys()
     assert found["table"].get("fingerprint") == one["table"].get("fingerprint")
@@ -72,20 +106,24 @@ def test_two_processes_equal_one(method: str, two: dict[str, dict[str, Any]]) ->
     for name in ("columns", "shared"):
         expected = one["table"].get(name, {})
         torch.testing.assert_close(found["table"].get(name, {}), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
-    if method != "kd":
+    if not case.startswith("kd"):
         weights = one["table"]["columns"]["weights"]
         assert len(weights.unique(dim=0)) > 10  # they were learned
 
 
-def one_of_two(rank: int, directory: str) -> None:
+def one_of_several(rank: int, processes: int, directory: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
-    for method in METHODS:
-        learned = learn(method, devices=2)
+    for case in SIZES[processes]:
+        learned = learn(case, processes)
         if learned is not None:
-            torch.save(learned, Path(directory) / f"{method}.pt")
+            torch.save(learned, Path(directory) / f"{processes} {case}.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # forked, so that Lightning is imported once; if one process fails, the other is stopped
-    torch.multiprocessing.start_processes(one_of_two, args=(sys.argv[1],), nprocs=2, start_method="fork")
+    for processes, port in zip(SIZES, sys.argv[2:], strict=True):
+        os.environ["MASTER_PORT"] = port
+        # forked, so that Lightning is imported once; if one process fails, the others are stopped
+        torch.multiprocessing.start_processes(
+            one_of_several, args=(processes, sys.argv[1]), nprocs=processes, start_method="fork"
+        )

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from torch import Tensor, nn
@@ -339,27 +340,42 @@ class TestCheckpoint:
         """To know the schedule's length, the loader must be made before Lightning has restored the epoch."""
         self.check_resume(method, tmp_path, "epoch", workers=1, lr_scheduler="cosine", lr_interval="step")
 
+    @pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("almkd")])
+    def test_resume_with_accumulation(self, method: str, tmp_path: Path) -> None:
+        """The last update of an epoch is of fewer batches: no gradient is carried over its boundary."""
+        own: dict[str, Any] = {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5}
+        self.check_resume(method, tmp_path, "epoch", lr_interval="step", **own)
+
     @staticmethod
     def check_resume(method: str, tmp_path: Path, after: str, workers: int = 0, **base: Any) -> None:
         """With dropout in the student, and augmentation of the data."""
 
         def run(directory: Path, **options: Any) -> dict[str, Any]:
+            order: list[list[int]] = []
+
+            def note(_: str, t: Trainer, __: LightningModule, batch: Any, *___: Any) -> None:
+                if t.current_epoch == 2:
+                    parts = batch.values() if isinstance(batch, dict) else [batch]
+                    order.extend(part.index.tolist() for part in parts)
+
             keep = ModelCheckpoint(directory, "{epoch}", save_top_k=-1, save_on_train_epoch_end=after == "epoch")
             model = build(
                 method,
                 module("dropout"),
                 **({"lr_scheduler": lambda optimizer: ExponentialLR(optimizer, 0.8)} | base),
             )
-            resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=keep)
+            watch = Each(note, "on_train_batch_start")
+            resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[keep, watch])
             resumed.fit(model, Augmented(**NOISE, num_workers=workers), **options)
-            return saved(resumed, directory / "last.ckpt")
+            return saved(resumed, directory / "last.ckpt") | {"order": order}
 
         whole = run(tmp_path / "whole")
         torch.rand(7)
         again = run(tmp_path / "again", ckpt_path=tmp_path / "whole" / "epoch=1.ckpt", weights_only=True)
         assert not (tmp_path / "again" / "epoch=0.ckpt").exists()
         assert set(again) == set(whole)
-        kept = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "sample_table")
+        assert len(whole["order"]) >= 6
+        kept = ("order", "epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "sample_table")
         for name in [name for name in kept if name in whole]:
             assert_same(again[name], whole[name])
         assert ("sample_table" in whole) == method.startswith("almkd")
@@ -462,10 +478,14 @@ class TestManualOptimisation:
             trace: list[Any] = []
 
             def note(_: str, t: Trainer, module: Distiller, *__: Any) -> None:
-                trace.append(copy.deepcopy((module.student.state_dict(), t.optimizers[0].state_dict())))
+                gradients = [p.grad for p in module.student.parameters() if p.grad is not None]
+                state = (module.student.state_dict(), t.optimizers[0].state_dict(), gradients, torch.get_rng_state())
+                trace.append(copy.deepcopy(state))
+                assert all(part.training for part in module.student.modules())
 
-            model = almkd(module(student), Frozen(taken))
+            model = almkd(module(student), Frozen(taken), accumulate_grad_batches=2)  # gradients stay between batches
             trainer(precision=precision, callbacks=Each(note, "on_train_batch_end")).fit(model, noisy())
+            assert sum(bool(gradients) for _, _, gradients, _ in trace) == 6
             return model.rule, trace
 
         (without, expected), (with_it, found) = run(False), run(True)
@@ -474,8 +494,10 @@ class TestManualOptimisation:
         assert all(gradient.any() for gradient in with_it.seen)
         assert_same(found, expected)
 
-    @pytest.mark.parametrize(("clip", "accumulate"), [(None, 1), (0.05, 1), (None, 2), (0.05, 4)])
-    def test_equals_a_loop_by_hand(self, clip: float | None, accumulate: int) -> None:
+    @pytest.mark.parametrize(
+        ("clip", "accumulate", "steps"), [(None, 1, -1), (0.05, 1, -1), (None, 2, -1), (0.05, 4, -1), (0.05, 4, 3)]
+    )
+    def test_equals_a_loop_by_hand(self, clip: float | None, accumulate: int, steps: int) -> None:
         student = module("mlp-8")
         by_hand = copy.deepcopy(student)
         model = almkd(
@@ -487,17 +509,22 @@ class TestManualOptimisation:
             lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.9),
             lr_interval="step",
         )
-        fitted = trainer()
+        batches: list[str] = []
+        watch = Each(lambda hook, *_: batches.append(hook), "on_train_batch_end")
+        fitted = trainer(max_steps=steps, callbacks=watch)
         fitted.fit(model, Blobs(seed=0))
 
         data, teacher = Blobs(seed=0), trained_teachers()[0].eval()
         data.setup()
-        loader, updates = data.train_dataloader(), 0
+        loader, updates, seen = data.train_dataloader(), 0, 0
         optimizer = SGD(by_hand.parameters(), 0.1, momentum=0.9)
         scheduler = ExponentialLR(optimizer, 0.9)
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
             for i, batch in enumerate(loader):
+                if updates == steps:
+                    break
+                seen += 1
                 logits, taught = by_hand(batch.x), teacher(batch.x).detach()
                 loss = 0.3 * cross_entropy(logits, batch.y) + 0.7 * kd_loss(logits, taught, 2.0)
                 (loss.mean() / accumulate).backward()
@@ -509,7 +536,23 @@ class TestManualOptimisation:
                     scheduler.step()
                     updates += 1
         assert fitted.global_step == updates
+        assert (updates, seen) == ((3, 10) if steps == 3 else (12 // accumulate + (accumulate == 4), 12))
+        assert len(batches) == seen
         torch.testing.assert_close(student.state_dict(), by_hand.state_dict(), rtol=1e-5, atol=1e-6)
+
+    def test_progress_bar_counts_the_batches_of_the_training_stream(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Neither meta-steps nor meta batches."""
+
+        class Bar(TQDMProgressBar):
+            def on_train_epoch_end(self, *args: Any) -> None:
+                super().on_train_epoch_end(*args)
+                counted.append((self.train_progress_bar.n, self.train_progress_bar.total))
+
+        counted: list[tuple[int, int]] = []
+        fitted = trainer(enable_progress_bar=True, callbacks=Bar())
+        fitted.fit(almkd(rule=Frozen(True)), Blobs())
+        assert counted == [(6, 6)] * 2
+        assert fitted.global_step == 12
 
     def test_validation_between_accumulated_batches(self) -> None:
         """Lightning clears gradients before a validation, unless it accumulates them itself."""
@@ -530,17 +573,33 @@ class TestManualOptimisation:
 
     @pytest.mark.parametrize("option", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
     def test_trainers_own_options_are_refused(self, option: dict[str, Any]) -> None:
-        [name] = option
-        with pytest.raises(MisconfigurationException, match=f"not supported for manual optimization.*{name}"):
-            trainer(**option).fit(almkd(), Blobs())
+        [(name, value)] = option.items()
+        fitted, model = trainer(**option), almkd()
+        match = rf"no {name} of the trainer, .* found {value}: take ALMKD's own .*ALMKD\({name}={value}\)"
+        with pytest.raises(ValueError, match=match):
+            fitted.fit(model, Blobs())
+        fitted.test(model, Blobs(), verbose=False)  # where they do no harm
 
-    def test_fp16_is_refused(self) -> None:
-        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+    def test_fp16_is_refused(self, precision: str) -> None:
+        mixed = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+        plugin = mixed if precision == "16-mixed" else HalfPrecision("16-true")
         student = module("mlp-8")
         before = copy.deepcopy(student.state_dict())
-        with pytest.raises(ValueError, match="does not support precision 16-mixed: use bf16-mixed or 32-true"):
+        with pytest.raises(ValueError, match=f"does not support precision {precision}: use bf16-mixed or 32-true"):
             trainer(plugins=plugin).fit(almkd(student), Blobs())
-        assert_same(student.state_dict(), before)
+        assert_same({name: value.float() for name, value in student.state_dict().items()}, before)
+
+    @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+    def test_sharded_strategies_are_refused(self, kind: type[Strategy], monkeypatch: pytest.MonkeyPatch) -> None:
+        """None can be started here; at the hook that asks, none has done anything yet."""
+        model, fitted = almkd(), trainer()
+        model.trainer = fitted
+        strategy = kind.__new__(kind)
+        strategy._precision_plugin = None  # that is, 32-true
+        monkeypatch.setattr(Trainer, "strategy", property(lambda _: strategy))
+        with pytest.raises(ValueError, match=rf"ALMKD reads .*{kind.__name__} shards: use the strategy ddp"):
+            model.setup("fit")
 
 
 class Wrapped(nn.Module):

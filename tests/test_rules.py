@@ -688,6 +688,19 @@ class TestRobustObserve:
         assert table["alignment"][16:].isnan().all()
         torch.testing.assert_close(table["weights"], before, rtol=0, atol=0)
 
+    def test_where_no_meta_row_is_left_to_vouch(self) -> None:
+        """All are in the batch: its rows count as not seen, which is not the same as seen with no effect."""
+        p = problem(16, 1)
+        alone = replace(single(p), meta=single(p).meta._replace(keep=torch.zeros(len(p.meta.y), dtype=torch.bool)))
+        rule = Robust(warmup_epochs=1)
+        table = started(rule, 32, 1, trusted=4)
+        rule.observe(table, replace(single(p), index=torch.arange(16, 32)))
+        rule.observe(table, alone)
+        rule.renew(table, 0)
+        assert table["epochs"].tolist() == [0.0] * 16 + [1.0] * 16
+        assert (table["evidence_mean"][:16] == 0).all()
+        assert table["weights"].isfinite().all()
+
     def test_evidence_is_the_fall_of_the_loss(self) -> None:
         """A student that learns one label alone, a little: so much does the validation loss fall."""
         planted = Planted(0, noisy_labels=True)

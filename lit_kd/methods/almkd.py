@@ -15,7 +15,7 @@ from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.manual import check_manual, learning_rate, manual_update, step_plateaus
+from lit_kd.manual import check_manual, check_trainer_options, learning_rate, manual_update, step_plateaus
 from lit_kd.meta import Head, MetaRows
 from lit_kd.models import Network, last_linear
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
@@ -84,20 +84,30 @@ class ALMKD(Distiller):
 
     # what we believe about samples
 
+    def configure_callbacks(self) -> Any:
+        """Refuse options of the trainer that do not reach here: Lightning would, after this hook, not naming ours."""
+        check_trainer_options(self)
+        return super().configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Refuse data without indices or a meta split, and precisions and strategies that would be wrong."""
         super().setup(stage)
         if stage == "fit":
             check_manual(self)
-            _data(self)
+            data = _data(self)
+            rows, batch = len(data.labels), data.batch_size * self.trainer.world_size
+            if self.trains_on_meta and batch >= rows:
+                raise ValueError(
+                    f"expected batches smaller than the {rows} rows that are trained on, found {batch} rows: a meta "
+                    "row speaks for other batches' rows only, and there would be none. Lower the data's batch_size"
+                )
 
     def on_fit_start(self) -> None:
         """Make the sample table, or go on with a restored one."""
         data = _data(self)
         size = len(data.labels)
-        if self.table is None:
-            self.table = SampleTable(size, data.fingerprint)
-        self.table.check(size, data.fingerprint)
+        table = self.table or SampleTable(size, data.fingerprint)
+        table.check(size, data.fingerprint)
         name = type(self.rule).__name__
         if self._table_rule not in (None, name):
             raise ValueError(
@@ -105,7 +115,8 @@ class ALMKD(Distiller):
                 "pass the same rule, or start without the checkpoint"
             )
         epochs = self.planned_length()[0]
-        self.rule.start(self.table, len(self.teachers), data.trusted, data.labels != UNLABELED, epochs)
+        self.rule.start(table, len(self.teachers), data.trusted, data.labels != UNLABELED, epochs)
+        self.table = table
         if epochs is not None and not any(map(self.rule.active, range(epochs))):
             rank_zero_warn(
                 f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
@@ -166,6 +177,7 @@ class ALMKD(Distiller):
         loss = self.total(self.distill(student, teachers, train), train)
         manual_update(self, loss, batch_idx, self.gradient_clip_val, self.accumulate_grad_batches)
         if self.trainer.is_last_batch:  # before validation, so that checkpoints hold the renewed weights
+            self.check_finite()
             self.table.sync()
             self.rule.renew(self.table, self.current_epoch)
 
@@ -222,6 +234,7 @@ class ALMKD(Distiller):
         self.student.eval()
         features = Tapped(self.student, self.student_taps)(meta.x).features[PENULTIMATE].float()
         self.student.train()
+        self.watch_finite("the student's features of meta rows", features)
         self._meta_rows.append((features, meta.y, meta.index))
         wanted = min(self.rule.meta_rows or 0, _data(self).meta_size)
         held = sum(len(y) for _, y, _ in self._meta_rows) * self.trainer.world_size

@@ -45,7 +45,7 @@ def project(shares: Tensor) -> Tensor:
     shifted = shares - shares.amax(1, keepdim=True)
     ordered = shifted.sort(dim=1, descending=True).values
     excess = (ordered.cumsum(1) - 1) / torch.arange(1, shares.shape[1] + 1, device=shares.device)
-    last = (ordered > excess).sum(1, keepdim=True) - 1
+    last = (ordered > excess).sum(1, keepdim=True).clamp(min=1) - 1  # 0 only for what is no number, and stays so
     on_simplex = (shifted - excess.gather(1, last)).clamp(min=0)
     return torch.where(inside.sum(1, keepdim=True) <= 1, inside, on_simplex)
 

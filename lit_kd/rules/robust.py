@@ -77,9 +77,11 @@ class Robust(Rule):
         """Take down what this batch shows; nothing is decided before the epoch's end."""
         predictions = torch.stack([step.logits, *step.teachers], dim=1).argmax(-1)
         of_label = step.logits.softmax(-1).gather(1, step.y.clamp(min=0).unsqueeze(1)).squeeze(1)
+        alignment = step.alignment(table["weights"][step.index], lr=0.0)
+        vouched = step.all_sum(step.meta.keep.sum()) > 0  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
-            alignment=step.alignment(table["weights"][step.index], lr=0.0),
+            alignment=alignment.where(vouched, torch.nan),
             gradient_norm=step.gradients.norm(dim=-1),
             wrong=(predictions != step.y.unsqueeze(1)).float(),
             log_probability=(of_label + 1e-6).log(),
