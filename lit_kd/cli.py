@@ -11,7 +11,7 @@ from lit_kd.version import __version__
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``lit-kd``: fit, validate, test, predict (Lightning's command line), or compare.
+    """Run ``lit-kd``: fit, validate, test, predict (Lightning's command line), compare, or samples.
 
     Args:
         args: Command line without the program's name; ``None`` reads ``sys.argv`` and prints errors of ours without a
@@ -36,6 +36,10 @@ def _run(args: Sequence[str] | None) -> None:
         from lit_kd.compare import main as compare
 
         compare(first[1:])
+    elif first[:1] == ["samples"]:
+        from lit_kd.samples_command import main as samples
+
+        samples(first[1:])
     else:
         from lit_kd.lightning_cli import run
 

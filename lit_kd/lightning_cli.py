@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -13,7 +14,8 @@ from lit_kd.distiller import Distiller
 from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
-Besides the subcommands below: lit-kd compare RECIPE.yaml trains a recipe's methods side by side."""
+Besides the subcommands below: lit-kd compare RECIPE.yaml trains a recipe's methods side by side, and
+lit-kd samples writes what ALM-KD learned about each training sample."""
 
 
 class Cli(LightningCLI):
@@ -33,7 +35,16 @@ class Cli(LightningCLI):
         """Explicit options win: Lightning would let the checkpoint's hyperparameters override them silently.
 
         The optimizer's options, which come back with its state, are seen to by `ResumeAsBefore`.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
         """
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command else None
+        if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
+            return
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
 
 
 def _as_list(shape: tuple[int, ...] | None) -> list[int] | None:

@@ -281,6 +281,7 @@ class TestErrors:
             ([*SUPERVISED, "--model.student=resnet21"], "unknown model 'resnet21'; did you mean resnet20"),
             ([*KD_CONFIGS], "KD needs a teacher, found none: pass teacher="),
             ([*KD_CONFIGS, "--model.teacher=gone.ckpt"], "no checkpoint at gone.ckpt: expected a .ckpt file"),
+            ([*SUPERVISED, "--model.student=mlp-8", "--ckpt_path=gone.ckpt"], "no checkpoint at gone.ckpt: expected a"),
             ([*KD_CONFIGS, "--model.weight=1.3"], "expected a weight in [0, 1]"),
             ([*KD_CONFIGS, "--model.weight=heavy"], "Expected a <class 'float'>. Got value: heavy"),
             ([*KD_CONFIGS, "--model.wieght=0.3"], "Option 'wieght' is not accepted"),

@@ -22,6 +22,7 @@ from commands import call, files, read_csv, read_yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import roc_auc_score
 
+from lit_kd import __version__
 from lit_kd.cli import main
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
@@ -98,6 +99,7 @@ class TestResults:
         ]
         for row in rows:
             single = json.loads((training(row) / "result.json").read_text())
+            assert single.pop("lit_kd") == __version__
             assert set(single) <= set(row)
             expected = {name: "" if single.get(name) is None else str(single[name]) for name in row}
             assert row == expected

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from lit_kd.compare.pictures import draw_accuracy, draw_weights
 from lit_kd.compare.recipe import TEACHER, Job
-from lit_kd.compare.training import SAMPLES, Result, write_whole
+from lit_kd.compare.training import SAMPLES, Result
+from lit_kd.files import write_whole
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -18,8 +17,10 @@ from sklearn.metrics import roc_auc_score
 
 from lit_kd.compare.recipe import Job, merge
 from lit_kd.data import DataModule
+from lit_kd.files import write_whole
 from lit_kd.lightning_cli import make_cli
 from lit_kd.methods import ALMKD
+from lit_kd.version import __version__
 
 RESULT = "result.json"
 SAMPLES = "samples.npz"
@@ -60,7 +61,7 @@ def train(job: Job) -> Result:
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
-    result: Result = {"method": job.method, "seed": job.seed}
+    result: Result = {"method": job.method, "seed": job.seed, "lit_kd": __version__}
     last = _test(trainer, model, data)
     if isinstance(model, ALMKD):
         result |= _keep_samples(model, data, job.folder)  # of the last epoch, before the best one is loaded
@@ -76,13 +77,6 @@ def train(job: Job) -> Result:
     }
     write_whole(job.folder / RESULT, json.dumps(result, indent=1))
     return result
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _surroundings(folder: Path) -> dict[str, Any]:

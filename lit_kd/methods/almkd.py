@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import deque
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lit_kd.manual import check_manual, check_trainer_options, learning_rate, ma
 from lit_kd.meta import Head, MetaRows
 from lit_kd.models import Network, last_linear
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
+from lit_kd.sample_file import check_start, starting_weights
 from lit_kd.samples import SampleTable, all_rows, all_sum
 
 RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}
@@ -41,6 +43,8 @@ class ALMKD(Distiller):
         temperature: T > 0, dimensionless; the published experiments use 4, the robust rule was tuned at 1.
         gradient_clip_val: Largest norm of the student's gradient; the trainer's own option does not reach here.
         accumulate_grad_batches: Batches an update; likewise.
+        start_weights: Weights before the rule's first update, in place of its own: the teachers' share w in [0, 1], for
+            (1 - w, w / K, ...); or a .csv, .parquet or .ckpt file, see `lit_kd.sample_file.starting_weights`.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -56,6 +60,7 @@ class ALMKD(Distiller):
         temperature: float = 1.0,
         gradient_clip_val: float | None = None,
         accumulate_grad_batches: int = 1,
+        start_weights: float | str | None = None,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
@@ -63,6 +68,8 @@ class ALMKD(Distiller):
             raise ValueError(f"expected a temperature above 0, found {temperature}")
         if accumulate_grad_batches < 1:
             raise ValueError(f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}")
+        start_weights = os.fspath(start_weights) if isinstance(start_weights, os.PathLike) else start_weights
+        check_start(start_weights)
         if isinstance(rule, str) and rule not in RULES:
             raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.rules.Rule, found {rule!r}")
         self.automatic_optimization = False
@@ -70,6 +77,7 @@ class ALMKD(Distiller):
         self.temperature = temperature
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
+        self.start_weights = start_weights
         self.table: SampleTable | None = None
         """Beliefs about the training samples; column ``weights`` is ``(N, K + 1)``, label first."""
         self._table_rule: str | None = None
@@ -116,6 +124,8 @@ class ALMKD(Distiller):
             )
         epochs = self.planned_length()[0]
         self.rule.start(table, len(self.teachers), data.trusted, data.labels != UNLABELED, epochs)
+        if self.table is None and self.start_weights is not None:  # a restored table goes on as it is
+            table["weights"][: data.train_size] = starting_weights(self.start_weights, len(self.teachers), data)
         self.table = table
         if epochs is not None and not any(map(self.rule.active, range(epochs))):
             rank_zero_warn(

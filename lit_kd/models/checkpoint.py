@@ -48,7 +48,7 @@ def load_student(path: str | Path) -> nn.Module:
 
 def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """The name of a checkpoint's student and the input shape it was built for, as for `build_model`."""
-    hparams = _read(Path(path))["hyper_parameters"]
+    hparams = read_checkpoint(Path(path))["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 
 
@@ -87,7 +87,7 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
 
 def _load(path: Path) -> tuple[nn.Module, int]:
     """The student of the checkpoint at ``path``, and its number of classes."""
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters", {})
     if not isinstance(state, dict) or not isinstance(hparams, dict):
         raise ValueError(
@@ -129,7 +129,7 @@ def _load(path: Path) -> tuple[nn.Module, int]:
     return model.eval(), num_classes
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's dict, read without running any code that it may hold."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")

@@ -1,0 +1,89 @@
+"""Files that are there whole or not at all, and columns in .csv and .parquet files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TABLES = (".csv", ".parquet")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(part, path)
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Refuse a table's path before the work is done that would fill it.
+
+    Raises:
+        ValueError: If it is neither a .csv nor a .parquet file.
+        FileExistsError: If it is taken, unless it may be overwritten.
+        ImportError: If it is a .parquet file, and pyarrow is not installed.
+    """
+    if path.suffix not in TABLES:
+        raise ValueError(f"expected a path that ends in {' or '.join(TABLES)}, found {path}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already: give another path, or overwrite=True (--overwrite)")
+    if path.suffix == ".parquet":
+        _pyarrow()
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: bool = False) -> None:
+    """Write equally long columns, floats such that they are read back exactly; raises as `check_new` does."""
+    check_new(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pyarrow = _pyarrow()
+        binary = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), binary)
+        write_whole(path, binary.getvalue())
+    else:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        write_whole(path, text.getvalue())
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """Read all columns of a .csv file, as strings, or of a .parquet file, as what it holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If it is a .parquet file, and pyarrow is not installed.
+        ValueError: If it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}: expected a table with a row a sample")
+    if path.suffix == ".parquet":
+        pyarrow = _pyarrow()
+        try:
+            found: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path}: expected a parquet file, found another or a damaged one ({error})") from error
+        return found
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected a csv file, found another or a damaged one ({error})") from error
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "expected pyarrow for a .parquet file, found none: install it (lit_kd's extra parquet), or use .csv"
+        ) from error
+    return pyarrow

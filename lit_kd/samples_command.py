@@ -1,0 +1,59 @@
+"""The command ``lit-kd samples``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_kd.files import check_new
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lit-kd samples``; it needs no teacher.
+
+    Args:
+        args: Command line after ``samples``.
+    """
+    parser = argparse.ArgumentParser(
+        "lit-kd samples",
+        description="Write what ALM-KD learned about each training sample, trusted rows left out.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the run's config.yaml, which tells its data")
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint of the run")
+    parser.add_argument("--output", type=Path, required=True, help="a .csv or .parquet file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    options = parser.parse_args(args)
+    check_new(options.output, options.overwrite)
+    config = _read_config(options.config)
+
+    from jsonargparse import ArgumentParser  # heavy, and not needed to find a mistake so far
+    from lightning import seed_everything
+
+    from lit_kd.data import DataModule
+    from lit_kd.sample_file import read_table, write_samples
+
+    table = read_table(options.ckpt_path)
+    if not isinstance(config.get("seed_everything", False), bool):
+        seed_everything(config["seed_everything"], verbose=False)
+    reader = ArgumentParser(exit_on_error=False)
+    reader.add_subclass_arguments(DataModule, "data")
+    data = reader.instantiate_classes(reader.parse_object({"data": config["data"]})).data
+    data.setup("fit")
+    write_samples(options.output, table, data, options.overwrite)
+    print(f"{data.train_size} samples written to {options.output}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no config at {path}: expected the config.yaml that a lit_kd run wrote")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, found a mistake: {error}") from error
+    if not isinstance(config, dict) or "data" not in config:
+        raise ValueError(f"{path}: expected the config.yaml that a lit_kd run wrote, found one without data")
+    return config
