@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_kd.data import DataModule
-from lit_kd.data.batch import UNLABELED, Batch, as_batch
+from lit_kd.data.batch import Batch, as_batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.losses import cross_entropy, kd_loss
@@ -40,7 +40,7 @@ class ALMKD(Distiller):
         teacher: One teacher or a list: modules or checkpoint paths.
         rule: How weights follow from the meta-gradient: ``"robust"`` (the default, ours), ``"paper"`` or ``"amal"``
             (published), or a `lit_kd.rules.Rule` with constants of its own.
-        temperature: T > 0, dimensionless; the published experiments use 4, the robust rule was tuned at 1.
+        temperature: T > 0, dimensionless; the published experiments use 4, and so does the robust rule's tuning.
         gradient_clip_val: Largest norm of the student's gradient; the trainer's own option does not reach here.
         accumulate_grad_batches: Batches an update; likewise.
         start_weights: Weights before the rule's first update, in place of its own: the teachers' share w in [0, 1], for
@@ -57,7 +57,7 @@ class ALMKD(Distiller):
         teacher: Network | list[Network] | None = None,
         *,
         rule: Literal["robust", "paper", "amal"] | Rule = "robust",
-        temperature: float = 1.0,
+        temperature: float = 4.0,
         gradient_clip_val: float | None = None,
         accumulate_grad_batches: int = 1,
         start_weights: float | str | None = None,
@@ -123,7 +123,7 @@ class ALMKD(Distiller):
                 "pass the same rule, or start without the checkpoint"
             )
         epochs = self.planned_length()[0]
-        self.rule.start(table, len(self.teachers), data.trusted, data.labels != UNLABELED, epochs)
+        self.rule.start(table, len(self.teachers), data.trusted, data.labels, epochs)
         if self.table is None and self.start_weights is not None:  # a restored table goes on as it is
             table["weights"][: data.train_size] = starting_weights(self.start_weights, len(self.teachers), data)
         self.table = table

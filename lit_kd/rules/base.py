@@ -74,14 +74,14 @@ class Rule(ABC):
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
 
     @abstractmethod
-    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labelled: Tensor, epochs: int | None) -> None:
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the rule's columns.
 
         Args:
             table: The table; columns restored from a checkpoint keep their values.
             teachers: K.
             trusted: Which rows are trusted meta rows, bool ``(N,)``.
-            labelled: Which rows have a label, bool ``(N,)``.
+            labels: Given labels, ``(N,)``; `UNLABELED` where there is none.
             epochs: How many epochs the training has; ``None``: nobody knows.
         """
 

@@ -52,7 +52,7 @@ class Published(Rule):
             rate: Step size for this batch.
         """
 
-    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labelled: Tensor, epochs: int | None) -> None:
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights."""
         table.add("weights", self.first(teachers))
 

@@ -1,38 +1,54 @@
-"""The default rule: a gate that believes a label or a teacher only as far as trusted data speaks for it."""
+"""The default rule: believe a label or a teacher only as far as trusted data speaks for it."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lit_kd.data.batch import UNLABELED
 from lit_kd.rules.base import MetaStep, Rule
 from lit_kd.rules.pu import fit_clean_probability
 from lit_kd.samples import SampleTable
 
 DECAY = 0.9
+"""Of the running means of evidence about a label."""
+TEACHER_DECAY = 0.7
+"""Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
+LARGEST_SHARE = 0.7
+"""Of a teacher where it agrees with the label."""
+PROVEN = 0.8
+"""Probability from which on a teacher is listened to against the label."""
 
 
 class Robust(Rule):
-    """A positive-unlabeled gate on the evidence of the meta-gradient [ours].
+    """Beliefs about labels and teachers from evidence on trusted rows [ours].
 
-    Trusted meta rows are trained on like all others, and their evidence, each gathered against other meta rows, shows
-    what clean labels look like, hard ones included. Training rows are a mixture of that and of noise, so one fit gives
-    the probability that a label is clean, the noise rate, and a test for "no noise at all".
+    Is the label right? Trusted meta rows are trained on like all others, and their evidence, each gathered against
+    other meta rows, shows what clean labels look like, hard ones included. Training rows are a mixture of that and of
+    noise, a positive-unlabeled problem: one fit gives p, the probability that a label is clean, the noise rate, and a
+    test for "no noise at all". The evidence: a t-statistic over epochs of the label's alignment with the validation
+    gradient at the current student (gathered in the training step, without a look-ahead, so that nothing depends on the
+    learning rate), the student's log-probability of the label, and each teacher's.
 
-    In each epoch every row's gradients are aligned with the validation gradient at the current student, in the training
-    step itself and without a look-ahead, so nothing depends on the learning rate. After the epoch the alignments,
-    divided by their own root mean square and clipped, enter running means. What a t-statistic of these and the
-    student's log-probability of the label say decides the weights of the next epoch: ``a = (1 - share) p`` for the
-    label, ``b = share q`` for a teacher, where p and q are the probabilities that label and teacher help, and the share
-    is positive only as far as the teacher's smaller error on trusted rows is proven. Meta rows keep ``p = 1``. The
-    teacher's weight carries a factor that makes its gradients as large as the label's.
+    Is the teacher right? Where it agrees with the label, as probably as the label. Where it does not, the label must be
+    wrong and the true class be the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the
+    teachers', and these first pass through the confusion of predicted and true classes on trusted rows. Below r = 0.8
+    the teacher is not listened to.
+
+    How is the trust shared out where both agree? A third of the meta rows are held out for a while, and there the
+    teachers' error is compared with the student's: a teacher as good as the student has a share of 0.28, a much better
+    one 0.7, one worse by a fifth none. The label has the rest. The same share, plus 0.3, scales what a teacher is
+    trusted with against the label. A row whose label and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
-    from the last layer, against features of up to 512 meta rows of the latest steps; a student that is still far from
-    fitting the clean rows takes some hard ones for noise.
+    against features of up to 512 meta rows of the latest steps; the teachers must not have been trained on meta rows.
 
     Args:
-        warmup_epochs: Epochs at the weights (0.9, 0.1) before the first fit; ``None``: a sixth of the training.
+        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. The held-out meta
+            rows join the training after 2.4 times, and the fit after 3.4 times as many.
     """
 
     trains_on_meta = True
@@ -41,10 +57,8 @@ class Robust(Rule):
     def __init__(self, warmup_epochs: int | None = None) -> None:
         self.warmup_epochs = warmup_epochs
 
-    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labelled: Tensor, epochs: int | None) -> None:
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights, what one epoch shows, the running means of it, and beliefs shared by all rows."""
-        self.trusted = trusted
-        self.labelled = labelled
         if self.warmup_epochs is not None:
             self.warmup = self.warmup_epochs
         elif epochs is not None:
@@ -54,20 +68,28 @@ class Robust(Rule):
                 "expected to know how long the training is, to warm up for a sixth of it: set the trainer's max_epochs "
                 "or max_steps, or pass rule=lit_kd.rules.Robust(warmup_epochs=...)"
             )
-        zero, terms = torch.zeros(()), torch.zeros(teachers + 1)
-        table.add("weights", torch.tensor([0.9] + [0.1 / teachers] * teachers))
+        self.trusted = trusted
+        self.labels = labels
+        # every third, so that data sorted by class are no trap
+        self.held_out = trusted & (trusted.cumsum(0) % 3 == 2)
+        zero, each = torch.zeros(()), torch.zeros(teachers)
+        table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
+        if "epochs" not in table:
+            table["weights"][self.held_out] = 0
         table.add("clean_probability", zero + 1)
         # what one epoch shows; nan: not seen in it
-        table.add("alignment", terms * torch.nan)
-        table.add("gradient_norm", terms)
-        table.add("wrong", terms)
+        table.add("alignment", zero * torch.nan)
         table.add("log_probability", zero)
+        table.add("student_class", zero)
+        table.add("teacher_class", each)
+        table.add("teacher_log_probability", each)
+        table.add("teacher_right", each)
         # over epochs
         table.add("epochs", zero)
-        table.add("evidence_mean", terms)
-        table.add("evidence_square_mean", terms)
+        table.add("evidence_mean", zero)
+        table.add("evidence_square_mean", zero)
         table.add("log_probability_mean", zero)
-        table.shared.setdefault("teacher_prior_logit", torch.full((teachers,), 3.0))
+        table.add("teacher_right_mean", each)
 
     def active(self, epoch: int) -> bool:
         """From the last epoch of the warm-up on."""
@@ -75,97 +97,169 @@ class Robust(Rule):
 
     def observe(self, table: SampleTable, step: MetaStep) -> None:
         """Take down what this batch shows; nothing is decided before the epoch's end."""
-        predictions = torch.stack([step.logits, *step.teachers], dim=1).argmax(-1)
-        of_label = step.logits.softmax(-1).gather(1, step.y.clamp(min=0).unsqueeze(1)).squeeze(1)
-        alignment = step.alignment(table["weights"][step.index], lr=0.0)
+        labelled = step.y != UNLABELED
+        y = step.y.where(labelled, 0)
+        student = step.logits.softmax(-1)
+        outputs = torch.stack(step.teachers, dim=1)
+        classes = outputs.argmax(-1)
+        if "teacher_channel" not in table.shared:
+            table.shared["teacher_channel"] = teacher_channel(classes[:0], y[:0], student.shape[1])
+        calibrated = torch.einsum("bkd,kdc->bkc", outputs.softmax(-1), table.shared["teacher_channel"])
+        belief = (student + 1e-4).log() + (calibrated + 1e-4).log().mean(1)
+        is_label = F.one_hot(y, student.shape[1]).bool() & labelled.unsqueeze(1)
+        otherwise = belief.masked_fill(is_label, -torch.inf).softmax(-1)  # the true class, if the label is wrong
+        of_label = y.view(-1, 1, 1).expand(-1, len(step.teachers), 1)
+        alignment = step.alignment(table["weights"][step.index], lr=0.0)[:, 0]
         vouched = step.all_sum(step.meta.keep.sum()) > 0  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
             alignment=alignment.where(vouched, torch.nan),
-            gradient_norm=step.gradients.norm(dim=-1),
-            wrong=(predictions != step.y.unsqueeze(1)).float(),
-            log_probability=(of_label + 1e-6).log(),
+            log_probability=(student.gather(1, y.unsqueeze(1)).squeeze(1) + 1e-6).log(),
+            student_class=student.argmax(-1).float(),
+            teacher_class=classes.float(),
+            teacher_log_probability=(calibrated.gather(2, of_label).squeeze(2) + 1e-3).log(),
+            teacher_right=otherwise.gather(1, classes),
         )
 
     def renew(self, table: SampleTable, epoch: int) -> None:
         """From evidence to beliefs, from beliefs to weights."""
         if not self.active(epoch):
             return
-        seen = ~table["alignment"].isnan().any(1)
-        labelled = self.labelled.to(seen.device)
-        if not (seen & labelled).any():
+        rows = _Rows(*(t.to(table["epochs"].device) for t in (self.labels, self.trusted, self.held_out)))
+        seen = ~table["alignment"].isnan()
+        if not (seen & rows.labelled).any():
             return
-        self._gather(table, seen, labelled)
-        known = (table["epochs"] > 0) & labelled
-        statistic = self._t_statistic(table)
-        correction = 1 - DECAY ** table["epochs"].clamp(min=1)
-        features = torch.stack([statistic[:, 0], table["log_probability_mean"] / correction], dim=1)
-
-        trusted = self.trusted.to(known.device)
-        fit = fit_clean_probability(features[known].double().cpu().numpy(), trusted[known].cpu().numpy())
-        clean = torch.full_like(table["log_probability"], 1 - fit.noise_rate)
-        clean[known] = torch.from_numpy(fit.clean).to(clean)
-        clean[trusted] = 1
-        clean[~labelled] = 0
+        self._gather(table, seen, rows.labelled)
+        known = (table["epochs"] > 0) & rows.labelled
+        released = epoch + 1 >= round(2.4 * self.warmup)
+        if not released:
+            self._compare_errors(table, rows, known)
+        classes = table["teacher_class"].long()
+        vouching = rows.trusted if epoch + 1 > round(3.4 * self.warmup) else rows.trusted & ~rows.held_out
+        clean = self._clean(table, rows, known, vouching & known)
+        weights = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, teacher_shares(table))
+        weights[rows.held_out] *= float(released)
         table["clean_probability"] = clean
-        table.shared["noise_rate"] = torch.tensor(fit.noise_rate)
-
-        share = self._teacher_share(table, trusted & known)
-        label = (1 - share.max()) * clean
-        # several teachers divide the share of the best of them, each in proportion to its own
-        teachers = share * share / share.sum().clamp(min=1e-6) * self._teacher_helps(table, statistic[:, 1:])
-        total = (label + teachers.sum(1)).mean()
-        norms = table["gradient_norm"][seen].mean(0)
-        norms[0] = table["gradient_norm"][seen & labelled, 0].mean()
-        equal_size = (norms[:1] / norms[1:].clamp(min=1e-12)).clamp(0.05, 20)
-        table["weights"] = torch.cat([label.unsqueeze(1), equal_size * teachers], dim=1) / total
+        table["weights"] = weights
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
+        trusted = rows.trusted & known
+        channel = table.shared["teacher_channel"]
+        table.shared["teacher_channel"] = teacher_channel(classes[trusted], rows.labels[trusted], len(channel[0]))
 
     @staticmethod
     def _gather(table: SampleTable, seen: Tensor, labelled: Tensor) -> None:
         """Let the epoch's readings enter the running means of the rows that were seen."""
         alignment = table["alignment"]
-        square = alignment[seen].square().mean(0)
-        square[0] = alignment[seen & labelled, 0].square().mean()
-        rms = square.sqrt().clamp(min=torch.finfo(alignment.dtype).tiny)
+        rms = alignment[seen & labelled].square().mean().sqrt().clamp(min=torch.finfo(alignment.dtype).tiny)
         evidence = (alignment / rms).clamp(-3, 3)
         table["epochs"] = table["epochs"] + seen
-        for name, value in [
-            ("evidence_mean", evidence),
-            ("evidence_square_mean", evidence.square()),
-            ("log_probability_mean", table["log_probability"]),
+        for name, value, decay in [
+            ("evidence_mean", evidence, DECAY),
+            ("evidence_square_mean", evidence.square(), DECAY),
+            ("log_probability_mean", table["log_probability"], DECAY),
+            ("teacher_right_mean", table["teacher_right"], TEACHER_DECAY),
         ]:
             old = table[name]
             mask = seen.view(-1, *[1] * (old.dim() - 1))
-            table[name] = torch.where(mask, DECAY * old + (1 - DECAY) * value, old)
+            table[name] = torch.where(mask, decay * old + (1 - decay) * value, old)
 
     @staticmethod
-    def _t_statistic(table: SampleTable) -> Tensor:
-        """How surely a term helps a sample, ``(N, K + 1)``: the mean evidence over its standard error."""
-        correction = (1 - DECAY ** table["epochs"].clamp(min=1)).unsqueeze(1)
+    def _clean(table: SampleTable, rows: _Rows, known: Tensor, vouching: Tensor) -> Tensor:
+        """The probability that a label is clean, ``(N,)``."""
+        correction = 1 - DECAY ** table["epochs"].clamp(min=1)
         count = correction / (1 - DECAY)
         mean = table["evidence_mean"] / correction
         variance = table["evidence_square_mean"] / correction - mean.square()
-        return mean * count.sqrt() / (variance + 0.05).sqrt()
+        statistic = mean * count.sqrt() / (variance + 0.05).sqrt()
+        own = torch.stack([statistic, table["log_probability_mean"] / correction], dim=1)
+        evidence = torch.cat([own, table["teacher_log_probability"]], dim=1)[known]
+        fit = fit_clean_probability(evidence.double().cpu().numpy(), vouching[known].cpu().numpy())
+        clean = torch.full_like(mean, 1 - fit.noise_rate)
+        clean[known] = torch.from_numpy(fit.clean).to(clean)
+        clean[rows.trusted] = 1
+        clean[~rows.labelled] = 0
+        table.shared["noise_rate"] = 1 - clean[known & ~rows.trusted].mean()
+        return clean
 
     @staticmethod
-    def _teacher_share(table: SampleTable, trusted: Tensor) -> Tensor:
-        """Each teacher's share of the loss, ``(K,)`` in [0, 0.5]: as far as fewer errors on trusted rows are proven."""
-        if not trusted.any():
-            return torch.zeros_like(table["wrong"][0, 1:])
-        wrong = table["wrong"][trusted].mean(0)
-        student = table.shared.get("student_error", wrong[0])
-        student = DECAY * student + (1 - DECAY) * wrong[0]
-        table.shared["student_error"] = student
-        proven = student - wrong[1:] - ((student + wrong[1:]) / trusted.sum()).sqrt()
-        return 0.5 * (proven / (student + 1e-6)).clamp(0, 1)
+    def _teacher_right(table: SampleTable) -> Tensor:
+        """The probability that a teacher is right given that the label is wrong, ``(N, K)``; 0 if it is not proven."""
+        correction = 1 - TEACHER_DECAY ** table["epochs"].clamp(min=1)
+        probability = table["teacher_right_mean"] / correction.unsqueeze(1)
+        return ((probability - PROVEN) / (1 - PROVEN)).clamp(0, 1)
 
     @staticmethod
-    def _teacher_helps(table: SampleTable, statistic: Tensor) -> Tensor:
-        """The probability that a teacher helps a sample, ``(N, K)``: a sigmoid whose offset fits its own mean."""
-        score = 3 * (statistic + 1).clamp(-4, 4)
-        prior = table.shared["teacher_prior_logit"].to(score)
-        for _ in range(3):
-            prior = torch.sigmoid(score + prior).mean(0).clamp(0.02, 0.9999).logit().clamp(-2, 6)
-        table.shared["teacher_prior_logit"] = prior
-        return torch.sigmoid(score + prior)
+    def _compare_errors(table: SampleTable, rows: _Rows, known: Tensor) -> None:
+        """Keep the last five epochs' errors of student and teachers on held-out rows."""
+        held_out = rows.held_out & known
+        if not held_out.any():
+            return
+        classes = torch.cat([table["student_class"].unsqueeze(1), table["teacher_class"]], dim=1)[held_out]
+        wrong = (classes.long() != rows.labels[held_out].unsqueeze(1)).float().mean(0)
+        smallest = 1 / held_out.sum()
+        table.shared["held_out_errors"] = torch.cat(
+            [table.shared.get("held_out_errors", wrong[:0].view(0, len(wrong))), wrong.unsqueeze(0) + smallest]
+        )[-5:]
+
+
+class _Rows(NamedTuple):
+    """What is known of the rows from the start."""
+
+    labels: Tensor
+    trusted: Tensor
+    held_out: Tensor
+
+    @property
+    def labelled(self) -> Tensor:
+        return self.labels != UNLABELED
+
+
+def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """The distribution of the true class for each class that a teacher predicts, from trusted rows [ours].
+
+    Counts of (predicted, true), with 5 rows on the diagonal and a tenth of a row everywhere added.
+
+    Args:
+        classes: Predicted classes, ``(M, K)``.
+        y: True classes, ``(M,)``.
+        num_classes: C.
+
+    Returns:
+        ``(K, C, C)``, each row a distribution.
+    """
+    joint = F.one_hot(classes, num_classes).transpose(0, 1).transpose(1, 2).float() @ F.one_hot(y, num_classes).float()
+    counts = joint + 5 * torch.eye(num_classes, device=joint.device) + 0.1
+    return counts / counts.sum(-1, keepdim=True)
+
+
+def teacher_shares(table: SampleTable) -> Tensor:
+    """Each teacher's share of the trust where it agrees with the label, ``(K,)``, by its error on held-out rows."""
+    errors = table.shared.get("held_out_errors")
+    if errors is None:
+        return torch.zeros_like(table["teacher_class"][0])
+    error = errors.mean(0)
+    return LARGEST_SHARE * (0.4 + 2 * (1 - error[1:] / error[0])).clamp(0, 1)
+
+
+def trust_to_weights(clean: Tensor, right: Tensor, classes: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    """Share out the trust in each class among those who name it [ours].
+
+    Args:
+        clean: p, the probability that the label is right, ``(N,)``.
+        right: The probability that a teacher is right if the label is wrong, ``(N, K)``.
+        classes: Classes that the teachers predict, ``(N, K)``.
+        labels: ``(N,)``.
+        shares: Of the teachers where they agree with the label, ``(K,)``.
+
+    Returns:
+        Weights of label and teachers, ``(N, K + 1)``; the trust behind them has mean 1.
+    """
+    agrees = classes == labels.unsqueeze(1)
+    share = shares * agrees
+    largest = share.amax(1)
+    agreed = clean.unsqueeze(1) * largest.unsqueeze(1) * share / share.sum(1, keepdim=True).clamp(min=1e-6)
+    namesakes = (classes.unsqueeze(2) == classes.unsqueeze(1)).sum(2)
+    trust = (1 - clean).unsqueeze(1) * right * ~agrees / namesakes
+    label = (1 - largest) * clean
+    total = (clean + trust.sum(1)).mean().clamp(min=1e-6)
+    return torch.cat([label.unsqueeze(1), agreed + (0.3 + shares) * trust], dim=1) / total

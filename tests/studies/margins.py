@@ -1,0 +1,223 @@
+"""ALM-KD against hindsight's best fixed weight: the table of margins in the docs. See `make study`.
+
+Every cell is a data set, a scenario and a student. Its yardsticks are the best of KD's weights 0, 0.1, 0.3, 0.5, 0.7,
+0.9 and 1 by mean test accuracy, trained on train and on train + meta. Results are kept cell by cell: run again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import torch.nn.functional as F
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from mlps import Mlps, Task, kd_loss, train
+from scenarios import EPOCHS, SCENARIOS, ScenarioData, arrays, mlp_teacher
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from lit_kd import ALMKD, KD, Supervised
+
+WEIGHTS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+WIDE = ("sym40", "pair30", "clean", "strong")
+CIFAR = ("sym40", "pair30", "clean", "strong")
+Cell = tuple[str, str, str]
+
+
+class Accuracies(Callback):
+    """Test accuracy at the best validation epoch and at the last."""
+
+    def __init__(self, test: tuple[Tensor, Tensor]) -> None:
+        self.test, self.best, self.at_best, self.last = test, -1.0, 0.0, 0.0
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Lightning calls it in eval mode, after the metrics are known."""
+        with torch.no_grad():
+            logits = torch.cat([module(x) for x in self.test[0].split(1024)])
+        self.last = float((logits.argmax(-1) == self.test[1]).float().mean())
+        found = float(trainer.callback_metrics["val/accuracy"])
+        if found > self.best:
+            self.best, self.at_best = found, self.last
+
+
+def fit(model: LightningModule, data: ScenarioData) -> tuple[float, float]:
+    """Train by lit_kd itself."""
+    accuracies = Accuracies(arrays(data.name, data.folder)[2:])
+    Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        callbacks=[accuracies],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    ).fit(model, data)
+    return accuracies.at_best, accuracies.last
+
+
+def options(student: str, data: ScenarioData) -> dict[str, Any]:
+    """Of every training by lit_kd, the same as those of `mlps.train`."""
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    shape = list(data.input_shape or ())
+    return {"student": student, "num_classes": 10, "input_shape": shape, "optimizer": sgd, "lr_scheduler": "cosine"}
+
+
+def fixed_weights(datas: list[ScenarioData], teachers: list[nn.Module], hidden: int, meta: bool) -> list[list[float]]:
+    """Test accuracies of every seed and fixed weight, all trained side by side."""
+    tasks = []
+    for data, teacher in zip(datas, teachers, strict=True):
+        x = torch.cat([data.x("train"), data.x("meta")]) if meta else data.x("train")
+        with torch.no_grad():
+            logits = teacher(x)
+        onehot = F.one_hot(data.labels[: len(x)], 10).float()
+        val, test = (data.x("val"), data.parts.val.labels), arrays(data.name, data.folder)[2:]
+        tasks += [Task(x, kd_loss(onehot, logits, weight, 4.0), val, test) for weight in WEIGHTS]
+    seeds = [1000 + i for i in range(len(datas)) for _ in WEIGHTS]
+    at_best, _ = train(Mlps(seeds, tasks[0].x.shape[1], hidden, 10), tasks, EPOCHS)
+    return [[float(a) for a in row] for row in at_best.view(len(datas), len(WEIGHTS))]
+
+
+def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[list[float]]]:
+    """The same for one seed and convolutional nets: the teacher, then weights on train and on train + meta."""
+    seed_everything(data.seed, verbose=False)
+    x, y = data.teacher_data()
+    lessons = ScenarioData(data.name, "clean", data.seed or 0, data.folder)
+    lessons.setup()
+    lessons._partition = lessons.parts.__class__(
+        **{**vars(lessons.parts), "given": torch.cat([y, lessons.labels[len(y) :]])}
+    )
+    teacher = Supervised(**options("cnn-32", data))
+    fit(teacher, lessons)
+    found: list[list[float]] = [[], []]
+    for meta in (False, True):
+        data.train_on_meta = meta
+        for weight in WEIGHTS:
+            seed_everything(data.seed, verbose=False)
+            found[meta].append(fit(KD(teacher=teacher.student, weight=weight, **options(student, data)), data)[0])
+    data.train_on_meta = None
+    return teacher.student, found
+
+
+def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path) -> None:
+    """Measure one cell."""
+    path = out / f"{'-'.join(cell)}.json"
+    if path.is_file():
+        return
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    name, scenario, student = cell
+    datas = [ScenarioData(name, scenario, seed, folders.get(name)) for seed in seeds]
+    for data in datas:
+        data.setup()
+    result: dict[str, Any] = {"train": [], "train + meta": [], "alm-kd": [], "last": [], "auc": [], "rate": []}
+    if student.startswith("mlp"):
+        teachers = [mlp_teacher(data) for data in datas]
+        for meta, key in (False, "train"), (True, "train + meta"):
+            result[key] = fixed_weights(datas, teachers, int(student.split("-")[1]), meta)
+    else:
+        teachers = []
+        for data in datas:
+            teacher, found = convolutional(data, student)
+            teachers.append(teacher)
+            result["train"].append(found[0])
+            result["train + meta"].append(found[1])
+    for data, teacher in zip(datas, teachers, strict=True):
+        seed_everything(data.seed, verbose=False)
+        model = ALMKD(teacher=teacher, **options(student, data))
+        at_best, last = fit(model, data)
+        result["alm-kd"].append(at_best)
+        result["last"].append(last)
+        assert model.table is not None
+        noisy = (data.labels != data.clean_labels)[: data.train_size].numpy()
+        clean = model.table["clean_probability"][: data.train_size].numpy()
+        result["auc"].append(float(roc_auc_score(noisy, -clean)) if noisy.any() else None)
+        result["rate"].append([float(noisy.mean()), float(model.table.shared["noise_rate"])])
+    path.with_suffix(".part").write_text(json.dumps(result))
+    path.with_suffix(".part").replace(path)
+
+
+def report(cells: list[Cell], out: Path) -> None:
+    """The table and its summary, as markdown and csv."""
+    rows, margins = [], []
+    for cell in cells:
+        path = out / f"{'-'.join(cell)}.json"
+        if not path.is_file():
+            continue
+        r = json.loads(path.read_text())
+        row = list(cell)
+        own = []
+        for key in ("train", "train + meta"):
+            by_weight = list(zip(*r[key], strict=True))
+            best = max(range(len(WEIGHTS)), key=lambda i: mean(by_weight[i]))
+            row += [f"{WEIGHTS[best]:g}", _percent(by_weight[best])]
+            own.append([100 * (a - b) for a, b in zip(r["alm-kd"], by_weight[best], strict=True)])
+        row += [_percent(r["alm-kd"]), *(f"{mean(o):+.1f} ± {stdev(o):.1f}" for o in own)]
+        aucs = [a for a in r["auc"] if a is not None]
+        row += [f"{mean(aucs):.2f}" if aucs else "", "{:.2f} / {:.2f}".format(*map(mean, zip(*r["rate"], strict=True)))]
+        rows.append(row)
+        margins.append([mean(o) for o in own])
+    head = ["data", "scenario", "student", "w", "best on train", "w", "best on train + meta", "ALM-KD"]
+    head += ["margin, train", "margin, + meta", "AUC", "noise: true / estimated"]
+    lines = [head, ["---"] * len(head), *rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    for i, key in enumerate(("train", "train + meta")):
+        values = [m[i] for m in margins]
+        ok = sum(v >= -0.3 for v in values) / len(values)
+        text += f"- against the best fixed weight on {key}: mean {mean(values):+.2f}, worst {min(values):+.2f}, "
+        text += f"{100 * ok:.0f}% of {len(values)} cells not below -0.3\n"
+    (out / "margins.md").write_text(text)
+    with (out / "margins.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    print(text)
+
+
+def _percent(values: Any) -> str:
+    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"
+
+
+def main() -> None:
+    """See the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["digits"], choices=["digits", "mnist", "fashion", "cifar"])
+    parser.add_argument("--fashion", type=Path, help="directory with FashionMNIST/raw, as torchvision reads it")
+    parser.add_argument("--cifar", type=Path, help="directory with train/CLASS/*.png and test/CLASS/*.png")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[20, 21, 22, 23, 24])
+    parser.add_argument("--out", type=Path, default=Path("runs/margins"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="only write the table of the cells that are done")
+    args = parser.parse_args()
+    cells: list[Cell] = []
+    for name in args.data:
+        if name == "cifar":
+            cells += [(name, scenario, "cnn-8") for scenario in CIFAR]
+        else:
+            cells += [(name, scenario, "mlp-32") for scenario in SCENARIOS]
+            cells += [(name, scenario, "mlp-128") for scenario in WIDE]
+    args.out.mkdir(parents=True, exist_ok=True)
+    folders = {"fashion": args.fashion, "cifar": args.cifar}
+    if not args.report:
+        with ProcessPoolExecutor(args.jobs) as pool:
+            jobs = [pool.submit(run, cell, args.seeds, folders, args.out) for cell in cells]
+            for cell, job in zip(cells, jobs, strict=True):
+                job.result()
+                print(*cell, "done", flush=True)
+    report(cells, args.out)
+
+
+if __name__ == "__main__":
+    main()
