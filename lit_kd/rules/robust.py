@@ -31,7 +31,7 @@ class Robust(Rule):
     noise, a positive-unlabeled problem: one fit gives p, the probability that a label is clean, the noise rate, and a
     test for "no noise at all". The evidence: a t-statistic over epochs of the label's alignment with the validation
     gradient at the current student (gathered in the training step, without a look-ahead, so that nothing depends on the
-    learning rate), the student's log-probability of the label, and each teacher's.
+    learning rate), the student's log-probability of the label, and the mean of the teachers'.
 
     Is the teacher right? Where it agrees with the label, as probably as the label. Where it does not, the label must be
     wrong and the true class be the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the
@@ -82,7 +82,7 @@ class Robust(Rule):
         table.add("log_probability", zero)
         table.add("student_class", zero)
         table.add("teacher_class", each)
-        table.add("teacher_log_probability", each)
+        table.add("teacher_log_probability", zero)
         table.add("teacher_right", each)
         # over epochs
         table.add("epochs", zero)
@@ -117,7 +117,7 @@ class Robust(Rule):
             log_probability=(student.gather(1, y.unsqueeze(1)).squeeze(1) + 1e-6).log(),
             student_class=student.argmax(-1).float(),
             teacher_class=classes.float(),
-            teacher_log_probability=(calibrated.gather(2, of_label).squeeze(2) + 1e-3).log(),
+            teacher_log_probability=(calibrated.gather(2, of_label).squeeze(2) + 1e-3).log().mean(1),
             teacher_right=otherwise.gather(1, classes),
         )
 
@@ -171,8 +171,8 @@ class Robust(Rule):
         mean = table["evidence_mean"] / correction
         variance = table["evidence_square_mean"] / correction - mean.square()
         statistic = mean * count.sqrt() / (variance + 0.05).sqrt()
-        own = torch.stack([statistic, table["log_probability_mean"] / correction], dim=1)
-        evidence = torch.cat([own, table["teacher_log_probability"]], dim=1)[known]
+        student = table["log_probability_mean"] / correction
+        evidence = torch.stack([statistic, student, table["teacher_log_probability"]], dim=1)[known]
         fit = fit_clean_probability(evidence.double().cpu().numpy(), vouching[known].cpu().numpy())
         clean = torch.full_like(mean, 1 - fit.noise_rate)
         clean[known] = torch.from_numpy(fit.clean).to(clean)

@@ -1,9 +1,9 @@
 """ALM-KD against hindsight's best fixed weight: the table of margins in the docs. See `make study`.
 
 Every cell is a data set, a scenario and a student. Its yardsticks are the best of KD's weights 0, 0.1, 0.3, 0.5, 0.7,
-0.9 and 1 by mean test accuracy, trained on train and on train + meta. Results are kept cell by cell: run again to go on.
-"""
-
+Every cell is a data set, a scenario and a student. Its yardsticks are the best of the weights 0, 0.1, 0.3, 0.5, 0.7,
+0.9 and 1 of KD by mean test accuracy, trained on train and on train + meta. Results are kept cell by cell: run again to
+go on.
 from __future__ import annotations
 
 import argparse
@@ -93,7 +93,7 @@ def fixed_weights(datas: list[ScenarioData], teachers: list[nn.Module], hidden: 
 def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[list[float]]]:
     """The same for one seed and convolutional nets: the teacher, then weights on train and on train + meta."""
     seed_everything(data.seed, verbose=False)
-    x, y = data.teacher_data()
+    _, y = data.teacher_data()
     lessons = ScenarioData(data.name, "clean", data.seed or 0, data.folder)
     lessons.setup()
     lessons._partition = lessons.parts.__class__(
