@@ -1,9 +1,10 @@
-"""ALM-KD against hindsight's best fixed weight: the table of margins in the docs. See `make study`.
+"""ALM-KD against hindsight's best fixed weight: the table of margins, see README.
 
-Every cell is a data set, a scenario and a student. Its yardsticks are the best of KD's weights 0, 0.1, 0.3, 0.5, 0.7,
 Every cell is a data set, a scenario and a student. Its yardsticks are the best of the weights 0, 0.1, 0.3, 0.5, 0.7,
 0.9 and 1 of KD by mean test accuracy, trained on train and on train + meta. Results are kept cell by cell: run again to
 go on.
+"""
+
 from __future__ import annotations
 
 import argparse
