@@ -65,12 +65,11 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
         by_beta = (slope[:, None] * positive).mean(0) - (ratio[:, None] * unlabeled).mean(0)
         return -float(log_expit(sure).mean() - np.log(p.mean())), -np.concatenate([[by_alpha], by_beta])
 
-    # two beginnings: where the classes lie apart, soft and sharp edges are two optima
-    begins = [np.r_[2.0, np.ones(x.shape[1])], np.r_[8.0, np.full(x.shape[1], 3.0)]]
+    begin = np.ones(1 + x.shape[1])
+    begin[0] = 2.0
     bounds = [(1.0, 12.0)] + [(0.0, 8.0)] * x.shape[1]
     with threadpool_limits(1):  # on products this small, threads that wait for work cost more than all the rest
-        fits = [minimize(negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds) for begin in begins]
-    best = min(fits, key=lambda fit: float(fit.fun))
+        best = minimize(negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds)
     rows = len(positive) * len(unlabeled) / len(x)
     if 2 * rows * -best.fun <= proof:
         return PUFit(np.ones(len(x)), 0.0)
