@@ -29,8 +29,12 @@ Inputs = Tensor | Mapping[str, Tensor]
 Named = Mapping[str, Tensor]
 """Tensors by the names of the network's parameters or buffers."""
 
-CENTRAL_STEP = 1e-3
-"""Length of a step of central differences, relative to the parameters' norm [ours]."""
+CENTRAL_STEP = 3e-6
+"""Length of a step of central differences, relative to the norm of all parameters [ours].
+
+Measured in float32 on six networks of up to 20 layers, at the start and in training: 1 - cosine to the exact derivative
+is at most 2e-4, and ten times as much at 3e-5, where kinks of ReLUs are crossed, and at 2e-7, where rounding tells.
+"""
 
 
 class Moment(NamedTuple):
@@ -69,7 +73,7 @@ def moment(model: nn.Module) -> Moment:
     return Moment({name: buffer.clone() for name, buffer in model.named_buffers()}, random)
 
 
-def repeat(model: nn.Module, x: Inputs, at: Moment, changed: Named | None = None) -> Tensor:
+def repeat(model: nn.Module, x: Inputs, at: Moment, changed: Named | None = None, double: bool = False) -> Tensor:
     """A forward pass that leaves no trace: on buffers that are copies, with the random numbers of a moment.
 
     Args:
@@ -77,13 +81,18 @@ def repeat(model: nn.Module, x: Inputs, at: Moment, changed: Named | None = None
         x: The batch.
         at: Just before the pass that is to be repeated.
         changed: Parameters to use instead of the network's own.
+        double: Whether to calculate in float64.
 
     Returns:
         Logits, ``(B, C)``, in the precision of the parameters but at least float32.
     """
-    values = {name: _full(buffer.clone()) for name, buffer in at.buffers.items()}
-    values |= {name: _full(parameter.detach()) for name, parameter in model.named_parameters()}
-    values |= changed or {}
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.double() if double and tensor.is_floating_point() else _full(tensor)
+
+    values = {name: buffer.clone() for name, buffer in at.buffers.items()}
+    values |= {name: parameter.detach() for name, parameter in model.named_parameters()}
+    values = {name: cast(value) for name, value in (values | dict(changed or {})).items()}
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return functional_call(model, values, args, kwargs)
@@ -93,7 +102,7 @@ def repeat(model: nn.Module, x: Inputs, at: Moment, changed: Named | None = None
         torch.set_rng_state(at.random[0])
         for gpu, state in zip(gpus, at.random[1:], strict=True):
             torch.cuda.set_rng_state(state, gpu)
-        return logits_of(call, {k: _full(v) for k, v in x.items()} if isinstance(x, Mapping) else _full(x))
+        return logits_of(call, {k: cast(v) for k, v in x.items()} if isinstance(x, Mapping) else cast(x))
 
 
 def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) -> Tensor:
@@ -113,9 +122,9 @@ def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) 
     """
     # the fused kernels of attention have no forward mode
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        parameters = _trainable(model)
         make_dual: Any = forward_ad.make_dual
-        dual = {name: make_dual(_full(parameters[name].detach()), v) for name, v in direction.items()}
+        theta = {name: _full(parameter.detach()) for name, parameter in _trainable(model).items()}
+        dual = {name: make_dual(theta[name], v.to(theta[name])) for name, v in direction.items()}
         try:
             logits, tangent = forward_ad.unpack_dual(repeat(model, x, at, dual))  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
@@ -128,19 +137,32 @@ def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) 
         return torch.zeros_like(logits) if tangent is None else tangent
 
 
-def central_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) -> Tensor:
+def central_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named, double: bool | None = None) -> Tensor:
     """The same as `exact_derivative` by central differences: two passes, for networks without forward mode.
 
-    A step is `CENTRAL_STEP` times the parameters' norm long. Shorter ones drown in the rounding of float32, and
-    longer ones cross the kinks of ReLUs.
+    Args:
+        model: The network.
+        x: The batch.
+        at: See `repeat`.
+        direction: v, by parameter; a step is `CENTRAL_STEP` long.
+        double: Whether to calculate in float64; ``None``: on a GPU, whose convolutions would take float32 for TF32,
+            in which so small a step is lost.
+
+    Returns:
+        ``d z(theta + e v) / de`` at ``e = 0``, ``(B, C)``, nearly.
     """
+    double = bool(_gpus(model)) if double is None else double
     theta = {name: _full(parameter.detach()) for name, parameter in _trainable(model).items()}
     size, length = get_total_norm(theta.values()), get_total_norm(direction.values())
-    step = CENTRAL_STEP * size.where(size > 0, 1)
-    unit = step / length.where(length > 0, 1)
+    step = CENTRAL_STEP * size.where(size > 0, 1) / length.where(length > 0, 1)
+    if double:
+        theta = {name: value.double() for name, value in theta.items()}
     with torch.no_grad():
-        ends = [repeat(model, x, at, {n: theta[n] + sign * unit * v for n, v in direction.items()}) for sign in (1, -1)]
-    return (ends[0] - ends[1]) / (2 * unit)
+        up, down = (
+            repeat(model, x, at, {name: theta[name] + s * v for name, v in direction.items()}, double)
+            for s in (step, -step)
+        )
+    return ((up - down) / (2 * step)).to(step.dtype)
 
 
 def look_ahead(
@@ -219,7 +241,7 @@ def whole_network_derivative(
         parameters = look_ahead(model, logits, pull, lr, all_sum)
     else:
         parameters = {name: _full(parameter.detach()) for name, parameter in _trainable(model).items()}
-    return derivative(model, x, at, validation_gradient(model, meta, parameters, all_sum))
+    return derivative(model, x, at, validation_gradient(model, meta, parameters, all_sum)).to(pull.dtype)
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

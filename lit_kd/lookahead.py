@@ -134,7 +134,8 @@ class WholeNetwork(LookAhead):
 
     def check(self, train: Batch, student: Outputs) -> None:
         """Does the student support the derivative, and can its pass be repeated?"""
-        self.how(self.student, train.x, self.moment, dict(self.student.named_parameters()))
+        trainable = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        self.how(self.student, train.x, self.moment, trainable)
         found, logits = repeat(self.student, train.x, self.moment), student.logits
         if (found - logits).norm() > 0.05 * logits.norm():
             rank_zero_warn(

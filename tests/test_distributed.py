@@ -19,7 +19,12 @@ import torch
 from lightning import seed_everything
 from methods import Blobs, build, trainer
 
-METHODS = ["kd", "almkd-robust", "almkd-paper"]
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kd": ("kd", {}),
+    "almkd-robust": ("almkd-robust", {}),
+    "almkd-paper": ("almkd-paper", {}),
+    "almkd-paper-exact": ("almkd-paper", {"meta_gradient": "exact"}),
+}
 ROWS = 8
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it."""
 TIMEOUT = 90.0
@@ -28,7 +33,8 @@ TIMEOUT = 90.0
 def learn(method: str, devices: int) -> dict[str, Any] | None:
     """What the training leaves, on the first process."""
     seed_everything(0, verbose=False)
-    model = build(method)
+    name, options = METHODS[method]
+    model = build(name, **options)
     data = Blobs(noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices)
     fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=4)
     fitted.fit(model, data)
