@@ -63,7 +63,7 @@ class MetaInputs(NamedTuple):
     keep: Tensor
 
 
-Derivative = Callable[[nn.Module, Inputs, Moment, Named], Tensor]
+Derivative = Callable[[nn.Module, Inputs, Moment, Named], tuple[Tensor, Tensor]]
 """`exact_derivative` or `central_derivative`."""
 
 
@@ -105,8 +105,8 @@ def repeat(model: nn.Module, x: Inputs, at: Moment, changed: Named | None = None
         return logits_of(call, {k: cast(v) for k, v in x.items()} if isinstance(x, Mapping) else cast(x))
 
 
-def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) -> Tensor:
-    """The derivative of a pass's logits along a direction of the parameters, by forward-mode differentiation.
+def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) -> tuple[Tensor, Tensor]:
+    """A pass's logits and their derivative along a direction of the parameters, by forward-mode differentiation.
 
     Args:
         model: The network.
@@ -115,7 +115,7 @@ def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) 
         direction: v, by parameter.
 
     Returns:
-        ``d z(theta + e v) / de`` at ``e = 0``, ``(B, C)``.
+        z and ``d z(theta + e v) / de`` at ``e = 0``, ``(B, C)`` each.
 
     Raises:
         ValueError: If an operator of the network has no forward mode.
@@ -134,10 +134,12 @@ def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) 
                 f"expected a network whose operators all support forward-mode differentiation, found in "
                 f"{type(model).__name__}: {error}. Use meta_gradient: central, or last_layer"
             ) from error
-        return torch.zeros_like(logits) if tangent is None else tangent
+        return logits, torch.zeros_like(logits) if tangent is None else tangent
 
 
-def central_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named, double: bool | None = None) -> Tensor:
+def central_derivative(
+    model: nn.Module, x: Inputs, at: Moment, direction: Named, double: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """The same as `exact_derivative` by central differences: two passes, for networks without forward mode.
 
     Args:
@@ -149,7 +151,7 @@ def central_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named
             in which so small a step is lost.
 
     Returns:
-        ``d z(theta + e v) / de`` at ``e = 0``, ``(B, C)``, nearly.
+        z and ``d z(theta + e v) / de`` at ``e = 0``, ``(B, C)`` each, nearly.
     """
     double = bool(_gpus(model)) if double is None else double
     theta = {name: _full(parameter.detach()) for name, parameter in _trainable(model).items()}
@@ -162,7 +164,7 @@ def central_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named
             repeat(model, x, at, {name: theta[name] + s * v for name, v in direction.items()}, double)
             for s in (step, -step)
         )
-    return ((up - down) / (2 * step)).to(step.dtype)
+    return ((up + down) / 2).to(step.dtype), ((up - down) / (2 * step)).to(step.dtype)
 
 
 def look_ahead(
@@ -241,7 +243,8 @@ def whole_network_derivative(
         parameters = look_ahead(model, logits, pull, lr, all_sum)
     else:
         parameters = {name: _full(parameter.detach()) for name, parameter in _trainable(model).items()}
-    return derivative(model, x, at, validation_gradient(model, meta, parameters, all_sum)).to(pull.dtype)
+    v = validation_gradient(model, meta, parameters, all_sum)
+    return derivative(model, x, at, v)[1].to(pull.dtype)
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

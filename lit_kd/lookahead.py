@@ -18,7 +18,6 @@ from lit_kd.exact import (
     central_derivative,
     exact_derivative,
     moment,
-    repeat,
     whole_network_derivative,
 )
 from lit_kd.features import PENULTIMATE, Outputs, Tapped, evaluating
@@ -135,8 +134,7 @@ class WholeNetwork(LookAhead):
     def check(self, train: Batch, student: Outputs) -> None:
         """Does the student support the derivative, and can its pass be repeated?"""
         trainable = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
-        self.how(self.student, train.x, self.moment, trainable)
-        found, logits = repeat(self.student, train.x, self.moment), student.logits
+        found, logits = self.how(self.student, train.x, self.moment, trainable)[0], student.logits
         if (found - logits).norm() > 0.05 * logits.norm():
             rank_zero_warn(
                 f"a second pass of {type(self.student).__name__} over a batch gives other logits, though buffers and "

@@ -3,7 +3,8 @@
 The weights ``lam`` of sample i mix its terms: term 0 is the cross-entropy with its label, term k the distillation
 loss from teacher k. The inner problem is one step of plain SGD on the last layer, ``z = W h + b`` with the features
 ``h`` held constant (ALM-KD, arXiv 2202.03250, authors' code). The derivative is taken in closed form [derived]; it
-needs three small matrix products, and no gradient of a single sample is ever stored.
+needs three small matrix products, and no gradient of a single sample is ever stored. `lit_kd.exact` has the derivative
+through all layers.
 """
 
 from __future__ import annotations

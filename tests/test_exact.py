@@ -248,7 +248,7 @@ class TestExact:
 
         turn = threading.Lock()  # forward mode and the random numbers are one process's own
 
-        def locked(*args: Any) -> Tensor:
+        def locked(*args: Any) -> tuple[Tensor, Tensor]:
             with turn:
                 return exact_derivative(*args)
 

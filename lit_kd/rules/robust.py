@@ -28,8 +28,9 @@ class Robust(Rule):
     teacher's weight carries a factor that makes its gradients as large as the label's.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
-    from the last layer, against features of up to 512 meta rows of the latest steps; a student that is still far from
-    fitting the clean rows takes some hard ones for noise.
+    from the last layer, against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"``
+    from all layers, against the meta rows of one step); a student that is still far from fitting the clean rows takes
+    some hard ones for noise.
 
     Args:
         warmup_epochs: Epochs at the weights (0.9, 0.1) before the first fit; ``None``: a sixth of the training.
