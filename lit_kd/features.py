@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Outputs(NamedTuple):
     features: Mapping[str, Tensor]
 
 
-def logits_of(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+def logits_of(model: Callable[..., Any], x: Tensor | Mapping[str, Tensor]) -> Tensor:
     """Call a model with a tensor, or with a mapping as keyword arguments, and read its logits.
 
     Args:
@@ -49,6 +50,18 @@ def logits_of(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> Tensor:
             f"found {type(out).__name__}. Wrap the model in a module that returns its logits."
         )
     return logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """For a while a model is in evaluation mode; then each of its parts is in its own mode again."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class Tapped:

@@ -3,7 +3,8 @@
 The weights ``lam`` of sample i mix its terms: term 0 is the cross-entropy with its label, term k the distillation
 loss from teacher k. The inner problem is one step of plain SGD on the last layer, ``z = W h + b`` with the features
 ``h`` held constant (ALM-KD, arXiv 2202.03250, authors' code). The derivative is taken in closed form [derived]; it
-needs three small matrix products, and no gradient of a single sample is ever stored.
+needs three small matrix products, and no gradient of a single sample is ever stored. `lit_kd.exact` has the derivative
+through all layers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.data.batch import UNLABELED
+
+AllSum = Callable[[Tensor], Tensor]
+"""Sums a tensor over processes, maybe in place."""
 
 
 class Head(NamedTuple):
@@ -69,51 +73,47 @@ def term_gradients(logits: Tensor, y: Tensor, teachers: Sequence[Tensor], temper
     return torch.stack([label * labelled.unsqueeze(-1), *distil], dim=1)
 
 
-def _only_process(total: Tensor) -> Tensor:
+def only_process(total: Tensor) -> Tensor:
+    """The sum over processes where there is one: the same tensor."""
     return total
 
 
-def last_layer_alignment(
+def last_layer_derivative(
     head: Head,
     features: Tensor,
-    gradients: Tensor,
-    weights: Tensor,
     meta: MetaRows,
+    pull: Tensor,
     lr: float,
-    all_sum: Callable[[Tensor], Tensor] = _only_process,
+    all_sum: AllSum = only_process,
 ) -> Tensor:
-    """How well each loss term's gradient agrees with the validation gradient after a look-ahead step.
+    """How the batch's logits move along the validation gradient after a look-ahead step of the last layer.
 
-    With ``u_i = sum_k lam_ik g_i^k / B`` the look-ahead is ``W' = W - lr sum_i u_i h_i^T``, ``b' = b - lr sum_i u_i``.
-    There the mean cross-entropy of the meta rows has the gradient ``V = E^T H``, ``v = sum_j e_j``, where
-    ``e_j = (softmax(W' h_j + b') - e(y_j)) / M``; the result is ``g_i^k . (V h_i + v)``. It is positive where
-    listening to the term helps, and the meta-gradient is a multiple of it: see `meta_gradient`.
+    With ``u_i = pull_i / B`` the look-ahead is ``W' = W - lr sum_i u_i h_i^T``, ``b' = b - lr sum_i u_i``. There the
+    mean cross-entropy of the meta rows has the gradient ``V = E^T H``, ``v = sum_j e_j``, where
+    ``e_j = (softmax(W' h_j + b') - e(y_j)) / M``; the result is ``V h_i + v``.
 
     Args:
         head: The student's last layer.
         features: Its inputs h for the batch, ``(B, D)``.
-        gradients: g of `term_gradients`, ``(B, K + 1, C)``.
-        weights: lam, ``(B, K + 1)``.
         meta: Meta rows.
+        pull: ``sum_k lam_ik g_i^k`` with g of `term_gradients`, ``(B, C)``.
         lr: Learning rate of the look-ahead; 0 takes the validation gradient where the student is.
         all_sum: Sums a tensor over processes that share the batch and the meta rows.
 
     Returns:
-        ``(B, K + 1)``; 0 where no meta row is kept.
+        ``(B, C)``, 0 where no meta row is kept; see `alignment`.
     """
     bias = head.bias is not None
     if lr:
-        step = torch.einsum("bk,bkc->bc", weights, gradients)
-        total = all_sum(torch.cat([step.T @ features, step.sum(0).unsqueeze(1), _count(step)], dim=1))
+        total = all_sum(torch.cat([pull.T @ features, pull.sum(0).unsqueeze(1), _count(pull)], dim=1))
         move = lr * total[:, :-1] / total[:, -1:]
         head = Head(head.weight - move[:, :-1], head.bias - move[:, -1] if head.bias is not None else None)
-    error = F.softmax(head(meta.features), -1) - F.one_hot(meta.y, gradients.shape[-1]).to(gradients.dtype)
+    error = F.softmax(head(meta.features), -1) - F.one_hot(meta.y, pull.shape[-1]).to(pull.dtype)
     error = error * meta.keep.unsqueeze(-1)
     count = meta.keep.sum().to(error.dtype).expand(error.shape[-1], 1)
     total = all_sum(torch.cat([error.T @ meta.features, error.sum(0).unsqueeze(1), count], dim=1))
     direction = total[:, :-1] / total[:, -1:].clamp(min=1)
-    moved = features @ direction[:, :-1].T + (direction[:, -1] if bias else 0)
-    return torch.einsum("bkc,bc->bk", gradients, moved)
+    return features @ direction[:, :-1].T + (direction[:, -1] if bias else 0)
 
 
 def _count(rows: Tensor) -> Tensor:
@@ -121,11 +121,27 @@ def _count(rows: Tensor) -> Tensor:
     return rows.new_full((rows.shape[1], 1), float(rows.shape[0]))
 
 
+def alignment(gradients: Tensor, derivative: Tensor) -> Tensor:
+    """How well each loss term's gradient agrees with the validation gradient after a look-ahead step.
+
+    It is positive where listening to the term helps, and the meta-gradient is a multiple of it: see `meta_gradient`.
+
+    Args:
+        gradients: g of `term_gradients`, ``(B, K + 1, C)``.
+        derivative: Of the logits along the validation gradient, ``(B, C)``: `last_layer_derivative`, or
+            `lit_kd.exact.whole_network_derivative`.
+
+    Returns:
+        Their scalar products, ``(B, K + 1)``.
+    """
+    return torch.einsum("bkc,bc->bk", gradients, derivative)
+
+
 def meta_gradient(alignment: Tensor, lr: float, batch_size: int) -> Tensor:
     """The derivative of the validation loss with respect to the weights: ``dL_val / dlam_ik``.
 
     Args:
-        alignment: Of `last_layer_alignment` with the same ``lr``, ``(B, K + 1)``.
+        alignment: See `alignment`, of a derivative with the same ``lr``, ``(B, K + 1)``.
         lr: Learning rate of the look-ahead.
         batch_size: B of the whole group, over all processes: the inner loss is a mean.
 

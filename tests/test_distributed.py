@@ -26,12 +26,13 @@ CASES: dict[str, dict[str, Any]] = {
     "kd": {},
     "almkd-robust": {},
     "almkd-paper": {},
+    "almkd-paper, exact": {},
     "kd, uneven": {"val": 22},  # the processes repeat rows, to have equally many
     # of a row that two processes have, the table holds the mean: with one process there is no such row
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
     "almkd-paper, uneven": {"val": 22, "drop_last": True},
 }
-SIZES = {2: ["kd", "almkd-robust", "almkd-paper"], 3: ["almkd-robust", *list(CASES)[3:]]}
+SIZES = {2: ["kd", "almkd-robust", "almkd-paper", "almkd-paper, exact"], 3: ["almkd-robust", *list(CASES)[4:]]}
 TIMEOUT = 300.0
 
 
@@ -55,7 +56,7 @@ def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     """What the training leaves, on the first process."""
     seed_everything(0, verbose=False)
     options = CASES[case]
-    model = build(case.removesuffix(", uneven"))
+    model = build(case.split(",")[0], **({"meta_gradient": "exact"} if case.endswith("exact") else {}))
     data = Padded(padding, noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices, **options)
     fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=4)
     fitted.fit(model, data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lit_kd.data.batch import UNLABELED
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.meta import Head, MetaRows, last_layer_alignment, meta_gradient, term_gradients
+from lit_kd.meta import Head, MetaRows, last_layer_derivative, meta_gradient, term_gradients
 from lit_kd.rules import MetaStep
 from lit_kd.rules.paper import by_share
 
@@ -74,26 +75,28 @@ class Problem:
     def head(self) -> Head:
         return Head(self.layer.weight.detach(), None if self.layer.bias is None else self.layer.bias.detach())
 
-    def step(self, all_sum: Callable[[Tensor], Tensor] = lambda total: total) -> MetaStep:
+    def step(
+        self,
+        rows: slice = slice(None),
+        meta: slice = slice(None),
+        all_sum: Callable[[Tensor], Tensor] = lambda total: total,
+    ) -> MetaStep:
+        """Of all rows, or of those that one of several processes has."""
+        features, meta_rows = self.features[rows], MetaRows(*(part[meta] for part in self.meta))
         return MetaStep(
-            index=torch.arange(len(self.y)),
-            y=self.y,
-            logits=self.layer(self.features).detach(),
-            features=self.features,
-            teachers=self.teachers,
-            head=self.head,
-            meta=self.meta,
+            index=torch.arange(len(self.y))[rows],
+            y=self.y[rows],
+            logits=self.layer(features).detach(),
+            teachers=[t[rows] for t in self.teachers],
+            derivative=partial(last_layer_derivative, self.head, features, meta_rows, all_sum=all_sum),
             lr=self.lr,
             batch_size=len(self.y),
             temperature=self.temperature,
-            all_sum=all_sum,
         )
 
     def gradient(self) -> Tensor:
         """What is under test."""
-        gradients = term_gradients(self.layer(self.features).detach(), self.y, self.teachers, self.temperature)
-        alignment = last_layer_alignment(self.head, self.features, gradients, self.weights, self.meta, self.lr)
-        return meta_gradient(alignment, self.lr, len(self.y))
+        return self.step().gradient(self.weights)
 
 
 def problem(batch: int, teachers: int, temperature: float = 1.0, bias: bool = True, seed: int = 0) -> Problem:
@@ -331,19 +334,9 @@ class TestAllSum:
         meta_parts = [slice(0, meta_rows), slice(meta_rows, None)]
 
         def work(rank: int, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
-            mine, meta = batch_parts[rank], MetaRows(*(part[meta_parts[rank]] for part in p.meta))
-            part = replace(
-                step,
-                index=step.index[mine],
-                y=step.y[mine],
-                logits=step.logits[mine],
-                features=step.features[mine],
-                teachers=[t[mine] for t in step.teachers],
-                meta=meta,
-                all_sum=all_sum,
-            )
-            found = part.gradient(p.weights[mine])
-            return torch.cat([found, part.alignment(p.weights[mine], lr=0.0)], dim=1)
+            part = p.step(batch_parts[rank], meta_parts[rank], all_sum)
+            found = part.gradient(p.weights[part.index])
+            return torch.cat([found, part.alignment(p.weights[part.index], lr=0.0)], dim=1)
 
         found = torch.cat(TwoProcesses().run(work))
         torch.testing.assert_close(found[:, :4], p.double_backward(), rtol=1e-10, atol=1e-14)
@@ -355,17 +348,8 @@ class TestAllSum:
         p = replace(p, meta=p.meta._replace(keep=keep))
 
         def work(rank: int, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
-            mine, half = slice(8 * rank, 8 * rank + 8), slice(6 * rank, 6 * rank + 6)
-            step = p.step()
-            return last_layer_alignment(
-                p.head,
-                p.features[mine],
-                step.gradients[mine],
-                p.weights[mine],
-                MetaRows(*(part[half] for part in p.meta)),
-                p.lr,
-                all_sum,
-            )
+            part = p.step(slice(8 * rank, 8 * rank + 8), slice(6 * rank, 6 * rank + 6), all_sum)
+            return part.gradient(p.weights[part.index])
 
-        found = meta_gradient(torch.cat(TwoProcesses().run(work)), p.lr, 16)
+        found = torch.cat(TwoProcesses().run(work))
         torch.testing.assert_close(found, p.double_backward(), rtol=1e-10, atol=1e-14)

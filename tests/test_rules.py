@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from scipy.optimize import check_grad, minimize
 from scipy.stats import binom, chi2, iqr, norm
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from test_meta import CLASSES, Problem, TwoProcesses, problem
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_kd.data.batch import UNLABELED
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.meta import Head, MetaRows
+from lit_kd.meta import Head, MetaRows, last_layer_derivative
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
 from lit_kd.rules.paper import project
 from lit_kd.rules.pu import fit_clean_probability
@@ -101,15 +102,11 @@ class TestProject:
 
 def single(p: Problem) -> MetaStep:
     """A problem's meta-step in float32, as a training's."""
-    step = p.step()
-    return replace(
-        step,
-        logits=step.logits.float(),
-        features=step.features.float(),
-        teachers=[t.float() for t in step.teachers],
-        head=Head(step.head.weight.float(), None if step.head.bias is None else step.head.bias.float()),
-        meta=step.meta._replace(features=step.meta.features.float()),
-    )
+    layer = nn.Linear(p.layer.in_features, CLASSES, bias=p.layer.bias is not None)
+    layer.load_state_dict(p.layer.state_dict())
+    meta = p.meta._replace(features=p.meta.features.float())
+    teachers = [t.float() for t in p.teachers]
+    return replace(p, layer=layer, features=p.features.float(), teachers=teachers, meta=meta).step()
 
 
 def convex(shares: Tensor) -> Tensor:
@@ -206,19 +203,9 @@ class TestPublished:
         def work(rank: int, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
             mine = slice(0, 5) if rank == 0 else slice(5, 16)
             some = slice(0, 4) if rank == 0 else slice(4, 12)
-            step, table = p.step(), started(rule, 16, 2)
+            table = started(rule, 16, 2)
             table.apply(Tensor.double)
-            part = replace(
-                step,
-                index=step.index[mine],
-                y=step.y[mine],
-                logits=step.logits[mine],
-                features=step.features[mine],
-                teachers=[t[mine] for t in step.teachers],
-                meta=MetaRows(*(rows[some] for rows in p.meta)),
-                all_sum=all_sum,
-            )
-            rule.observe(table, part)
+            rule.observe(table, p.step(mine, some, all_sum))
             return table["weights"][mine]
 
         assert (one["weights"] - one["weights"].mean(0)).abs().max() > 0.1
@@ -259,10 +246,8 @@ class Planted:
             index=torch.arange(128),
             y=self.y,
             logits=self.head(self.features),
-            features=self.features,
             teachers=[self.teacher],
-            head=self.head,
-            meta=self.meta,
+            derivative=partial(last_layer_derivative, self.head, self.features, self.meta),
             lr=0.5,
             batch_size=128,
             temperature=1.0,

@@ -7,45 +7,38 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from lit_kd.meta import Head, MetaRows, last_layer_alignment, meta_gradient, term_gradients
+from lit_kd.meta import alignment, meta_gradient, term_gradients
 from lit_kd.samples import SampleTable
-
-
-def _same(total: Tensor) -> Tensor:
-    return total
 
 
 @dataclass
 class MetaStep:
-    """A training batch and meta rows, as the student's last layer sees them; all without gradients, in float32.
+    """A training batch, and how its logits move along the validation gradient; all without gradients, in float32.
 
     Attributes:
         index: Sample indices, ``(B,)``.
         y: Given labels, ``(B,)``.
         logits: Student logits, ``(B, C)``.
-        features: Inputs of the last layer, ``(B, D)``.
         teachers: Teacher logits, K tensors ``(B, C)``.
-        head: The student's last layer.
-        meta: Rows of the meta split, none of which is in the batch.
+        derivative: Of the logits along the validation gradient after a look-ahead, ``(B, C)``, for the pull of the
+            losses on the logits, ``(B, C)``, and a learning rate: `lit_kd.meta.last_layer_derivative` or
+            `lit_kd.exact.whole_network_derivative` with their other arguments given.
         lr: Current learning rate of the student.
         batch_size: Rows of the batch over all processes.
         temperature: Of the distillation terms, dimensionless.
-        all_sum: Sums a tensor over processes.
     """
 
     index: Tensor
     y: Tensor
     logits: Tensor
-    features: Tensor
     teachers: list[Tensor]
-    head: Head
-    meta: MetaRows
+    derivative: Callable[[Tensor, float], Tensor]
     lr: float
     batch_size: int
     temperature: float
-    all_sum: Callable[[Tensor], Tensor] = _same
     gradients: Tensor = field(init=False)
     """Of every loss term by the logits, ``(B, K + 1, C)``."""
 
@@ -53,8 +46,9 @@ class MetaStep:
         self.gradients = term_gradients(self.logits, self.y, self.teachers, self.temperature)
 
     def alignment(self, weights: Tensor, lr: float) -> Tensor:
-        """See `lit_kd.meta.last_layer_alignment`, ``(B, K + 1)``."""
-        return last_layer_alignment(self.head, self.features, self.gradients, weights, self.meta, lr, self.all_sum)
+        """See `lit_kd.meta.alignment`, ``(B, K + 1)``; a learning rate of 0 takes it without a look-ahead."""
+        pull = torch.einsum("bk,bkc->bc", weights, self.gradients)
+        return alignment(self.gradients, self.derivative(pull, lr))
 
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""

@@ -44,7 +44,8 @@ class Robust(Rule):
     trusted with against the label. A row whose label and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
-    against features of up to 512 meta rows of the latest steps; the teachers must not have been trained on meta rows.
+    against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
+    against the meta rows of one step); the teachers must not have been trained on meta rows.
 
     Args:
         warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. The held-out meta
@@ -110,7 +111,7 @@ class Robust(Rule):
         otherwise = belief.masked_fill(is_label, -torch.inf).softmax(-1)  # the true class, if the label is wrong
         of_label = y.view(-1, 1, 1).expand(-1, len(step.teachers), 1)
         alignment = step.alignment(table["weights"][step.index], lr=0.0)[:, 0]
-        vouched = step.all_sum(step.meta.keep.sum()) > 0  # else all meta rows are in the batch, and nothing is shown
+        vouched = (alignment != 0).any()  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
             alignment=alignment.where(vouched, torch.nan),
