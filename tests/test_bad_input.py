@@ -288,7 +288,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("method", ["almkd-paper", "almkd-amal", "almkd-robust"])
     def test_inputs_of_meta_rows(self, method: str) -> None:
         model = build(method)
-        with pytest.raises(ValueError, match="expected finite numbers in the student's features of meta rows"):
+        with pytest.raises(ValueError, match="expected finite numbers in the validation gradient of the meta rows"):
             trainer(limit_val_batches=0, max_epochs=6).fit(model, Rotten("plain"))
         assert all(p.isfinite().all() for p in model.parameters())
         assert isinstance(model, ALMKD)

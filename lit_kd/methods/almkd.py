@@ -227,7 +227,7 @@ class ALMKD(Distiller):
 
         def derivative(pull: Tensor, lr: float) -> Tensor:
             moved = look(pull, lr)
-            self.watch_finite("the derivative of the student's logits in the meta-step", moved)
+            self.watch_finite("the validation gradient of the meta rows", moved)
             return moved
 
         return MetaStep(

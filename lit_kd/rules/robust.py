@@ -175,11 +175,13 @@ class Robust(Rule):
         student = table["log_probability_mean"] / correction
         evidence = torch.stack([statistic, student, table["teacher_log_probability"]], dim=1)[known]
         fit = fit_clean_probability(evidence.double().cpu().numpy(), vouching[known].cpu().numpy())
-        clean = torch.full_like(mean, 1 - fit.noise_rate)
+        clean = torch.zeros_like(mean)
         clean[known] = torch.from_numpy(fit.clean).to(clean)
+        rate = 1 - clean[known & ~rows.trusted].mean()
+        clean[~known] = 1 - rate
         clean[rows.trusted] = 1
         clean[~rows.labelled] = 0
-        table.shared["noise_rate"] = 1 - clean[known & ~rows.trusted].mean()
+        table.shared["noise_rate"] = rate
         return clean
 
     @staticmethod
