@@ -99,7 +99,8 @@ def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, title=folder.name, caption=caption, padding=(0, 1, 0, 0))
     for name in head:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        # where the terminal is too narrow, names are folded and numbers stay whole
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
     for row in rows:
         narrow = [escape(row[0]), *(cell.replace(" ± ", "±") for cell in row[1:])]
         table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in narrow))
