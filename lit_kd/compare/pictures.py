@@ -53,7 +53,8 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[
             axes.text(top + 0.03 * room, row, f"{value:.1f}", va="center", fontsize=9)
         axes.set_yticks(rows, list(students))
         axes.invert_yaxis()
-        axes.set_xlabel("test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds")
+        label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
+        figure.supxlabel(label, fontsize=9)
         save(figure, path)
 
 

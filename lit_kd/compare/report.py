@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -98,12 +99,15 @@ def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
         "test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
     )
     table = Table(box=box.SIMPLE_HEAD, title=folder.name, caption=caption, padding=(0, 1, 0, 0))
+    rows = [[row[0], *(cell.replace(" ± ", "±") for cell in row[1:])] for row in rows]
+    console = Console()
+    if sum(max(map(len, column)) + 1 for column in zip(head, *rows, strict=True)) >= console.width:
+        rows = [[row[0], *(re.sub("±[0-9.]+", "", cell) for cell in row[1:])] for row in rows]  # table.md has them
     for name in head:
-        # where the terminal is too narrow, names are folded and numbers stay whole
+        # if that does not do, names are folded and numbers stay whole
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
     for row in rows:
-        narrow = [escape(row[0]), *(cell.replace(" ± ", "±") for cell in row[1:])]
-        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in narrow))
-    console = Console()
+        cells = [escape(row[0]), *row[1:]]
+        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
     console.print(table)
     console.print(f"results.csv, table.md and pictures are in {folder}")

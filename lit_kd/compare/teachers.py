@@ -38,7 +38,7 @@ def draw_teachers(method: str, teachers: Sequence[str], samples: Sequence[Path],
         np.stack([values[true == c].mean(0) for c in classes], axis=1) for values in (said == true[:, None], weights)
     )
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 1.6 + 0.6 * len(right)), layout="constrained")
+        figure = Figure(figsize=(7.5, 1.8 + 0.6 * len(right)), layout="constrained")
         top, bottom = figure.subplots(2, sharex=True)
         _draw(top, 100 * right, 100.0, "{:.0f}", "who is right: share of the training samples of a class, %")
         _draw(bottom, listens, float(listens.max()), "{:.2f}", "who is listened to: mean learned weight")
@@ -47,7 +47,7 @@ def draw_teachers(method: str, teachers: Sequence[str], samples: Sequence[Path],
         if len(classes) <= MOST_NUMBERS:
             bottom.set_xticks(range(len(classes)), [str(c) for c in classes])
         bottom.set_xlabel("true class")
-        figure.suptitle(f"{method}{_picks(seeds)}", fontsize=10)
+        figure.suptitle(f"{method}\n{_picks(seeds)}", fontsize=9)
         save(figure, path)
 
 
@@ -60,8 +60,9 @@ def _picks(seeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> str:
             found.append(100 * share)
             random.append(100 * (picks_right(np.zeros_like(weights), right) or 0))
     if not found:
-        return ": all teachers are right, or all are wrong"
-    return f": where teachers differ, the heaviest is right in {mean(found):.0f}%; at random {mean(random):.0f}%"
+        return "teachers are right and wrong together"
+    picked = f"the one with the largest weight is right in {mean(found):.0f}%"
+    return f"where teachers differ, {picked} (one drawn at random: {mean(random):.0f}%)"
 
 
 def _draw(axes: Axes, values: npt.NDArray[np.float64], top: float, form: str, title: str) -> None:
