@@ -67,9 +67,7 @@ def train(job: Job) -> Result:
     result: Result = {"method": job.method, "seed": job.seed}
     last = _test(trainer, model, data)
     if isinstance(model, ALMKD):
-        result |= _keep_samples(
-            model, data, trainer.strategy.root_device, job.folder
-        )  # of the last epoch, before the best one is loaded
+        result |= _keep_samples(model, data, trainer, job.folder)  # of the last epoch, before the best one is loaded
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
     result |= {
@@ -111,14 +109,14 @@ def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None)
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _keep_samples(model: ALMKD, data: DataModule, device: torch.device, folder: Path) -> Result:
+def _keep_samples(model: ALMKD, data: DataModule, trainer: Trainer, folder: Path) -> Result:
     """Write each training sample's weights beside labels and teachers' predictions; measure how well they fit."""
     assert model.table is not None
     rows = slice(0, data.train_size)  # without the trusted ones
     weights = model.table["weights"][rows].cpu().numpy()
     label, true = data.labels[rows].numpy(), data.clean_labels[rows].numpy()
     noisy = label != true
-    said = _predictions(model.teachers, data, device)
+    said = _predictions(model.teachers, data, trainer)
     np.savez_compressed(folder / SAMPLES, weights=weights, label=label, true=true, noisy=noisy, teachers=said)
     estimate = model.table.shared.get("noise_rate")
     result = {
@@ -129,12 +127,13 @@ def _keep_samples(model: ALMKD, data: DataModule, device: torch.device, folder: 
     return result | ({"picks_right": picks_right(weights[:, 1:], said == true[:, None])} if len(said[0]) > 1 else {})
 
 
-def _predictions(teachers: Teachers, data: DataModule, device: torch.device) -> npt.NDArray[np.int64]:
+def _predictions(teachers: Teachers, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:
     """What each teacher takes the training rows for, not augmented, ``(N, K)``."""
-    teachers.apply(lambda t: t.to(device))
+    device = trainer.strategy.root_device
+    teachers.apply(lambda t: t.to(device))  # back from where a finished test leaves them
     positions, said = data.parts.positions["train"], []
     for part in np.array_split(positions, -(-len(positions) // data.batch_size)):
-        x = move_data_to_device(data.parts.plain.fetch(part.tolist()), device)
+        x = trainer.precision_plugin.convert_input(move_data_to_device(data.parts.plain.fetch(part.tolist()), device))
         said.append(torch.stack([out.logits.argmax(-1) for out in teachers(x)], dim=1).cpu())
     return torch.cat(said).numpy()
 
