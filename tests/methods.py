@@ -20,7 +20,7 @@ from lit_kd.rules import Amal, Paper
 METHODS: dict[str, Callable[..., Distiller]] = {
     "supervised": lambda student, teachers, **base: Supervised(student, **base),
     "kd": lambda student, teachers, **base: KD(student, teachers[0], **base),
-    "kd-two-teachers": lambda student, teachers, **base: KD(student, teachers, **base),
+    "kd-teachers": lambda student, teachers, **base: KD(student, teachers, drop=0.25, **base),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
     "almkd-paper": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base

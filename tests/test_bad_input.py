@@ -369,6 +369,15 @@ class TestArguments:
         with pytest.raises(ValueError, match=rf"expected a weight in \[0, 1\].*found {weight}"):
             KD("mlp-8", trained_teachers()[0], weight=weight, **shaped())
 
+    @pytest.mark.parametrize("drop", [-0.1, 1.5, float("nan")])
+    def test_drop(self, drop: float) -> None:
+        with pytest.raises(ValueError, match=rf"expected drop in \[0, 1\].*found {drop}"):
+            KD("mlp-8", trained_teachers(), drop=drop, **shaped())
+
+    def test_average(self) -> None:
+        with pytest.raises(ValueError, match="expected average 'probabilities' or 'logits', found 'losses'"):
+            KD("mlp-8", trained_teachers(), average="losses", **shaped())  # type: ignore[arg-type]
+
     def test_unknown_rule(self) -> None:
         known = re.escape("['robust', 'paper', 'amal']")
         with pytest.raises(ValueError, match=rf"expected a rule of {known}.*found 'robusst'"):

@@ -347,13 +347,13 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"metods": {}}, r"expected name, seeds, defaults, teacher, methods; found also \['metods'\]"),
+            ({"metods": {}}, r"expected name, seeds, defaults, teacher or teachers, methods; found also \['metods'\]"),
             ({"methods": None}, "expected methods, a mapping of names to configs; found None"),
-            ({"methods": {"KD": None}}, "tiny.yaml, KD: expected the keys model, data or trainer; found None"),
-            ({"methods": {"KD": {"modle": {}}}}, "tiny.yaml, KD: expected the keys model, data or trainer"),
+            ({"methods": {"KD": None}}, "tiny.yaml, KD: expected the keys model, data, trainer or teacher; found None"),
+            ({"methods": {"KD": {"modle": {}}}}, "tiny.yaml, KD: expected the keys model, data, trainer or teacher"),
             ({"methods": {"KD": {"model": {}}}}, "tiny.yaml, KD: expected a model.class_path such as KD; found none"),
             ({"teacher": {}}, "tiny.yaml, teacher: expected a model.class_path"),
-            ({"teacher": "resnet20"}, "tiny.yaml, teacher: expected the keys model, data or trainer"),
+            ({"teacher": "resnet20"}, "tiny.yaml, teacher: expected the keys model, data, trainer or teacher"),
             ({"defaults": {"seed": 1}}, "tiny.yaml, defaults: expected the keys model, data or trainer"),
             ({"seeds": 3}, "tiny.yaml: seeds: expected a list of whole numbers, found 3"),
             ({"seeds": []}, "tiny.yaml: seeds: expected a list of whole numbers"),

@@ -78,23 +78,26 @@ def test_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipes(path: Path, tmp_path: Path) -> None:
     call("compare", path, "--max_epochs", 1, "--seeds", 0, "--jobs", 1, "--root", tmp_path)
     recipe, folder = read_yaml(path), tmp_path / path.stem
+    teachers = {f"teacher {name}": own for name, own in recipe.get("teachers", {}).items()}
+    parts = (teachers or {"teacher": recipe["teacher"]}) | recipe["methods"]
     results = read_csv(folder / "results.csv")
-    assert [(row["method"], row["seed"]) for row in results] == [(m, "0") for m in ("teacher", *recipe["methods"])]
+    assert [(row["method"], row["seed"]) for row in results] == [(part, "0") for part in parts]
     assert list(results[0])[:7] == [
         *("method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds")
     ]
     for row in results:
         assert all(0 <= float(row[name]) <= 1 for name in ("test_accuracy", "test_accuracy_last", "ece"))
         assert float(row["seconds"]) > 0
-        method = recipe["methods"].get(row["method"], recipe["teacher"])["model"]["class_path"]
+        method = parts[row["method"]]["model"]["class_path"]
         if getattr(lit_kd, method).needs_teacher:
             assert 0 <= float(row["teacher_agreement"]) <= 1
         else:
             assert not row["teacher_agreement"]
     assert len((folder / "table.md").read_text().splitlines()) == 2 + len(results)
-    weighted = [name for name, own in recipe["methods"].items() if own["model"]["class_path"] == "ALMKD"]
+    weighted = [own for own in parts.values() if own["model"]["class_path"] == "ALMKD"]
+    several = [own for own in weighted if teachers and not isinstance(own.get("teacher", []), str)]
     pictures = sorted(folder.glob("*.png"))
-    assert len(pictures) == 1 + len(weighted)
+    assert len(pictures) == 1 + len(weighted) + len(several)
     for picture in pictures:
         with Image.open(picture) as image:
             assert image.format == "PNG"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
+from scipy.stats import entropy
 from torch import Tensor, nn
 
 from lit_kd.data.batch import UNLABELED
-from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.losses import cross_entropy, kd_loss, mean_teacher
 
 torch.set_num_threads(1)
 
@@ -115,3 +118,39 @@ class TestCrossEntropy:
     def test_other_negative_labels_are_refused(self) -> None:
         with pytest.raises(IndexError, match="out of bounds"):
             cross_entropy(normal(2, 4), torch.tensor([0, -2]))
+
+
+class TestMeanTeacher:
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+    def test_mean_of_probabilities(self, temperature: float) -> None:
+        teachers = [3 * normal(16, 10, seed=k) for k in range(3)]
+        expected = np.mean([softmax(t.numpy() / temperature, axis=1) for t in teachers], axis=0)
+        found = softmax(mean_teacher(teachers, temperature).numpy() / temperature, axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+    def test_mean_of_logits_is_the_geometric_mean_of_probabilities(self) -> None:
+        teachers = [3 * normal(16, 10, seed=k) for k in range(3)]
+        product = np.prod([softmax(t.numpy(), axis=1) for t in teachers], axis=0) ** (1 / 3)
+        found = softmax(mean_teacher(teachers, of="logits").numpy(), axis=1)
+        np.testing.assert_allclose(found, product / product.sum(1, keepdims=True), rtol=1e-10)
+
+    @pytest.mark.parametrize("temperature", [1.0, 4.0])
+    def test_losses_averaged_differ_by_what_the_student_cannot_change(self, temperature: float) -> None:
+        teachers = [3 * normal(16, 10, seed=k) for k in range(3)]
+        z = normal(16, 10, seed=9).requires_grad_()
+        averaged = torch.stack([kd_loss(z, t, temperature) for t in teachers]).mean(0)
+        together = kd_loss(z, mean_teacher(teachers, temperature), temperature)
+        p = np.stack([softmax(t.numpy() / temperature, axis=1) for t in teachers])
+        constant = temperature**2 * (entropy(p.mean(0), axis=1) - entropy(p, axis=2).mean(0))  # Jensen-Shannon's
+        np.testing.assert_allclose((averaged - together).detach().numpy(), constant, rtol=1e-9)
+        gradients = (torch.autograd.grad(loss.sum(), z)[0] for loss in (averaged, together))
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+    def test_extreme_logits_stay_finite(self) -> None:
+        sure = [torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])]
+        torch.testing.assert_close(mean_teacher(sure).softmax(1), torch.tensor([[0.5, 0.5]]))
+
+    @pytest.mark.parametrize("of", ["probabilities", "logits"])
+    def test_one_alone_stays_as_it_is(self, of: Any) -> None:
+        t = normal(4, 3)
+        assert mean_teacher([t], 4.0, of) is t

@@ -1,4 +1,4 @@
-"""``lit-kd compare``: a recipe's teacher and methods, trained side by side at several seeds."""
+"""``lit-kd compare``: a recipe's teachers and methods, trained side by side at several seeds."""
 
 from lit_kd.compare.command import main
 

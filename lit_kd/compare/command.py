@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_kd.cli import raised_here
-from lit_kd.compare.recipe import TEACHER, Job, check_seeds, read_recipe
+from lit_kd.compare.recipe import Job, check_seeds, read_recipe
 
 if TYPE_CHECKING:
     from lit_kd.compare.training import Result
@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         "lit-kd compare",
-        description="Train a recipe's teacher, then every method at every seed. Run again to go on where it stopped.",
+        description="Train a recipe's teachers, then every method at every seed. Run again to go on where it stopped.",
     )
     parser.add_argument("recipe", type=Path, help="YAML file, see configs/recipes")
     parser.add_argument("--name", help="results go to ROOT/NAME (default: the recipe's name)")
@@ -50,20 +50,24 @@ def main(args: Sequence[str]) -> None:
     jobs = list(recipe.jobs(folder, seeds, overrides))
 
     from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe
-    from lit_kd.compare.training import finished
+    from lit_kd.compare.training import RESULT, finished
 
-    found = [(job, finished(job)) for job in jobs]
-    renewed = {job.seed for job, result in found if job.method == TEACHER and result is None}
-    # students of a teacher that is no more are trained again
-    found = [(job, None if job.seed in renewed else result) for job, result in found]
-    done = [(job, result) for job, result in found if result is not None]
-    todo = [job for job, result in found if result is None]
-    teachers = [job for job in todo if job.method == TEACHER]
-    students = [job for job in todo if job.method != TEACHER]
+    done: list[tuple[Job, Result]] = []
+    todo: dict[tuple[str, int], Job] = {}
+    for job in jobs:
+        result = finished(job)
+        # students of a teacher that is no more are trained again
+        if result is None or any((teacher, job.seed) in todo for teacher in job.teachers):
+            todo[job.method, job.seed] = job
+        else:
+            done.append((job, result))
+    for job in todo.values():  # if this is stopped, nobody must take the result of another teacher's student for done
+        (job.folder / RESULT).unlink(missing_ok=True)
     with _progress() as progress:
         bar = progress.add_task(folder.name, total=len(jobs), completed=len(done))
-        for wave in (teachers, students):  # students need their teachers
-            for job, result in _train_all(wave, options.jobs or _default_jobs()):
+        for wave in sorted({job.wave for job in todo.values()}):
+            now = [job for job in todo.values() if job.wave == wave]
+            for job, result in _train_all(now, options.jobs or _default_jobs()):
                 done.append((job, result))
                 progress.advance(bar)
                 accuracy, seconds = result["test_accuracy"], result["seconds"]

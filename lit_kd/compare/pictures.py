@@ -12,38 +12,39 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from lit_kd.compare.recipe import TEACHER
-
 CLEAN, NOISY, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
 
 
-def draw_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Every method's mean and standard deviation, and each seed as a point; the teacher as a dashed line.
+def draw_accuracy(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], path: Path) -> None:
+    """Every method's mean and standard deviation, and each seed as a point; a single teacher as a dashed line.
 
     Args:
-        accuracies: Test accuracies, fractions, a list over seeds for each method.
+        accuracies: Test accuracies, fractions, a list over seeds for each method and teacher.
+        teachers: Which of them are teachers.
         path: Where the PNG is written.
     """
-    students = {name: [100 * a for a in values] for name, values in accuracies.items() if name != TEACHER}
+    line = teachers[0] if len(teachers) == 1 else None
+    students = {name: [100 * a for a in values] for name, values in accuracies.items() if name != line}
     means = [mean(values) for values in students.values()]
     errors = [stdev(values) if len(values) > 1 else 0.0 for values in students.values()]
-    best = int(np.argmax(means)) if means else 0
-    with mpl.rc_context(_STYLE):
+    best = max((name for name in students if name not in teachers), key=lambda name: mean(students[name]), default=None)
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 0.9 + 0.36 * len(students)), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(len(students))
         axes.hlines(rows, 0, 100, color="#e6e8eb", lw=1)
-        for row, values in enumerate(students.values()):
-            color = CLEAN if row == best else "black"
-            axes.errorbar(means[row], row, xerr=errors[row], fmt="o", color=color, ms=7, capsize=3, lw=1.4)
+        for row, (name, values) in enumerate(students.items()):
+            color = CLEAN if name == best else "black"
+            fill = "white" if name in teachers else color
+            axes.errorbar(means[row], row, xerr=errors[row], fmt="o", color=color, mfc=fill, ms=7, capsize=3, lw=1.4)
             axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
         points = [a for values in students.values() for a in values]
         points += [value + sign * error for value, error in zip(means, errors, strict=True) for sign in (-1, 1)]
-        if TEACHER in accuracies:
-            teacher = 100 * mean(accuracies[TEACHER])
+        if line is not None:
+            teacher = 100 * mean(accuracies[line])
             points.append(teacher)
             axes.axvline(teacher, color="black", ls="--", lw=1)
-            axes.text(teacher, -0.75, f"teacher {teacher:.1f}", ha="center", va="bottom", fontsize=8)
+            axes.text(teacher, -0.75, f"{line} {teacher:.1f}", ha="center", va="bottom", fontsize=8)
         low, high = min(points), max(points)
         room = max(high - low, 1.0)
         axes.set_xlim(low - 0.1 * room, high + 0.2 * room)
@@ -52,8 +53,9 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
             axes.text(top + 0.03 * room, row, f"{value:.1f}", va="center", fontsize=9)
         axes.set_yticks(rows, list(students))
         axes.invert_yaxis()
-        axes.set_xlabel("test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds")
-        _save(figure, path)
+        label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
+        figure.supxlabel(label, fontsize=9)
+        save(figure, path)
 
 
 def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
@@ -69,7 +71,7 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
     noisy = [seed["noisy"] for seed in seeds]
     pooled, wrong = np.concatenate(weights), np.concatenate(noisy)
     areas = [roc_auc_score(n, -w) for w, n in zip(weights, noisy, strict=True) if n.any()]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.0), layout="constrained")
         axes = figure.subplots()
         bins = np.linspace(0.0, max(pooled.max(), 1.0), 41).tolist()
@@ -85,13 +87,14 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
         axes.set_xlabel("learned weight of the label")
         axes.set_ylabel("samples of the kind, %")
         axes.legend(frameon=False, loc="upper center")
-        _save(figure, path)
+        save(figure, path)
 
 
-_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG that is there whole or not at all."""
     part = path.with_suffix(".part")
     figure.savefig(part, format="png", dpi=160)
     part.replace(path)

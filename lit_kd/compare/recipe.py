@@ -1,4 +1,4 @@
-"""Recipes: which teacher and which methods to compare, on which data."""
+"""Recipes: which teachers and which methods to compare, on which data."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ class Job:
     """One training: a method at a seed.
 
     Attributes:
-        method: Name in the recipe; `TEACHER` for the teacher.
+        method: Name in the recipe; ``teacher`` for the teacher, ``teacher NAME`` for one of several.
         seed: Of split, noise, order and initial weights.
         folder: Where everything about it is written.
         config: A config for ``lit-kd fit``.
+        is_teacher: Whether others learn from it.
+        teachers: The `method` of each teacher that it learns from.
+        wave: All of smaller waves must be finished before it starts.
     """
 
     method: str
     seed: int
     folder: Path
     config: Config
+    is_teacher: bool = False
+    teachers: tuple[str, ...] = ()
+    wave: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,20 @@ class Recipe:
 
     Attributes:
         name: Of the folder that results go to.
-        seeds: Each trains its own teacher.
+        seeds: Each trains its own teachers.
         defaults: ``model``, ``data`` and ``trainer`` of every training.
-        teacher: What differs for the teacher; ``None``: there is no teacher.
+        teachers: What differs for each teacher, by the name of its row in the results; a teacher comes after those that
+            it learns from.
         methods: What differs for each method, by name.
+        taught_by: By teacher and method, the teachers that it learns from.
     """
 
     name: str
     seeds: list[int]
     defaults: Config
-    teacher: Config | None
+    teachers: dict[str, Config]
     methods: dict[str, Config]
+    taught_by: dict[str, tuple[str, ...]]
 
     def jobs(self, folder: Path, seeds: Sequence[int], overrides: Config) -> Iterator[Job]:
         """Every training: the teachers first, then method by method.
@@ -59,26 +68,27 @@ class Recipe:
             seeds: At which seeds.
             overrides: Counts more than what the recipe says.
         """
-        teacher = {} if self.teacher is None else {TEACHER: self.teacher}
-        for method, own in (teacher | self.methods).items():
-            yield from (self._job(folder, method, merge(own, overrides), seed) for seed in seeds)
-
-    def _job(self, folder: Path, method: str, own: Config, seed: int) -> Job:
-        path = folder / slug(method) / f"seed-{seed}"
-        config = merge(self.defaults, own) | {"seed_everything": seed}
-        model = config["model"]
-        if self.teacher is not None and method != TEACHER and model["class_path"].split(".")[-1] != "Supervised":
-            teacher = folder / TEACHER / f"seed-{seed}" / "best.ckpt"
-            model["init_args"] = {"teacher": str(teacher)} | model.get("init_args", {})
-        return Job(method, seed, path, config)
+        waves: dict[str, int] = {}
+        for method, own in (self.teachers | self.methods).items():
+            is_teacher, teachers = method in self.teachers, self.taught_by[method]
+            waves[method] = 1 + max((waves[t] for t in teachers), default=-1) if is_teacher else len(self.teachers)
+            for seed in seeds:
+                config = merge(merge(self.defaults, own), overrides) | {"seed_everything": seed}
+                files = [str(folder / slug(teacher) / f"seed-{seed}" / "best.ckpt") for teacher in teachers]
+                if files:
+                    config["model"].setdefault("init_args", {})["teacher"] = files if len(files) > 1 else files[0]
+                where = folder / slug(method) / f"seed-{seed}"
+                yield Job(method, seed, where, config, is_teacher, teachers, waves[method])
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: A YAML file with ``seeds``, ``defaults``, ``teacher`` and ``methods``; the last two hold what differs from
-            the defaults, in the form of a config for ``lit-kd fit``.
+        path: A YAML file with ``seeds``, ``defaults``, ``teacher`` or ``teachers``, and ``methods``. ``teacher``, and
+            each entry of ``teachers`` and ``methods``, holds what differs from the defaults, in the form of a config
+            for ``lit-kd fit``. Where there are several teachers, an entry may also name its ``teacher``, or a list of
+            them; a teacher may name those above it. A method that names none learns from all.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -92,24 +102,79 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping with methods, found {type(content).__name__}")
-    unknown = set(content) - {"name", "seeds", "defaults", "teacher", "methods"}
+    unknown = set(content) - {"name", "seeds", "defaults", "teacher", "teachers", "methods"}
     if unknown:
-        raise ValueError(f"{path}: expected name, seeds, defaults, teacher, methods; found also {sorted(unknown)}")
-    methods, defaults, teacher = content.get("methods"), content.get("defaults") or {}, content.get("teacher")
-    if not isinstance(methods, Mapping) or not methods:
-        raise ValueError(f"{path}: expected methods, a mapping of names to configs; found {methods!r}")
-    methods = {str(name): part for name, part in methods.items()}
+        expected = "name, seeds, defaults, teacher or teachers, methods"
+        raise ValueError(f"{path}: expected {expected}; found also {sorted(unknown)}")
+    teacher: Any = content.get(TEACHER)
+    teachers: Any = content.get("teachers", {})
+    methods: Any = content.get("methods")
+    if teacher is not None and "teachers" in content:
+        raise ValueError(f"{path}: expected either teacher or teachers, found both: name the one among the others")
+    for key, parts in {"teachers": teachers, "methods": methods}.items():
+        if not isinstance(parts, Mapping) or (key in content and not parts):
+            raise ValueError(f"{path}: expected {key}, a mapping of names to configs; found {parts!r}")
     seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
-    for where, part in {"defaults": defaults, TEACHER: teacher or {}, **methods}.items():
-        if not isinstance(part, Mapping) or set(part) - _PARTS:
-            raise ValueError(f"{path}, {where}: expected the keys model, data or trainer; found {part!r}")
-    for where, part in {**({} if teacher is None else {TEACHER: teacher}), **methods}.items():
-        if "class_path" not in merge(dict(defaults), dict(part)).get("model", {}):
-            raise ValueError(f"{path}, {where}: expected a model.class_path such as KD; found none")
-    slugs = [slug(name) for name in [TEACHER, *methods]]
-    if len(set(slugs)) < len(slugs):
-        raise ValueError(f"{path}: expected method names that differ in letters and digits, found {list(methods)}")
-    return Recipe(str(content.get("name", path.stem)), seeds, dict(defaults), teacher, methods)
+    defaults = content.get("defaults") or {}
+    if not isinstance(defaults, Mapping) or set(defaults) - _PARTS:
+        raise ValueError(f"{path}, defaults: expected the keys model, data or trainer; found {defaults!r}")
+
+    rows = {f"{TEACHER} {name}": part for name, part in teachers.items()}
+    if teacher is not None:
+        rows = {TEACHER: teacher}
+    methods = {str(name): part for name, part in methods.items()}
+    names = [*dict.fromkeys([TEACHER, *rows]), *methods]
+    if len({slug(name) for name in names}) < len(names):
+        raise ValueError(f"{path}: expected names that differ in letters and digits, found {names}")
+    known: dict[str, str] = {}  # the row of each teacher so far, by the name that others call it
+    configs: dict[str, Config] = {}
+    taught_by: dict[str, tuple[str, ...]] = {}
+    for row, part in {**rows, **methods}.items():
+        where, unasked = f"{path}, {row}", () if row in rows else tuple(known.values())
+        configs[row], taught_by[row] = _read_part(part, dict(defaults), known, unasked, where)
+        if row in rows:
+            known[row.removeprefix(f"{TEACHER} ")] = row
+    return Recipe(
+        name=str(content.get("name", path.stem)),
+        seeds=seeds,
+        defaults=dict(defaults),
+        teachers={row: configs[row] for row in rows},
+        methods={row: configs[row] for row in methods},
+        taught_by=taught_by,
+    )
+
+
+def _read_part(
+    part: Any, defaults: Config, known: Mapping[str, str], unasked: tuple[str, ...], where: str
+) -> tuple[Config, tuple[str, ...]]:
+    """Check one teacher or method.
+
+    Args:
+        part: Its entry in the recipe.
+        defaults: Those of the recipe.
+        known: The teachers that it may name, and their rows.
+        unasked: The rows of those that it learns from if it names none.
+        where: For messages.
+
+    Returns:
+        Its config, and the rows of its teachers.
+    """
+    if not isinstance(part, Mapping) or set(part) - {*_PARTS, TEACHER}:
+        raise ValueError(f"{where}: expected the keys model, data, trainer or teacher; found {part!r}")
+    config = {key: value for key, value in part.items() if key != TEACHER}
+    model = merge(defaults, config).get("model", {})
+    if "class_path" not in model:
+        raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
+    learns = model["class_path"].split(".")[-1] != "Supervised" and TEACHER not in model.get("init_args", {})
+    asked = part.get(TEACHER)
+    if asked is None:
+        return config, unasked if learns else ()
+    if not learns:
+        raise ValueError(f"{where}: expected no teacher for Supervised or beside init_args.teacher; found {asked!r}")
+    asked = asked if isinstance(asked, list) else [asked]
+    if not asked or not all(str(name) in known for name in asked):
+        raise ValueError(f"{where}: expected as teacher one or some of {list(known)}, those above it; found {asked!r}")
+    return config, tuple(known[str(name)] for name in asked)
 
 
 def check_seeds(seeds: Any, where: str) -> list[int]:

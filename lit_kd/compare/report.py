@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,24 +15,28 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_kd.compare.pictures import draw_accuracy, draw_weights
-from lit_kd.compare.recipe import TEACHER, Job
+from lit_kd.compare.recipe import Job, slug
+from lit_kd.compare.teachers import draw_teachers
 from lit_kd.compare.training import SAMPLES, Result
 from lit_kd.files import write_whole
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
-OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated"]
+OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
 _HEADS = {
     "test_accuracy": ("accuracy", 100.0, 1),
     "test_accuracy_last": ("at last", 100.0, 1),
     "ece": ("ECE", 100.0, 1),
     "teacher_agreement": ("agrees", 100.0, 1),
     "noise_auc": ("AUC", 1.0, 2),
+    "picks_right": ("picks right", 100.0, 1),
     "seconds": ("time, s", 1.0, 0),
 }
 
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
-    """Write ``results.csv``, ``table.md``, ``accuracy.png`` and, for methods with sample weights, ``weights-*.png``.
+    """Write ``results.csv``, ``table.md``, ``accuracy.png`` and the pictures of methods with sample weights.
+
+    These are ``weights-*.png`` and, where such a method has several teachers, ``teachers-*.png``.
 
     Args:
         folder: The comparison's folder.
@@ -47,19 +52,25 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
 
     methods = list(dict.fromkeys(job.method for job, _ in done))
     by_method = {method: [r for r in results if r["method"] == method] for method in methods}
-    head, rows = _table(by_method)
+    teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
+    head, rows = _table(by_method, teachers)
     lines = [head, ["---"] * len(head), *rows]
     write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
     _print(folder, head, rows)
 
-    draw_accuracy({m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}, folder / "accuracy.png")
+    accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
+    draw_accuracy(accuracies, teachers, folder / "accuracy.png")
     for method in methods:
-        samples = [job.folder / SAMPLES for job, _ in done if job.method == method]
+        jobs = [job for job, _ in done if job.method == method]
+        samples = [job.folder / SAMPLES for job in jobs]
         if all(path.is_file() for path in samples):
-            draw_weights(method, samples, folder / f"weights-{samples[0].parent.parent.name}.png")
+            name = f"{slug(method)}.png"
+            draw_weights(method, samples, folder / f"weights-{name}")
+            if len(jobs[0].teachers) > 1:
+                draw_teachers(method, jobs[0].teachers, samples, folder / f"teachers-{name}")
 
 
-def _table(by_method: dict[str, list[Result]]) -> tuple[list[str], list[list[str]]]:
+def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[list[str], list[list[str]]]:
     """Mean and standard deviation of every method."""
     heads = {k: v for k, v in _HEADS.items() if any(r.get(k) is not None for rs in by_method.values() for r in rs)}
     rows = []
@@ -69,7 +80,7 @@ def _table(by_method: dict[str, list[Result]]) -> tuple[list[str], list[list[str
             row.append(_mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
         rows.append(row)
     names = list(by_method)
-    students = [row for row, method in enumerate(names) if method != TEACHER]
+    students = [row for row, method in enumerate(names) if method not in teachers]
     for column, name in enumerate(heads, start=1):
         if name in ("test_accuracy", "test_accuracy_last") and students:
             best = max(students, key=lambda row: mean(r[name] for r in by_method[names[row]]))
@@ -89,11 +100,15 @@ def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
         "test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
     )
     table = Table(box=box.SIMPLE_HEAD, title=folder.name, caption=caption, padding=(0, 1, 0, 0))
-    for name in head:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in rows:
-        narrow = [escape(row[0]), *(cell.replace(" ± ", "±") for cell in row[1:])]
-        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in narrow))
+    rows = [[row[0], *(cell.replace(" ± ", "±") for cell in row[1:])] for row in rows]
     console = Console()
+    if sum(max(map(len, column)) + 1 for column in zip(head, *rows, strict=True)) >= console.width:
+        rows = [[row[0], *(re.sub("±[0-9.]+", "", cell) for cell in row[1:])] for row in rows]  # table.md has them
+    for name in head:
+        # if that does not do, names are folded and numbers stay whole
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
+    for row in rows:
+        cells = [escape(row[0]), *row[1:]]
+        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
     console.print(table)
     console.print(f"results.csv, table.md and pictures are in {folder}")

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from sklearn.metrics import roc_auc_score
 
@@ -20,6 +23,7 @@ from lit_kd.data import DataModule
 from lit_kd.files import write_whole
 from lit_kd.lightning_cli import make_cli
 from lit_kd.methods import ALMKD
+from lit_kd.teachers import Teachers
 from lit_kd.version import __version__
 
 RESULT = "result.json"
@@ -64,7 +68,7 @@ def train(job: Job) -> Result:
     result: Result = {"method": job.method, "seed": job.seed, "lit_kd": __version__}
     last = _test(trainer, model, data)
     if isinstance(model, ALMKD):
-        result |= _keep_samples(model, data, job.folder)  # of the last epoch, before the best one is loaded
+        result |= _keep_samples(model, data, trainer, job.folder)  # of the last epoch, before the best one is loaded
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
     result |= {
@@ -99,19 +103,54 @@ def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None)
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _keep_samples(model: ALMKD, data: DataModule, folder: Path) -> Result:
-    """Write each training sample's weights beside its labels; measure how well distrust finds noisy labels."""
+def _keep_samples(model: ALMKD, data: DataModule, trainer: Trainer, folder: Path) -> Result:
+    """Write each training sample's weights beside labels and teachers' predictions; measure how well they fit."""
     assert model.table is not None
     rows = slice(0, data.train_size)  # without the trusted ones
     weights = model.table["weights"][rows].cpu().numpy()
-    noisy = (data.labels != data.clean_labels)[rows].numpy()
-    np.savez_compressed(folder / SAMPLES, weights=weights, label=data.labels[rows].numpy(), noisy=noisy)
+    label, true = data.labels[rows].numpy(), data.clean_labels[rows].numpy()
+    noisy = label != true
+    said = _predictions(model.teachers, data, trainer)
+    np.savez_compressed(folder / SAMPLES, weights=weights, label=label, true=true, noisy=noisy, teachers=said)
     estimate = model.table.shared.get("noise_rate")
-    return {
+    result = {
         "noise_auc": round(float(roc_auc_score(noisy, -weights[:, 0])), 6) if noisy.any() else None,
         "noise_rate": float(noisy.mean()),
         "noise_rate_estimated": None if estimate is None else round(float(estimate), 6),
     }
+    return result | ({"picks_right": picks_right(weights[:, 1:], said == true[:, None])} if len(said[0]) > 1 else {})
+
+
+def _predictions(teachers: Teachers, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:
+    """What each teacher takes the training rows for, not augmented, ``(N, K)``."""
+    device = trainer.strategy.root_device
+    teachers.apply(lambda t: t.to(device))  # back from where a finished test leaves them
+    positions, said = data.parts.positions["train"], []
+    for part in np.array_split(positions, -(-len(positions) // data.batch_size)):
+        x = trainer.precision_plugin.convert_input(move_data_to_device(data.parts.plain.fetch(part.tolist()), device))
+        said.append(torch.stack([out.logits.argmax(-1) for out in teachers(x)], dim=1).cpu())
+    return torch.cat(said).numpy()
+
+
+def picks_right(weights: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> float | None:
+    """How often the teacher with the largest weight is right, among rows where some teachers are and some are not.
+
+    Args:
+        weights: Of the teachers, ``(N, K)``; if several share the largest, each is picked equally often.
+        right: Whether each teacher is right, ``(N, K)``.
+
+    Returns:
+        A fraction; ``None`` where there is no such row.
+
+    Example:
+        >>> picks_right(np.array([[0.9, 0.1], [0.5, 0.5], [0.0, 1.0]]), np.array([[1, 0], [0, 1], [1, 1]], dtype=bool))
+        0.75
+    """
+    some = right.any(1) & ~right.all(1)
+    if not some.any():
+        return None
+    largest = weights[some] == weights[some].max(1, keepdims=True)
+    return round(float(((largest & right[some]).sum(1) / largest.sum(1)).mean()), 6)
 
 
 def _be_quiet() -> None:
@@ -122,7 +161,9 @@ def _be_quiet() -> None:
 
 
 def _end(teacher: Any) -> Any:
-    """What of a teacher's path lies in the comparison's folder."""
+    """What of a teacher's path, or of several, lies in the comparison's folder."""
+    if isinstance(teacher, list):
+        return [_end(one) for one in teacher]
     return Path(teacher).parts[-3:] if isinstance(teacher, str) else teacher
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lit_kd.data.batch import Batch
+from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs
-from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.losses import cross_entropy, kd_loss, mean_teacher
 from lit_kd.models import Network
 
 
 class KD(Distiller):
     """Knowledge distillation (Hinton et al., 2015): ``(1 - weight) CE + weight T^2 KL``, the same for every sample.
 
-    With several teachers the distillation losses are averaged.
+    Several teachers are averaged. A chain, in which each is the student of the one before, is TAKD (arXiv 1902.03393)
+    where a student learns from the last, and DGKD (arXiv 2009.08825) where it learns from all before it, some of which
+    each batch drops; that their mean is taken is ours.
 
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.
         weight: The teacher's share, in [0, 1].
         temperature: T > 0, dimensionless.
+        average: What of several teachers is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities
+            has the gradient of the mean of the losses.
+        drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
+            If it were to drop all, one of them, drawn at random, is kept [ours].
         **base: See `lit_kd.Distiller`.
     """
 
@@ -34,6 +41,8 @@ class KD(Distiller):
         *,
         weight: float = 0.9,
         temperature: float = 4.0,
+        average: Literal["probabilities", "logits"] = "probabilities",
+        drop: float = 0.0,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
@@ -41,13 +50,29 @@ class KD(Distiller):
             raise ValueError(f"expected a weight in [0, 1], the teacher's share of the loss; found {weight}")
         if not temperature > 0:
             raise ValueError(f"expected a temperature above 0, found {temperature}")
+        if average not in ("probabilities", "logits"):
+            raise ValueError(f"expected average 'probabilities' or 'logits', found {average!r}")
+        if not 0 <= drop <= 1:
+            raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
         self.weight = weight
         self.temperature = temperature
+        self.average = average
+        self.drop = drop
+        self._draws = torch.Generator()
+
+    def on_train_epoch_start(self) -> None:
+        """Which teachers are dropped follows from seed and epoch: the same in all processes and after a resume."""
+        super().on_train_epoch_start()
+        self._draws.manual_seed(derive_seed(resolve_seed(None), f"teachers dropped in epoch {self.current_epoch}"))
 
     def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
         """Two terms, ``label`` and ``teacher``."""
-        distilled = torch.stack([kd_loss(student.logits, t.logits, self.temperature) for t in teachers])
+        draws = torch.rand(len(teachers), generator=self._draws)
+        kept = draws >= self.drop
+        kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
+        heard = [teacher.logits for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
+        together = mean_teacher(heard, self.temperature, self.average)
         return {
             "label": (1 - self.weight) * cross_entropy(student.logits, batch.y),
-            "teacher": self.weight * distilled.mean(0),
+            "teacher": self.weight * kd_loss(student.logits, together, self.temperature),
         }
