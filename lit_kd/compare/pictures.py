@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from lit_kd.compare.recipe import TEACHER
@@ -28,7 +29,7 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
     means = [mean(values) for values in students.values()]
     errors = [stdev(values) if len(values) > 1 else 0.0 for values in students.values()]
     best = int(np.argmax(means)) if means else 0
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 0.9 + 0.36 * len(students)), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(len(students))
@@ -53,7 +54,7 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
         axes.set_yticks(rows, list(students))
         axes.invert_yaxis()
         axes.set_xlabel("test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds")
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
@@ -69,7 +70,7 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
     noisy = [seed["noisy"] for seed in seeds]
     pooled, wrong = np.concatenate(weights), np.concatenate(noisy)
     areas = [roc_auc_score(n, -w) for w, n in zip(weights, noisy, strict=True) if n.any()]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.0), layout="constrained")
         axes = figure.subplots()
         bins = np.linspace(0.0, max(pooled.max(), 1.0), 41).tolist()
@@ -85,13 +86,16 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
         axes.set_xlabel("learned weight of the label")
         axes.set_ylabel("samples of the kind, %")
         axes.legend(frameon=False, loc="upper center")
-        _save(figure, path)
+        save(figure, path)
 
 
-_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG that is there whole or not at all."""
     part = path.with_suffix(".part")
     figure.savefig(part, format="png", dpi=160)
+    # 256 colours are enough for us, in a third of the bytes
+    Image.open(part).convert("RGB").quantize(dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
     part.replace(path)

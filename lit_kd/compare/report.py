@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lit_kd.compare.pictures import draw_accuracy, draw_weights
 from lit_kd.compare.recipe import TEACHER, Job
+from lit_kd.compare.regions import draw_regions
 from lit_kd.compare.training import SAMPLES, Result, write_whole
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
@@ -31,6 +32,8 @@ _HEADS = {
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     """Write ``results.csv``, ``table.md``, ``accuracy.png`` and, for methods with sample weights, ``weights-*.png``.
+
+    For inputs in the plane there is also ``regions.png``.
 
     Args:
         folder: The comparison's folder.
@@ -52,6 +55,7 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     _print(folder, head, rows)
 
     draw_accuracy({m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}, folder / "accuracy.png")
+    draw_regions(done, folder / "regions.png")
     for method in methods:
         samples = [job.folder / SAMPLES for job, _ in done if job.method == method]
         if all(path.is_file() for path in samples):

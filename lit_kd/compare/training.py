@@ -23,6 +23,7 @@ from lit_kd.methods import ALMKD
 
 RESULT = "result.json"
 SAMPLES = "samples.npz"
+POINTS = "points.npz"
 Result = dict[str, Any]
 
 
@@ -62,6 +63,8 @@ def train(job: Job) -> Result:
     seconds = time.perf_counter() - start
     result: Result = {"method": job.method, "seed": job.seed}
     last = _test(trainer, model, data)
+    if tuple(data.input_shape or ()) == (2,):
+        _keep_points(data, job.folder)
     if isinstance(model, ALMKD):
         result |= _keep_samples(model, data, job.folder)  # of the last epoch, before the best one is loaded
     # without validation data there is no best epoch
@@ -118,6 +121,14 @@ def _keep_samples(model: ALMKD, data: DataModule, folder: Path) -> Result:
         "noise_rate": float(noisy.mean()),
         "noise_rate_estimated": None if estimate is None else round(float(estimate), 6),
     }
+
+
+def _keep_points(data: DataModule, folder: Path) -> None:
+    """Write the training samples' places in the plane, to be drawn."""
+    rows = slice(0, data.train_size)
+    x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
+    noisy = data.labels != data.clean_labels
+    np.savez_compressed(folder / POINTS, x=np.asarray(x), label=data.labels[rows].numpy(), noisy=noisy[rows].numpy())
 
 
 def _be_quiet() -> None:
