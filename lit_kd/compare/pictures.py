@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 CLEAN, NOISY, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
@@ -97,4 +98,6 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG that is there whole or not at all."""
     part = path.with_suffix(".part")
     figure.savefig(part, format="png", dpi=160)
+    # 256 colours are enough for us, in a third of the bytes
+    Image.open(part).convert("RGB").quantize(dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
     part.replace(path)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lit_kd.compare.pictures import draw_accuracy, draw_weights
 from lit_kd.compare.recipe import Job, slug
+from lit_kd.compare.regions import draw_regions
 from lit_kd.compare.teachers import draw_teachers
 from lit_kd.compare.training import SAMPLES, Result
 from lit_kd.files import write_whole
@@ -37,6 +38,8 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     """Write ``results.csv``, ``table.md``, ``accuracy.png`` and the pictures of methods with sample weights.
 
     These are ``weights-*.png`` and, where such a method has several teachers, ``teachers-*.png``.
+
+    For inputs in the plane there is also ``regions.png``.
 
     Args:
         folder: The comparison's folder.
@@ -60,6 +63,7 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
 
     accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
     draw_accuracy(accuracies, teachers, folder / "accuracy.png")
+    draw_regions(done, folder / "regions.png")
     for method in methods:
         jobs = [job for job, _ in done if job.method == method]
         samples = [job.folder / SAMPLES for job in jobs]

@@ -28,6 +28,7 @@ from lit_kd.version import __version__
 
 RESULT = "result.json"
 SAMPLES = "samples.npz"
+POINTS = "points.npz"
 Result = dict[str, Any]
 
 
@@ -67,6 +68,8 @@ def train(job: Job) -> Result:
     seconds = time.perf_counter() - start
     result: Result = {"method": job.method, "seed": job.seed, "lit_kd": __version__}
     last = _test(trainer, model, data)
+    if tuple(data.input_shape or ()) == (2,):
+        _keep_points(data, job.folder)
     if isinstance(model, ALMKD):
         result |= _keep_samples(model, data, trainer, job.folder)  # of the last epoch, before the best one is loaded
     # without validation data there is no best epoch
@@ -151,6 +154,14 @@ def picks_right(weights: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) 
         return None
     largest = weights[some] == weights[some].max(1, keepdims=True)
     return round(float(((largest & right[some]).sum(1) / largest.sum(1)).mean()), 6)
+
+
+def _keep_points(data: DataModule, folder: Path) -> None:
+    """Write the training samples' places in the plane, to be drawn."""
+    rows = slice(0, data.train_size)
+    x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
+    noisy = data.labels != data.clean_labels
+    np.savez_compressed(folder / POINTS, x=np.asarray(x), label=data.labels[rows].numpy(), noisy=noisy[rows].numpy())
 
 
 def _be_quiet() -> None:

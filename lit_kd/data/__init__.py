@@ -10,6 +10,7 @@ from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows, Rows, TensorRows
 from lit_kd.data.sampler import EpochSampler
 from lit_kd.data.splits import stratified_split
+from lit_kd.data.synthetic import BlobsDataModule, GMMDataModule, SpiralDataModule
 from lit_kd.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -20,6 +21,7 @@ from lit_kd.data.vision import (
 __all__ = [
     "UNLABELED",
     "Batch",
+    "BlobsDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DataModule",
@@ -27,11 +29,13 @@ __all__ = [
     "DistillationDataModule",
     "EpochSampler",
     "FashionMNISTDataModule",
+    "GMMDataModule",
     "ImageFolderDataModule",
     "ItemRows",
     "MNISTDataModule",
     "Rows",
     "Source",
+    "SpiralDataModule",
     "TensorRows",
     "as_batch",
     "corrupt",

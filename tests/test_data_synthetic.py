@@ -1,0 +1,125 @@
+"""The drawn data sets: that they are the ones described, and how they are split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lit_kd.data import BlobsDataModule, DataModule, GMMDataModule, SpiralDataModule
+from lit_kd.models import build_model
+
+torch.set_num_threads(1)
+SPREADS = [1.4, 2.8, 1.7, 4.0, 2.0, 3.5, 1.5, 2.5]
+SIZES = {GMMDataModule: (8100, 450, 450, 1000), SpiralDataModule: (4860, 270, 270, 600)}
+SIZES[BlobsDataModule] = SIZES[GMMDataModule]
+every = pytest.mark.parametrize("kind", list(SIZES))
+
+
+def ready(kind: Any, **arguments: Any) -> DataModule:
+    data: DataModule = kind(**({"seed": 0} | arguments))
+    data.setup()
+    return data
+
+
+def parts(data: DataModule) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and given labels of train, meta, val and test."""
+    split = data.parts
+    rows = (split.train_rows(meta=False), split.meta_rows(), split.val, split.test)
+    batches = [part.__getitems__(list(range(len(part)))) for part in rows]
+    return [(batch.x.numpy(), batch.y.numpy()) for batch in batches]  # type: ignore[union-attr]
+
+
+def whole(data: DataModule) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (np.concatenate(both) for both in zip(*parts(data), strict=True))
+    return x, y
+
+
+@every
+class TestSplits:
+    def test_sizes(self, kind: Any) -> None:
+        found = parts(ready(kind))
+        assert tuple(len(y) for _, y in found) == SIZES[kind]
+        x, drawn = whole(ready(kind))[0], kind().draw()[0].astype(np.float32)
+        assert x.shape == (sum(SIZES[kind]), *kind.input_shape)
+        np.testing.assert_array_equal(x[np.lexsort(x.T)], drawn[np.lexsort(drawn.T)])  # each point in one part
+
+    def test_as_many_of_each_class_in_each_part(self, kind: Any) -> None:
+        for _, y in parts(ready(kind)):
+            counts = np.bincount(y, minlength=kind.num_classes)
+            assert len(counts) == kind.num_classes
+            assert counts.max() - counts.min() <= 1
+
+    def test_the_seed_draws_the_split_and_not_the_points(self, kind: Any) -> None:
+        zero, again, one = (ready(kind, seed=seed) for seed in (0, 0, 1))
+        assert zero.fingerprint == again.fingerprint != one.fingerprint
+        a, b = (x[np.lexsort(x.T)] for x, _ in (whole(zero), whole(one)))
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(parts(zero)[3][0], parts(one)[3][0])  # no teacher has seen a test row
+        assert not np.array_equal(parts(zero)[2][0], parts(one)[2][0])
+
+    def test_noise_is_in_training_labels_only(self, kind: Any) -> None:
+        clean, noisy = parts(ready(kind)), parts(ready(kind, noise="symmetric", noise_rate=0.2))
+        for (x, _), (same, _) in zip(clean, noisy, strict=True):
+            np.testing.assert_array_equal(x, same)
+        wrong = [float((y != given).mean()) for (_, y), (_, given) in zip(clean, noisy, strict=True)]
+        assert wrong[1:] == [0, 0, 0]
+        # A redrawn label falls on the true class once in C times.
+        expected = 0.2 * (1 - 1 / kind.num_classes)
+        assert wrong[0] == pytest.approx(expected, abs=4 * (expected * (1 - expected) / SIZES[kind][0]) ** 0.5)
+
+    def test_students_by_name(self, kind: Any) -> None:
+        data = ready(kind)
+        student = build_model("mlp-25", data.num_classes, data.input_shape)
+        batch = next(iter(data.train_dataloader()))
+        assert student(batch.x).shape == (128, kind.num_classes)
+
+
+def test_clusters_sit_on_corners_of_a_cube() -> None:
+    # scikit-learn's description: distinct corners at distance class_sep, and no feature made of others
+    x, y = whole(ready(GMMDataModule))
+    means = np.stack([x[y == c].mean(0) for c in range(20)])
+    np.testing.assert_allclose(np.abs(means), 1.0, atol=0.5)  # five standard errors
+    assert len(np.unique(np.sign(means), axis=0)) == 20
+    assert np.linalg.matrix_rank(np.cov(x.T)) == 14
+
+
+def test_noise_is_what_the_source_asks_scikit_learn_for() -> None:
+    from sklearn.datasets import make_classification
+
+    options = {"n_features": 14, "n_informative": 14, "n_redundant": 0, "n_classes": 20, "n_clusters_per_class": 1}
+    # flip_y is drawn after the points: without shuffling the rows correspond
+    x, clean = make_classification(10000, **options, flip_y=0.0, random_state=42, shuffle=False)
+    same, flipped = make_classification(10000, **options, flip_y=0.2, random_state=42, shuffle=False)
+    np.testing.assert_array_equal(x, same)
+    data = ready(GMMDataModule, noise="symmetric", noise_rate=0.2)
+    ours, theirs = np.zeros((20, 20)), np.zeros((20, 20))
+    np.add.at(theirs, (clean, flipped), 1 / 10000)
+    true, given = data.clean_labels[: data.train_size].numpy(), data.labels[: data.train_size].numpy()
+    np.add.at(ours, (true, given), 1 / data.train_size)
+    assert np.trace(ours) == pytest.approx(np.trace(theirs), abs=0.02)
+    off = ~np.eye(20, dtype=bool)
+    assert ours[off].mean() == pytest.approx(theirs[off].mean(), rel=0.1)
+    for joint in (ours, theirs):  # uniform over the classes: each cell is a count of about 5
+        assert joint[off].std() < 1.3 * np.sqrt(joint[off].mean() / 8100)
+
+
+def test_spirals_turn_with_the_radius() -> None:
+    x, y = whole(ready(SpiralDataModule))
+    radius = np.hypot(*x.T)
+    jitter = np.arctan2(x[:, 0], x[:, 1]) - 4.74 * (y + radius / 4)
+    jitter = (jitter[radius > 0.01] + np.pi) % (2 * np.pi) - np.pi
+    assert jitter.mean() == pytest.approx(0, abs=0.01)
+    assert jitter.std() == pytest.approx(0.2, abs=0.01)
+    for arm in range(4):
+        np.testing.assert_allclose(np.sort(radius[y == arm]), np.arange(1500) * 4 / 1499, atol=1e-5)
+
+
+def test_blobs_have_their_centres_and_spreads() -> None:
+    x, y = whole(ready(BlobsDataModule))
+    centres = np.random.RandomState(20).uniform(-20, 20, (8, 2))
+    for c, spread in enumerate(SPREADS):
+        np.testing.assert_allclose(x[y == c].mean(0), centres[c], atol=4 * spread / np.sqrt(1250))
+        np.testing.assert_allclose(x[y == c].std(0), spread, rtol=0.1)
