@@ -326,7 +326,7 @@ class TestErrors:
             (None, "no recipe at recipe.yaml: expected a YAML file such as configs/recipes/"),
             (
                 "methods: {KD: {}}\nmetods: {}",
-                "expected name, seeds, defaults, teacher, methods; found also ['metods']",
+                "expected name, seeds, defaults, teacher or teachers, methods; found also ['metods']",
             ),
         ],
     )
