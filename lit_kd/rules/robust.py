@@ -138,7 +138,8 @@ class Robust(Rule):
         classes = table["teacher_class"].long()
         vouching = rows.trusted if epoch + 1 > round(3.4 * self.warmup) else rows.trusted & ~rows.held_out
         clean = self._clean(table, rows, known, vouching & known)
-        weights = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, teacher_shares(table))
+        shares = teacher_shares(table) * float(released)
+        weights = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares)
         weights[rows.held_out] *= float(released)
         table["clean_probability"] = clean
         table["weights"] = weights
