@@ -38,10 +38,11 @@ class Robust(Rule):
     teachers', and these first pass through the confusion of predicted and true classes on trusted rows. Below r = 0.8
     the teacher is not listened to.
 
-    How is the trust shared out where both agree? A third of the meta rows are held out for a while, and there the
-    teachers' error is compared with the student's: a teacher as good as the student has a share of 0.28, a much better
-    one 0.7, one worse by a fifth none. The label has the rest. The same share, plus 0.3, scales what a teacher is
-    trusted with against the label. A row whose label and teachers are all wrong has no weight at all.
+    How is the trust shared out where both agree? A third of the meta rows are held out for 40% of the training, labels
+    have it all, and the teachers' errors on these rows are compared with the student's. From then on a teacher as good
+    as the student has a share of 0.28, a much better one 0.7, one worse by a fifth none; the label has the rest. The
+    same share, plus 0.3, scales what a teacher is trusted with against the label. A row whose label and teachers are
+    all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
