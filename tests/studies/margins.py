@@ -2,7 +2,7 @@
 
 Every cell is a data set, a scenario and a student. Its yardsticks are the best of the weights 0, 0.1, 0.3, 0.5, 0.7,
 0.9 and 1 of KD by mean test accuracy, trained on train and on train + meta. Results are kept cell by cell: run again to
-go on.
+go on; without CELL.json, ALM-KD alone is measured anew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -112,9 +113,9 @@ def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[lis
     return teacher.student, found
 
 
-def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path) -> None:
-    """Measure one cell."""
-    path = out / f"{'-'.join(cell)}.json"
+def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepare: bool = False) -> None:
+    """Measure what is missing of one cell: yardsticks and teachers first, then, if not to `prepare` only, ALM-KD."""
+    path, measure = out / f"{'-'.join(cell)}.json", out / "yardsticks" / f"{'-'.join(cell)}.pt"
     if path.is_file():
         return
     warnings.filterwarnings("ignore")
@@ -125,19 +126,15 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path) -> No
     datas = [ScenarioData(name, scenario, seed, folders.get(name)) for seed in seeds]
     for data in datas:
         data.setup()
-    result: dict[str, Any] = {"train": [], "train + meta": [], "alm-kd": [], "last": [], "auc": [], "rate": []}
-    if student.startswith("mlp"):
-        teachers = [mlp_teacher(data) for data in datas]
-        for meta, key in (False, "train"), (True, "train + meta"):
-            result[key] = fixed_weights(datas, teachers, int(student.split("-")[1]), meta)
-    else:
-        teachers = []
-        for data in datas:
-            teacher, found = convolutional(data, student)
-            teachers.append(teacher)
-            result["train"].append(found[0])
-            result["train + meta"].append(found[1])
-    for data, teacher in zip(datas, teachers, strict=True):
+    if not measure.is_file():
+        measure.parent.mkdir(parents=True, exist_ok=True)
+        _save(measure, partial(torch.save, yardsticks(datas, student)))
+    if prepare:
+        return
+    known = torch.load(measure, weights_only=False)
+    result: dict[str, Any] = {key: known[key] for key in ("train", "train + meta")}
+    result |= {"alm-kd": [], "last": [], "auc": [], "rate": []}
+    for data, teacher in zip(datas, known["teachers"], strict=True):
         seed_everything(data.seed, verbose=False)
         model = ALMKD(teacher=teacher, **options(student, data))
         at_best, last = fit(model, data)
@@ -148,7 +145,27 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path) -> No
         clean = model.table["clean_probability"][: data.train_size].numpy()
         result["auc"].append(float(roc_auc_score(noisy, -clean)) if noisy.any() else None)
         result["rate"].append([float(noisy.mean()), float(model.table.shared["noise_rate"])])
-    path.with_suffix(".part").write_text(json.dumps(result))
+    _save(path, lambda part: part.write_text(json.dumps(result)))
+
+
+def yardsticks(datas: list[ScenarioData], student: str) -> dict[str, Any]:
+    """Every seed's teacher, and its test accuracies with fixed weights."""
+    result: dict[str, Any] = {"train": [], "train + meta": [], "teachers": []}
+    if student.startswith("mlp"):
+        result["teachers"] = [mlp_teacher(data) for data in datas]
+        for meta, key in (False, "train"), (True, "train + meta"):
+            result[key] = fixed_weights(datas, result["teachers"], int(student.split("-")[1]), meta)
+        return result
+    for data in datas:
+        teacher, found = convolutional(data, student)
+        result["teachers"].append(teacher)
+        result["train"].append(found[0])
+        result["train + meta"].append(found[1])
+    return result
+
+
+def _save(path: Path, write: Callable[[Path], Any]) -> None:
+    write(path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 
 
@@ -200,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[20, 21, 22, 23, 24])
     parser.add_argument("--out", type=Path, default=Path("runs/margins"))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--prepare", action="store_true", help="only the yardsticks, which know nothing of ALM-KD")
     parser.add_argument("--report", action="store_true", help="only write the table of the cells that are done")
     args = parser.parse_args()
     cells: list[Cell] = []
@@ -213,7 +231,7 @@ def main() -> None:
     folders = {"fashion": args.fashion, "cifar": args.cifar}
     if not args.report:
         with ProcessPoolExecutor(args.jobs) as pool:
-            jobs = [pool.submit(run, cell, args.seeds, folders, args.out) for cell in cells]
+            jobs = [pool.submit(run, cell, args.seeds, folders, args.out, args.prepare) for cell in cells]
             for cell, job in zip(cells, jobs, strict=True):
                 job.result()
                 print(*cell, "done", flush=True)
