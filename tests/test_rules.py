@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import check_grad, minimize
 from scipy.stats import binom, chi2, iqr, norm
+from sklearn.linear_model import Ridge
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from test_meta import CLASSES, Problem, TwoProcesses, problem
 from torch import Tensor, nn
@@ -315,12 +316,13 @@ class TestCleanProbability:
         assert fit.noise_rate == pytest.approx(noisy[~trusted].mean(), abs=0.03)
         assert fit.noise_rate == pytest.approx(1 - fit.clean[~trusted].mean(), abs=1e-12)
 
-    @pytest.mark.parametrize(("rate", "distance"), [(0.2, 3.0), (0.4, 2.0), (0.4, 4.0)])
-    def test_bayes_posterior(self, rate: float, distance: float) -> None:
+    @pytest.mark.parametrize(("rate", "distance", "limit"), [(0.2, 3.0, 0.02), (0.4, 2.0, 0.04), (0.4, 4.0, 0.01)])
+    def test_bayes_posterior(self, rate: float, distance: float, limit: float) -> None:
+        """Not quite where clean and noisy overlap: the price of a fit that a few odd trusted rows do not sway."""
         x, trusted, noisy, posterior = mixture(1, 20_000, 2_000, rate, distance, features=2)
         clean = fit_clean_probability(x, trusted).clean
         others = ~trusted
-        assert np.abs(clean - posterior)[others].mean() < 0.02
+        assert np.abs(clean - posterior)[others].mean() < limit
         assert np.corrcoef(clean[others], posterior[others])[0, 1] > 0.99
         best = roc_auc_score(~noisy[others], posterior[others])
         assert roc_auc_score(~noisy[others], clean[others]) > best - 0.003
@@ -403,8 +405,8 @@ class TestCleanProbability:
         u = np.clip(u, -12, 4)
 
         def bound(theta: Array) -> float:
-            p = 1 / (1 + np.exp(-(theta[0] + u @ theta[1:])))
-            return float(np.log(p[trusted]).mean() - np.log(p[~trusted].mean()))
+            q = 0.1 + 0.9 / (1 + np.exp(-(theta[0] + u @ theta[1:])))
+            return float(np.log(q[trusted]).mean() - np.log(q[~trusted].mean()))
 
         clean = fit_clean_probability(x, trusted).clean[~trusted]
         sharp = clean < 0.99  # above, 1 - p has lost digits
@@ -455,11 +457,11 @@ class Epochs:
         self.table = SampleTable(ROWS, "test")
         self.start()
         self.drawn: list[tuple[Tensor, dict[str, Tensor]]] = []
-        held_out = np.arange(TRAIN + 1, ROWS, 3)  # every third trusted row, whoever chooses them
+        trusted = np.arange(TRAIN, ROWS)  # in runs of three, of which the second is held out, all three err alike
         self.classes = [self.labels.clone() for _ in range(self.teachers + 1)]
         for classes, rate in zip(self.classes, [0.4, *wrong_of_teachers], strict=True):
             classes[:TRAIN] = torch.from_numpy(self.rng.integers(0, NUM_CLASSES, TRAIN))
-            wrong = held_out[: round(rate * len(held_out))]
+            wrong = trusted[: 3 * round(rate * META / 3)]
             classes[wrong] = (classes[wrong] + 1) % NUM_CLASSES
 
     def start(self) -> None:
@@ -500,13 +502,13 @@ class TestRobust:
         clean = table["clean_probability"]
         assert clean.shape == (ROWS,)
         assert clean[:180].mean() < 0.1
-        assert clean[180:].mean() > 0.85
+        assert clean[180:].mean() > 0.9
         assert (clean[TRAIN:] == 1).all()
         assert table["weights"][:180, 0].mean() < 0.15 * table["weights"][180:TRAIN, 0].mean()
         assert table["weights"].shape == (ROWS, teachers + 1)
         assert (table["weights"] >= 0).all()
 
-    @pytest.mark.parametrize(("noisy", "error"), [(180, 0.06), (60, 0.1)])
+    @pytest.mark.parametrize(("noisy", "error"), [(180, 0.03), (60, 0.06)])
     def test_the_noise_rate_is_too_large_rather_than_too_small(self, teachers: int, noisy: int, error: float) -> None:
         """So few trusted rows leave it open where clean ends."""
         rates = []
@@ -550,6 +552,25 @@ class TestRobust:
         found = weights[:, 1:].sum(1) / weights.sum(1)
         torch.testing.assert_close(found, torch.full_like(found, share), atol=0.03, rtol=0)
         torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_the_students_error_is_corrected_for_easy_held_out_rows(self, teachers: int, together: bool) -> None:
+        """The teachers err more often on the rows that are not held out, and the student would too."""
+        e = Epochs([0.0] * teachers)
+        held_out = np.arange(TRAIN + 1, ROWS, 3)
+        wrong = torch.from_numpy(e.rng.random((teachers + 1, ROWS))) < 0.3
+        wrong[1:, held_out] &= torch.from_numpy(e.rng.random((teachers, len(held_out)))) < 0.5
+        if together:
+            wrong[0] = wrong[1] | (torch.from_numpy(e.rng.random(ROWS)) < 0.1)
+        e.classes = [torch.where(w, (e.labels + 1) % NUM_CLASSES, e.labels) for w in wrong]
+        found = e.run(7).shared["held_out_errors"][-1]
+        teacher = wrong[1:].T.double().numpy()
+        fit = Ridge(alpha=1.0).fit(teacher[held_out], wrong[0, held_out].double().numpy())
+        average = teacher[TRAIN:].mean(0)
+        expected = np.append(fit.predict(average[None]), average) + 1 / len(held_out)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+        if together:
+            assert found[0] > wrong[0, held_out].float().mean() + 0.03
 
     def test_rows_not_seen_keep_their_evidence(self, teachers: int) -> None:
         e = Epochs([0.4] * teachers)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, log_expit
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
+
+LAPSE = 0.1
+"""Share of trusted rows that may look like noise."""
 
 
 class PUFit(NamedTuple):
@@ -29,8 +32,9 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     """The probability that a row is clean, from evidence of which clean rows have more [ours].
 
     Trusted rows show what clean rows look like; the others are a mixture of clean and noisy ones. With
-    ``p = sigmoid(alpha + beta . x)`` the bound ``mean_trusted log p - log mean_others p`` is maximised, over
-    ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. It is 0 for a constant p: unless ``2 M N / (M + N)`` times the
+    ``p = sigmoid(alpha + beta . x)`` and ``q = 0.1 + 0.9 p`` the bound ``mean_trusted log q - log mean_others q`` is
+    maximised, over ``1 <= alpha <= 12`` and ``0 <= beta <= 8``; with p in the place of q, a few trusted rows that look
+    like noise would make p so flat that it doubts clean rows. It is 0 for a constant p: unless ``2 M N / (M + N)`` times the
     optimum, for M trusted and N other rows, exceeds ``proof``, nothing speaks for noise and every row counts as clean.
 
     Args:
@@ -58,12 +62,12 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     positive, unlabeled = x[trusted], x[~trusted]
 
     def negative_bound(theta: Array) -> tuple[float, Array]:
-        sure, mixed = theta[0] + positive @ theta[1:], theta[0] + unlabeled @ theta[1:]
-        p = expit(mixed)
-        slope, ratio = expit(-sure), p * expit(-mixed) / p.mean()
+        p, others = expit(theta[0] + positive @ theta[1:]), expit(theta[0] + unlabeled @ theta[1:])
+        q, mean = LAPSE + (1 - LAPSE) * p, LAPSE + (1 - LAPSE) * others.mean()
+        slope, ratio = (1 - LAPSE) * p * (1 - p) / q, (1 - LAPSE) * others * (1 - others) / mean
         by_alpha = slope.mean() - ratio.mean()
         by_beta = (slope[:, None] * positive).mean(0) - (ratio[:, None] * unlabeled).mean(0)
-        return -float(log_expit(sure).mean() - np.log(p.mean())), -np.concatenate([[by_alpha], by_beta])
+        return -float(np.log(q).mean() - np.log(mean)), -np.concatenate([[by_alpha], by_beta])
 
     begin = np.ones(1 + x.shape[1])
     begin[0] = 2.0

@@ -195,16 +195,26 @@ class Robust(Rule):
 
     @staticmethod
     def _compare_errors(table: SampleTable, rows: _Rows, known: Tensor) -> None:
-        """Keep the last five epochs' errors of student and teachers on held-out rows."""
+        """Keep the last five epochs' errors of student and teachers.
+
+        The teachers' are known on all trusted rows, the student's on the few held-out ones alone: the regression
+        estimator corrects it for how easy, to the teachers, these are.
+        """
         held_out = rows.held_out & known
+        trusted = rows.trusted & known
         if not held_out.any():
             return
-        classes = torch.cat([table["student_class"].unsqueeze(1), table["teacher_class"]], dim=1)[held_out]
-        wrong = (classes.long() != rows.labels[held_out].unsqueeze(1)).float().mean(0)
-        smallest = 1 / held_out.sum()
-        table.shared["held_out_errors"] = torch.cat(
-            [table.shared.get("held_out_errors", wrong[:0].view(0, len(wrong))), wrong.unsqueeze(0) + smallest]
-        )[-5:]
+        teachers = (table["teacher_class"].long() != rows.labels.unsqueeze(1)).float()
+        student = (table["student_class"].long() != rows.labels).float()
+        on_held_out, teachers_error = teachers[held_out], teachers[trusted].mean(0)
+        student_error = student[held_out].mean()
+        away = on_held_out - on_held_out.mean(0)
+        ridge = torch.eye(away.shape[1], device=away.device)
+        slope = torch.linalg.solve(away.T @ away + ridge, away.T @ (student[held_out] - student_error))
+        student_error = student_error + (slope * (teachers_error - on_held_out.mean(0))).sum()
+        errors = torch.cat([student_error.clamp(min=0).unsqueeze(0), teachers_error]) + 1 / held_out.sum()
+        kept = table.shared.get("held_out_errors", errors[:0].view(0, len(errors)))
+        table.shared["held_out_errors"] = torch.cat([kept, errors.unsqueeze(0)])[-5:]
 
 
 class _Rows(NamedTuple):
