@@ -34,8 +34,9 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     Trusted rows show what clean rows look like; the others are a mixture of clean and noisy ones. With
     ``p = sigmoid(alpha + beta . x)`` and ``q = 0.1 + 0.9 p`` the bound ``mean_trusted log q - log mean_others q`` is
     maximised, over ``1 <= alpha <= 12`` and ``0 <= beta <= 8``; with p in the place of q, a few trusted rows that look
-    like noise would make p so flat that it doubts clean rows. It is 0 for a constant p: unless ``2 M N / (M + N)`` times the
-    optimum, for M trusted and N other rows, exceeds ``proof``, nothing speaks for noise and every row counts as clean.
+    like noise would make p so flat that it doubts clean rows. It is 0 for a constant p: unless ``2 M N / (M + N)``
+    times the optimum, for M trusted and N other rows, exceeds ``proof``, nothing speaks for noise and every row counts
+    as clean.
 
     Args:
         evidence: One column a feature, ``(N, F)``, larger for clean rows. Any scale: columns are standardised by the

@@ -67,7 +67,7 @@ def arrays(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tens
     from torchvision.datasets import ImageFolder
 
     out: list[Tensor] = []
-    for part, rows in ("train", 4000), ("test", 2000):
+    for part, rows in ("train", 2500), ("test", 2000):
         images = ImageFolder(folder / part)
         chosen = np.random.default_rng(0).permutation(len(images))[:rows]
         pixels = np.stack([np.asarray(images[i][0], dtype=np.float32) for i in chosen])

@@ -1,0 +1,142 @@
+"""The meta-gradient through all layers beside that of the last layer alone: how alike, at what cost, see README.
+
+Students are trained on digits with 30% pair noise; then the alignment of every label's gradient with the validation
+gradient is taken both ways on the same batches. The cost is that of a whole training step, both ways taken in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from statistics import mean, median, stdev
+
+import torch
+import torch.nn.functional as F
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from lit_kd import ALMKD, KD, Supervised
+from lit_kd.data import Batch, DigitsDataModule
+from lit_kd.data.rows import Indexed
+from lit_kd.exact import MetaInputs, exact_derivative, moment, whole_network_derivative
+from lit_kd.features import PENULTIMATE, Tapped
+from lit_kd.meta import Head, MetaRows, alignment, last_layer_derivative, term_gradients
+from lit_kd.models import last_linear
+
+
+def data(seed: int) -> DigitsDataModule:
+    """With 30% pair noise."""
+    return DigitsDataModule(noise="asymmetric", noise_rate=0.3, seed=seed)
+
+
+def trainer(epochs: int) -> Trainer:
+    """Silent, on one CPU."""
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(max_epochs=epochs, accelerator="cpu", num_sanity_val_steps=0, **quiet)  # type: ignore[arg-type]
+
+
+class Clock(Callback):
+    """The time of every epoch's training."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Before the first batch."""
+        self.times.append(-time.perf_counter())
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """After the last batch."""
+        self.times[-1] += time.perf_counter()
+
+
+def rows(part: Indexed, index: Tensor) -> Batch:
+    """A batch of chosen rows."""
+    return part.__getitems__(index.tolist())
+
+
+def both(student: torch.nn.Module, train: Batch, meta: Batch) -> list[Tensor]:
+    """Alignment of the labels' gradients, ``(B,)``, at the last layer and through all."""
+    student.eval()
+    before = moment(student)
+    tapped = Tapped(student, (PENULTIMATE,))
+    with torch.no_grad():
+        outputs, of_meta = tapped(train.x), tapped(meta.x)
+    gradients = term_gradients(outputs.logits, train.y, [], 4.0)
+    keep = torch.ones(len(meta.y), dtype=torch.bool)
+    layer = last_linear(student)[1]
+    pull = gradients[:, 0] * 0
+    last = last_layer_derivative(
+        Head(layer.weight, layer.bias),
+        outputs.features[PENULTIMATE],
+        MetaRows(of_meta.features[PENULTIMATE], meta.y, keep),
+        pull,
+        0.0,
+    )
+    exact = whole_network_derivative(
+        student,
+        train.x,
+        before,
+        outputs.logits,
+        MetaInputs(meta.x, meta.y, keep),
+        pull,
+        0.0,
+        derivative=exact_derivative,
+    )
+    return [alignment(gradients, found).detach()[:, 0] for found in (last, exact)]
+
+
+def main() -> None:
+    """See the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--students", nargs="+", default=["mlp-32", "cnn-16", "resnet8"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=15)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    print("| student | cosine | exact / last-layer step | exact / KD step |\n| --- | --- | --- | --- |")
+    for name in args.students:
+        cosines, costs = [], []
+        for seed in args.seeds:
+            seed_everything(seed, verbose=False)
+            split = data(seed)
+            base = {"num_classes": 10, "input_shape": [1, 8, 8]}
+            teacher = Supervised("mlp-64", **base)
+            trainer(args.epochs).fit(teacher, split)
+            student = KD(name, teacher.student, weight=0.5, **base)
+            trainer(args.epochs).fit(student, split)
+            train, meta = split.parts.train_rows(False), split.parts.meta_rows()
+            pairs = both(student.student, rows(train, torch.arange(len(train))), rows(meta, torch.arange(len(meta))))
+            cosines.append(float(F.cosine_similarity(*pairs, dim=0)))
+            costs.append(seconds(name, teacher.student, seed))
+        cells = [f"{mean(cosines):.2f} ± {stdev(cosines):.2f}"]
+        for other in (0, 2):
+            ratios = [cost[1] / cost[other] for cost in costs]
+            cells.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def seconds(name: str, teacher: torch.nn.Module, seed: int) -> list[float]:
+    """An epoch with the meta-step at the last layer, through all layers, and of plain KD."""
+    found = []
+    for method, options in (
+        (ALMKD, {"meta_gradient": "last_layer"}),
+        (ALMKD, {"meta_gradient": "exact"}),
+        (KD, {}),
+    ):
+        seed_everything(seed, verbose=False)
+        model = method(name, teacher, num_classes=10, input_shape=[1, 8, 8], **options)
+        clock = Clock()
+        run = trainer(5)
+        run.callbacks.append(clock)
+        run.fit(model, data(seed))
+        found.append(min(clock.times[2:]))
+    return found
+
+
+if __name__ == "__main__":
+    main()
