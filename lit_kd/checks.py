@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
 import torch
+from lightning import LightningModule
 from torch import Tensor
 
+from lit_kd.data import DataModule
 from lit_kd.data.batch import Batch
 from lit_kd.features import Outputs
 
@@ -75,3 +79,35 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(is_plain(v) for v in value)
     return value is None or isinstance(value, (str, int, float, bool))
+
+
+def keep_plain(values: MutableMapping[str, Any]) -> None:
+    """Remove what `is_plain` refuses; paths and numpy's numbers become strings and numbers."""
+    for name, value in list(values.items()):
+        if isinstance(value, os.PathLike):
+            values[name] = os.fspath(value)
+        elif isinstance(value, np.generic):
+            values[name] = value.item()
+        elif not is_plain(value):
+            del values[name]
+
+
+def data_of(module: LightningModule, meta: bool) -> DataModule:
+    """The data module of lit_kd that a method is trained on.
+
+    Args:
+        module: The method.
+        meta: Whether it also needs a meta split.
+
+    Raises:
+        ValueError: If there is none, or another one.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, DataModule):
+        needs = "sample indices" + (" and a meta split of the validation data" if meta else "")
+        raise ValueError(
+            f"{type(module).__name__} needs {needs}: "
+            "pass a data module of lit_kd.data, or wrap your own in lit_kd.data.DistillationDataModule(inner); "
+            f"found {'none' if data is None else type(data).__name__}"
+        )
+    return data

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from lit_kd.checks import check_batch, check_finite, is_plain
+from lit_kd.checks import check_batch, check_finite, data_of, keep_plain
+from lit_kd.data import DataModule
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
+from lit_kd.data.rows import Indexed
+from lit_kd.data.seeds import seed_epoch
 from lit_kd.features import Outputs, Tapped
 from lit_kd.metrics import EvaluationMetrics
 from lit_kd.models import Network, resolve_model, student_name
-from lit_kd.teachers import Teachers
+from lit_kd.rows_pass import RowOutputs, rows_pass, to_device
+from lit_kd.schedule import cosine, planned_length
+from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
 
 
 def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
@@ -73,7 +75,7 @@ class Distiller(LightningModule):
             raise ValueError(f"expected num_classes of at least 2, found {num_classes}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape)
-        if isinstance(student, (str, os.PathLike)) and _is_path(os.fspath(student)):
+        if isinstance(student, (str, os.PathLike)) and is_path(os.fspath(student)):
             # its name and not its path, so that the checkpoint of this training stands by itself
             self.hparams["student"], self.hparams["input_shape"] = student_name(student)
         self.num_classes = num_classes
@@ -82,8 +84,7 @@ class Distiller(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
-        # in a tuple, modules are no submodules: see Teachers
-        self._teacher_specs: tuple[Network, ...] = _as_tuple(teacher)
+        self._teacher_specs = as_specs(teacher)
         if any(spec is self.student for spec in self._teacher_specs):
             raise ValueError("expected a teacher other than the student itself; pass a copy that is trained already")
         self.teachers = Teachers()
@@ -92,6 +93,8 @@ class Distiller(LightningModule):
         self._watched: dict[str, Tensor] = {}  # sums that tell whether all values were finite
         self._reading = False  # whether the values of this batch are read
         self._rows = 0
+        self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
+        self._begun = False  # whether this epoch is prepared
 
     def _set_hparams(self, hp: Any) -> None:
         """Of the hyperparameters, keep what a checkpoint and a logger can hold: no live modules, no functions.
@@ -99,13 +102,7 @@ class Distiller(LightningModule):
         Lightning calls this before it copies them: a teacher is never copied.
         """
         super()._set_hparams(hp)
-        for name, value in list(self.hparams.items()):
-            if isinstance(value, os.PathLike):
-                self.hparams[name] = os.fspath(value)
-            elif isinstance(value, np.generic):
-                self.hparams[name] = value.item()
-            elif not is_plain(value):
-                del self.hparams[name]
+        keep_plain(self.hparams)
 
     @property
     def trains_on_meta(self) -> bool:
@@ -127,12 +124,50 @@ class Distiller(LightningModule):
         """
         raise NotImplementedError(f"{type(self).__name__} must override distill()")
 
+    def prepare_epoch(self) -> None:
+        """Form beliefs about samples at the start of each training epoch: a hook that a method may override.
+
+        Every process must come to the same beliefs. The global random numbers differ between them: draw from a
+        generator with the seed ``derive_seed(resolve_seed(None), f"... {self.current_epoch}")``.
+        """
+
+    def training_rows(self) -> Tensor | None:
+        """Which rows an epoch draws, asked after `prepare_epoch`: a hook that a method may override.
+
+        Only asked where the data are a data module of `lit_kd.data`. The rows are repeated, one permutation after
+        another, to the stream's usual length: an epoch has as many steps with few of them as with all.
+
+        Returns:
+            Indices, int64, the same in every process; meta rows among them count only where they are trained on.
+            ``None``: all.
+        """
+        return None
+
+    # what a method may use
+
+    @property
+    def data(self) -> DataModule:
+        """The data that are trained on: labels, parts, sizes.
+
+        Raises:
+            ValueError: If they do not come from a data module of `lit_kd.data`.
+        """
+        return data_of(self, self.needs_meta)
+
+    def predict_rows(self, rows: Indexed) -> RowOutputs:
+        """Student and teachers over chosen rows, e.g. ``self.data.parts.meta_rows()``: no trace is left, no gradient.
+
+        Every process computes all rows, and has the first one's outputs; see `lit_kd.rows_pass.rows_pass`.
+        """
+        with self.trainer.precision_plugin.forward_context():
+            return rows_pass(self.tapped_student, self.teachers, rows, self.data.batch_size, partial(to_device, self))
+
     # teachers
 
     def setup(self, stage: str) -> None:
         """Load the teachers: required for training, used for evaluation where they are at hand."""
         self.tapped_student = Tapped(self.student, self.student_taps)
-        self._checked, self._watched, self._sums = set(), {}, {}
+        self._checked, self._watched, self._sums, self._begun = set(), {}, {}, False
         training = stage == "fit"
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
@@ -143,20 +178,11 @@ class Distiller(LightningModule):
             )
         if stage == "predict" or len(self.teachers) == len(self._teacher_specs):
             return
-        missing = [str(s) for s in self._teacher_specs if isinstance(s, str) and _is_path(s) and not Path(s).is_file()]
+        missing = missing_files(self._teacher_specs)
         if missing and not training:
             rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
             return
-        models = [resolve_model(spec, self.num_classes, self.input_shape) for spec in self._teacher_specs]
-        for spec in self._teacher_specs:
-            if isinstance(spec, str) and not _is_path(spec):
-                rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
-        own = {id(parameter) for parameter in self.student.parameters()}
-        if any(id(parameter) in own for model in models for parameter in model.parameters()):
-            raise ValueError(
-                "expected a teacher that shares no layers with the student, which would be frozen with it; "
-                "pass a copy.deepcopy of the teacher"
-            )
+        models = load_teachers(self._teacher_specs, self.student, self.num_classes, self.input_shape)
         self.teachers = Teachers(models, self.teacher_taps)
         dtype = cast(torch.dtype, self.dtype)
         self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
@@ -201,6 +227,7 @@ class Distiller(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss terms."""
+        self._begun = False
         self.check_finite()
         for name, total in self._sums.items():
             self.log(name, total / self._rows, sync_dist=True, prog_bar=name == "train/loss")
@@ -260,10 +287,25 @@ class Distiller(LightningModule):
         So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
         """
         self._sums, self._rows, self._watched = {}, 0, {}
-        seed = os.environ.get("PL_GLOBAL_SEED")
-        if seed is not None:
-            drawn = np.random.SeedSequence([int(seed), self.current_epoch, self.global_rank])
-            torch.manual_seed(int(drawn.generate_state(1)[0]))
+        seed_epoch(self.current_epoch, self.global_rank)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._begun = True
+        self.prepare_epoch()
+        ours = isinstance(getattr(self.trainer, "datamodule", None), DataModule)
+        self._epoch_rows = self.training_rows() if ours else None
+
+    def rows_of_epoch(self) -> Tensor | None:
+        """What `training_rows` said of this epoch: our data modules ask it when they draw the first batch."""
+        if not self._begun:
+            self._begin_epoch()
+        return self._epoch_rows
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin the epoch where Lightning did not: if a checkpoint that was written in an epoch is resumed."""
+        if not self._begun:
+            self._begin_epoch()
 
     def configure_optimizers(self) -> Any:
         """The student's optimizer, over what requires gradients, and its scheduler."""
@@ -274,13 +316,7 @@ class Distiller(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         if self.lr_scheduler == "cosine":
-            length = self._schedule_length()
-
-            # torch's own cosine would take its length from the checkpoint where a run is resumed to train longer
-            def anneal(step: int) -> float:
-                return 0.5 * (1 + math.cos(math.pi * min(step, length) / length))
-
-            scheduler: Any = LambdaLR(optimizer, anneal)
+            scheduler: Any = cosine(optimizer, self.planned_length()[self.lr_interval == "step"])
         else:
             scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
@@ -288,26 +324,9 @@ class Distiller(LightningModule):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def _schedule_length(self) -> int:
-        """How often the scheduler will step."""
-        epochs, updates = self.planned_length()
-        length = epochs if self.lr_interval == "epoch" else updates
-        if length is None:
-            raise ValueError("lr_scheduler 'cosine' needs to know the end: set the trainer's max_epochs or max_steps")
-        return length
-
     def planned_length(self) -> tuple[int | None, int | None]:
         """How many epochs and how many updates the training has, the last epoch maybe cut; ``None``: not known."""
-        epochs, updates = (
-            end if end is not None and end >= 0 else None for end in (self.trainer.max_epochs, self.trainer.max_steps)
-        )
-        self.trainer.fit_loop.setup_data()  # makes the loader, so that its length is known
-        batches = self.trainer.num_training_batches
-        if math.isinf(batches):
-            return epochs, updates
-        each = max(1, math.ceil(batches / self._batches_per_update()))
-        ends = [end for end in (updates, None if epochs is None else epochs * each) if end is not None]
-        return (math.ceil(min(ends) / each), min(ends)) if ends else (None, None)
+        return planned_length(self.trainer, self._batches_per_update())
 
     def _batches_per_update(self) -> int:
         return self.trainer.accumulate_grad_batches
@@ -316,14 +335,3 @@ class Distiller(LightningModule):
 def _stalls(device: torch.device) -> bool:
     """Whether to read a value is to wait for all work that the device was given."""
     return device.type != "cpu"
-
-
-def _is_path(spec: str) -> bool:
-    return Path(spec).suffix in {".ckpt", ".pt", ".pth"} or Path(spec).is_file()
-
-
-def _as_tuple(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
-    if teacher is None:
-        return ()
-    teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)

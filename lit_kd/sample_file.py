@@ -21,9 +21,10 @@ from lit_kd.samples import SampleTable
 def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwrite: bool = False) -> None:
     """Write what was learned about each training sample, a row each, in the order of their indices.
 
-    Columns: index, label, label_weight, teacher_weight (teacher_weight_0, ... for several teachers), clean_probability
-    if the rule estimates it, clean_label and is_noisy if the label noise is synthetic, so that they are known. The
-    trusted meta rows, whose indices follow, are left out. Floats are read back exactly.
+    Columns: index, label (-1 where there is none), label_weight, teacher_weight (teacher_weight_0, ... for several
+    teachers), clean_probability if the rule estimates it, clean_label and is_noisy if the data module made the label
+    noise or took labels away, so that they are known. The trusted meta rows, whose indices follow, are left out. Floats
+    are read back exactly.
 
     Args:
         path: A .csv file, or a .parquet file (needs the extra ``parquet``).
@@ -42,9 +43,8 @@ def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwr
     columns |= dict(zip(_weight_names(weights.shape[1] - 1), weights.T, strict=True))
     if "clean_probability" in table:
         columns["clean_probability"] = table["clean_probability"][rows]
-    noisy = data.labels != data.clean_labels
-    if data.noise_matrix() is not None or noisy.any():
-        columns |= {"clean_label": data.clean_labels[rows], "is_noisy": noisy[rows]}
+    if data.noise_matrix() is not None or (data.labels != data.clean_labels).any():
+        columns |= {"clean_label": data.clean_labels[rows], "is_noisy": data.noisy[rows]}
     write_columns(Path(path), {name: column.tolist() for name, column in columns.items()}, overwrite)
 
 

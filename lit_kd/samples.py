@@ -25,6 +25,13 @@ def all_rows(rows: Tensor) -> Tensor:
     return rows
 
 
+def of_first_process(tensor: Tensor) -> Tensor:
+    """The first process's values, of the same shape in all; written into the tensor itself."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor
+
+
 class SampleTable:
     """Named columns with one row a training sample, addressed by sample index.
 

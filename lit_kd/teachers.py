@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.features import Outputs, Tapped
+from lit_kd.models import Network, resolve_model
 
 
 class Teachers:
@@ -40,3 +44,48 @@ class Teachers:
         """Move every parameter and buffer, as `torch.nn.Module._apply` does: device and dtype follow the student's."""
         for model in self.models:
             model._apply(fn)  # type: ignore[no-untyped-call]
+
+
+def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
+    """None, one or several teachers as a tuple: there, modules are no submodules of what holds it."""
+    if teacher is None:
+        return ()
+    teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
+
+
+def is_path(spec: str) -> bool:
+    """Whether a teacher or student is told by a file and not by a model's name."""
+    return Path(spec).suffix in {".ckpt", ".pt", ".pth"} or Path(spec).is_file()
+
+
+def missing_files(specs: Sequence[Network]) -> list[str]:
+    """Checkpoints that are not there."""
+    return [spec for spec in specs if isinstance(spec, str) and is_path(spec) and not Path(spec).is_file()]
+
+
+def load_teachers(
+    specs: Sequence[Network], student: nn.Module, num_classes: int, input_shape: Sequence[int] | None
+) -> list[nn.Module]:
+    """The teachers as modules.
+
+    Args:
+        specs: Modules, paths of checkpoints, or model names, which have random weights.
+        student: Who learns from them.
+        num_classes: C.
+        input_shape: Shape of one sample, which models built by name may need.
+
+    Raises:
+        ValueError: If a teacher shares layers with the student.
+    """
+    models = [resolve_model(spec, num_classes, input_shape) for spec in specs]
+    for spec in specs:
+        if isinstance(spec, str) and not is_path(spec):
+            rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
+    own = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in own for model in models for parameter in model.parameters()):
+        raise ValueError(
+            "expected a teacher that shares no layers with the student, which would be frozen with it; "
+            "pass a copy.deepcopy of the teacher"
+        )
+    return models

@@ -487,6 +487,7 @@ def test_cli_takes_the_shared_arguments() -> None:
         "train_on_meta": True,
         "drop_last": True,
         "seed": 4,
+        "labeled": 500,
     }
     arguments = [
         "--data=DigitsDataModule",

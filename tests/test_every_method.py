@@ -332,8 +332,8 @@ class TestCheckpoint:
     @every_method
     @pytest.mark.parametrize("after", ["validation", "epoch"])
     def test_resume_equals_uninterrupted(self, method: str, after: str, tmp_path: Path) -> None:
-        """From an epoch's boundary, whether validation or the epoch's end wrote the checkpoint."""
-        self.check_resume(method, tmp_path, after)
+        """From an epoch's boundary, whether validation or the epoch's end wrote it; once with few labels."""
+        self.check_resume(method, tmp_path, after, labeled=0.5 if after == "epoch" else None)
 
     @automatic_and_manual
     def test_resume_with_workers_and_a_schedule(self, method: str, tmp_path: Path) -> None:
@@ -347,7 +347,9 @@ class TestCheckpoint:
         self.check_resume(method, tmp_path, "epoch", lr_interval="step", **own)
 
     @staticmethod
-    def check_resume(method: str, tmp_path: Path, after: str, workers: int = 0, **base: Any) -> None:
+    def check_resume(
+        method: str, tmp_path: Path, after: str, workers: int = 0, labeled: float | None = None, **base: Any
+    ) -> None:
         """With dropout in the student, and augmentation of the data."""
 
         def run(directory: Path, **options: Any) -> dict[str, Any]:
@@ -366,7 +368,7 @@ class TestCheckpoint:
             )
             watch = Each(note, "on_train_batch_start")
             resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[keep, watch])
-            resumed.fit(model, Augmented(**NOISE, num_workers=workers), **options)
+            resumed.fit(model, Augmented(**NOISE, num_workers=workers, labeled=labeled), **options)
             return saved(resumed, directory / "last.ckpt") | {"order": order}
 
         whole = run(tmp_path / "whole")

@@ -11,7 +11,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+
+from lit_kd.compare.training import noise_auc
+from lit_kd.data import UNLABELED
 
 CLEAN, NOISY, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
 
@@ -60,22 +62,23 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[
 
 
 def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
-    """How much a method listens to the label of clean and of noisy training samples, all seeds together.
+    """How much a method listens to the label of clean and of noisy training samples that have one, all seeds together.
 
     Args:
         method: For the title.
-        samples: Per seed an npz file with ``weights``, ``(N, K + 1)``, label first, and ``noisy``, bool ``(N,)``.
+        samples: Per seed an npz file with ``weights``, ``(N, K + 1)``, label first, given ``label``, ``(N,)``, and
+            ``noisy``, bool ``(N,)``.
         path: Where the PNG is written.
     """
     seeds = [np.load(file) for file in samples]
-    weights = [seed["weights"][:, 0] for seed in seeds]
-    noisy = [seed["noisy"] for seed in seeds]
-    pooled, wrong = np.concatenate(weights), np.concatenate(noisy)
-    areas = [roc_auc_score(n, -w) for w, n in zip(weights, noisy, strict=True) if n.any()]
+    each = [(seed["weights"][:, 0], seed["label"], seed["noisy"]) for seed in seeds]
+    areas = [area for seed in each if (area := noise_auc(*seed)) is not None]
+    pooled, given, wrong = (np.concatenate(column) for column in zip(*each, strict=True))
+    pooled, wrong = pooled[given != UNLABELED], wrong[given != UNLABELED]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.0), layout="constrained")
         axes = figure.subplots()
-        bins = np.linspace(0.0, max(pooled.max(), 1.0), 41).tolist()
+        bins = np.linspace(0.0, pooled.max(initial=1.0), 41).tolist()
         parts: list[tuple[Any, str, str]] = [(~wrong, CLEAN, "label is right")]
         if wrong.any():
             parts.append((wrong, NOISY, "label is wrong"))

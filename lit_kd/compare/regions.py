@@ -156,8 +156,8 @@ def _draw(panel: Panel, axes: Axes, box: Box, top: float) -> PathCollection:
 
 
 def _caption(panels: Sequence[Panel], best: str | None, seed: int) -> str:
-    size = len(panels[0].points)
-    dots = f"Dots: {min(SHOWN, size)} of {size} training points, in the colour of their label"
+    size = int((panels[0].label >= 0).sum())
+    dots = f"Dots: {min(SHOWN, size)} of {size} labeled training points, in the colour of their label"
     if any(panel.weight is not None for panel in panels):
         dots += " or, where weights are learned, of its weight after training"
     sentences = ["Background: the class decided for", dots]

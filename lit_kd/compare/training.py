@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from sklearn.metrics import roc_auc_score
 
 from lit_kd.compare.recipe import Job, merge
-from lit_kd.data import DataModule
+from lit_kd.data import UNLABELED, DataModule
 from lit_kd.files import write_whole
 from lit_kd.lightning_cli import make_cli
 from lit_kd.methods import ALMKD
@@ -111,17 +111,36 @@ def _keep_samples(model: ALMKD, data: DataModule, trainer: Trainer, folder: Path
     assert model.table is not None
     rows = slice(0, data.train_size)  # without the trusted ones
     weights = model.table["weights"][rows].cpu().numpy()
-    label, true = data.labels[rows].numpy(), data.clean_labels[rows].numpy()
-    noisy = label != true
+    label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
+    known = label != UNLABELED
     said = _predictions(model.teachers, data, trainer)
     np.savez_compressed(folder / SAMPLES, weights=weights, label=label, true=true, noisy=noisy, teachers=said)
     estimate = model.table.shared.get("noise_rate")
     result = {
-        "noise_auc": round(float(roc_auc_score(noisy, -weights[:, 0])), 6) if noisy.any() else None,
-        "noise_rate": float(noisy.mean()),
+        "noise_auc": noise_auc(weights[:, 0], label, noisy),
+        "noise_rate": float(noisy.sum() / max(1, known.sum())),
         "noise_rate_estimated": None if estimate is None else round(float(estimate), 6),
     }
     return result | ({"picks_right": picks_right(weights[:, 1:], said == true[:, None])} if len(said[0]) > 1 else {})
+
+
+def noise_auc(
+    weights: npt.NDArray[np.float32], label: npt.NDArray[np.int64], noisy: npt.NDArray[np.bool_]
+) -> float | None:
+    """How well a low weight of the label tells wrong labels from right ones; missing labels do not count.
+
+    Args:
+        weights: Of the label, ``(N,)``.
+        label: Given labels, ``(N,)``.
+        noisy: Which of them are wrong, ``(N,)``.
+
+    Returns:
+        The area under the ROC curve; ``None`` where not both kinds are there.
+    """
+    known = label != UNLABELED
+    if not noisy.any() or noisy[known].all():
+        return None
+    return round(float(roc_auc_score(noisy[known], -weights[known])), 6)
 
 
 def _predictions(teachers: Teachers, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:
@@ -160,8 +179,8 @@ def _keep_points(data: DataModule, folder: Path) -> None:
     """Write the training samples' places in the plane, to be drawn."""
     rows = slice(0, data.train_size)
     x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
-    noisy = data.labels != data.clean_labels
-    np.savez_compressed(folder / POINTS, x=np.asarray(x), label=data.labels[rows].numpy(), noisy=noisy[rows].numpy())
+    label, noisy = data.labels[rows].numpy(), data.noisy[rows].numpy()
+    np.savez_compressed(folder / POINTS, x=np.asarray(x), label=label, noisy=noisy)
 
 
 def _be_quiet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data.batch import Batch
+from lit_kd.data.batch import UNLABELED, Batch
 from lit_kd.data.noise import check_matrix, transition_matrix
 from lit_kd.data.partition import Partition, Source, partition
 from lit_kd.data.rows import Indexed, as_is
@@ -29,7 +30,9 @@ class DataModule(LightningDataModule, ABC):
     the ``M`` meta rows take the indices after them.
 
     A method tells what it needs by two attributes, read when its loaders are made: `needs_meta` (batches are
-    then ``{"train": Batch, "meta": Batch}``) and `trains_on_meta` (the meta rows join the training rows).
+    then ``{"train": Batch, "meta": Batch}``) and `trains_on_meta` (the meta rows join the training rows). If it has a
+    `rows_of_epoch`, that is called when an epoch's first batch is drawn: it gives the indices of the training rows to
+    draw, which are repeated to the usual length, or None for all.
 
     A subclass sets `num_classes` and `input_shape`, at the latest in its ``__init__``, and implements `load`.
 
@@ -47,7 +50,10 @@ class DataModule(LightningDataModule, ABC):
         transition: Noise by a matrix of its own instead: row i holds P(given label = j | true label = i).
         train_on_meta: Let the meta rows join the training rows, with their clean labels: an honest baseline
             of methods that use them. Default: as the method asks.
-        seed: Seed of split, noise and order. Default: the one of `seed_everything`.
+        seed: Seed of split, noise, kept labels and order. Default: the one of `seed_everything`.
+        labeled: Training rows that keep their label, a fraction (0.1) or a count (500) of those that have one; the
+            others' is `UNLABELED`. They are drawn stratified by the given label, noise and all. Meta and validation
+            rows keep theirs. Default: all.
 
     Attributes:
         num_classes: Number of classes ``C``.
@@ -74,6 +80,7 @@ class DataModule(LightningDataModule, ABC):
         train_on_meta: bool | None = None,
         seed: int | None = None,
         drop_last: bool = False,
+        labeled: int | float | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -101,6 +108,7 @@ class DataModule(LightningDataModule, ABC):
         self.transition = transition
         self.train_on_meta = train_on_meta
         self.seed = seed
+        self.labeled = labeled
         self._partition: Partition | None = None
         self._seed = 0
 
@@ -109,14 +117,16 @@ class DataModule(LightningDataModule, ABC):
         """Load the rows and their true labels; called once, in each process."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, split and corrupt; the first call does it for every stage."""
+        """Load, split, corrupt and take labels away; the first call does it for every stage."""
         if self._partition is not None:
             return
         if self.trainer is None:  # else it has done so
             self.prepare_data()
         self._seed = resolve_seed(self.seed)
         source = self.load()
-        self._partition = partition(source, self.num_classes, self.meta, self.val, self.noise_matrix(), self._seed)
+        self._partition = partition(
+            source, self.num_classes, self.meta, self.val, self.noise_matrix(), self._seed, self.labeled
+        )
 
     def noise_matrix(self) -> npt.NDArray[np.float64] | None:
         """Return the transition matrix ``(C, C)`` of the training labels' noise, or None if there is none."""
@@ -147,13 +157,21 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def labels(self) -> Tensor:
-        """Given labels, int64 ``(N + M,)``: of the training rows, noise included, then of the meta rows."""
+        """Given labels, int64 ``(N + M,)``: of the training rows, noise included, then of the meta rows.
+
+        Where there is none, it is `UNLABELED`.
+        """
         return self.parts.given
 
     @property
     def clean_labels(self) -> Tensor:
-        """True labels, int64 ``(N + M,)``: for diagnostics, never for a loss."""
+        """True labels, int64 ``(N + M,)``, taken away or not: for diagnostics, never for a loss."""
         return self.parts.clean
+
+    @property
+    def noisy(self) -> Tensor:
+        """Which given labels are wrong, bool ``(N + M,)``: for diagnostics. A missing label is not wrong."""
+        return (self.labels != self.clean_labels) & (self.labels != UNLABELED)
 
     @property
     def trusted(self) -> Tensor:
@@ -188,7 +206,7 @@ class DataModule(LightningDataModule, ABC):
                 f"expected a meta split for {who}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
             )
         stream = self.parts.train_rows(joined)
-        train = self._shuffled(stream, len(stream), "order")
+        train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
         if not needs_meta:
             return train
         # As many draws as the training stream, so as many batches: neither outlasts the other.
@@ -217,11 +235,20 @@ class DataModule(LightningDataModule, ABC):
         """Return the test batches: predictions are made for the test rows."""
         return self.test_dataloader()
 
-    def _shuffled(self, rows: Indexed, length: int, purpose: str) -> DataLoader[Batch]:
+    def _epoch_rows(self) -> npt.NDArray[np.int64] | None:
+        """Which training rows the method wants to draw in this epoch."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        ask: Callable[[], Tensor | None] | None = getattr(module, "rows_of_epoch", None)
+        rows = None if ask is None else ask()
+        return None if rows is None else rows.cpu().numpy()
+
+    def _shuffled(
+        self, rows: Indexed, length: int, purpose: str, chosen: Callable[[], npt.NDArray[np.int64] | None] | None = None
+    ) -> DataLoader[Batch]:
         replicas, rank = 1, 0
         if self.trainer is not None:
             replicas, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = EpochSampler(len(rows), length, replicas, rank, derive_seed(self._seed, purpose))
+        sampler = EpochSampler(len(rows), length, replicas, rank, derive_seed(self._seed, purpose), chosen)
         return self._loader(rows, sampler)
 
     def _loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:

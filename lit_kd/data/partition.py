@@ -59,7 +59,8 @@ class Partition:
         augmented: Rows to train on.
         plain: The same rows, not augmented.
         positions: For each of train, meta and val, positions in both of these.
-        given: Labels that the training sees, ``(N + M,)``: of training rows, maybe noisy, then of meta rows.
+        given: Labels that the training sees, ``(N + M,)``: of training rows, maybe noisy or missing, then of meta
+            rows.
         clean: The true ones, ``(N + M,)``.
         val: Validation rows.
         test: Test rows.
@@ -101,8 +102,9 @@ def partition(
     val: int | float,
     matrix: npt.NDArray[np.float64] | None,
     seed: int,
+    labeled: int | float | None = None,
 ) -> Partition:
-    """Split a source and corrupt its training labels.
+    """Split a source, corrupt its training labels, and take some of them away.
 
     Args:
         source: The data.
@@ -110,7 +112,8 @@ def partition(
         meta: Fraction or count of meta rows: of the source's validation rows if it has any, else of its pool.
         val: Fraction or count of the pool for validation; not used if the source has validation rows.
         matrix: Transition matrix ``(C, C)`` of the training labels' noise; None for none.
-        seed: Seed of the split and of the noise.
+        seed: Seed of the split, of the noise and of which labels are kept.
+        labeled: Fraction or count of the training labels that are kept, noisy or not; None keeps all.
 
     Raises:
         ValueError: If a label is out of range, or the sizes do not fit.
@@ -123,17 +126,17 @@ def partition(
         )
     augmented, plain, clean = source.train, source.plain, labels
     split_seed = derive_seed(seed, "split")
-    labeled = np.flatnonzero(labels != UNLABELED)
+    known = np.flatnonzero(labels != UNLABELED)
     # Test rows are held out by a seed of their own: a teacher trained under one seed must never be tested, or
     # have its student tested, under another on rows that it was trained on.
-    total = len(labeled)
-    held = stratified_split(labels[labeled], {"test": source.test_size}, seed=0, rest="pool")
-    test_positions, labeled = labeled[held["test"]], labeled[held["pool"]]
+    total = len(known)
+    held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
+    test_positions, known = known[held["test"]], known[held["pool"]]
     if source.val is None:
         # Fractions are of all labeled rows, before the test rows are taken away.
         sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
-        parts = stratified_split(labels[labeled], sizes, split_seed)
-        positions = {name: labeled[part] for name, part in parts.items()}
+        parts = stratified_split(labels[known], sizes, split_seed)
+        positions = {name: known[part] for name, part in parts.items()}
     else:
         assert source.val_labels is not None, "a Source with val rows has their labels"
         own = check_labels(source.val_labels, len(source.val), num_classes, "validation")
@@ -142,7 +145,7 @@ def partition(
         plain = JoinedRows(plain, source.val)
         clean = np.concatenate([labels, own])
         parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
-        positions = {"train": labeled} | {name: part + len(labels) for name, part in parts.items()}
+        positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
     unlabeled = np.flatnonzero(labels == UNLABELED)
     positions["train"] = np.sort(np.concatenate([positions["train"], unlabeled]))
 
@@ -151,6 +154,10 @@ def partition(
     if matrix is not None:
         n = len(positions["train"])
         given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
+    if labeled is not None:
+        n = len(positions["train"])
+        # After the noise, whose draws do not change so, and by the given labels: the truth must not show in the choice.
+        given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
 
     if source.test is None:
         test = Indexed(source.plain, test_positions, torch.from_numpy(labels[test_positions]), None)
@@ -169,6 +176,40 @@ def partition(
         fingerprint=_fingerprint(source, positions, given, num_classes),
         unlike=source.unlike,
     )
+
+
+def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
+    """Take the label of all but some rows away, so that those left have about the same class shares.
+
+    Args:
+        given: Labels, ``(n,)``, `UNLABELED` where there is none.
+        labeled: Fraction or count of the labels that are kept.
+        seed: Seed of the draw.
+
+    Returns:
+        Labels, ``(n,)``: the given ones or `UNLABELED`.
+
+    Raises:
+        ValueError: If that is less than one label a class, or more than there are.
+
+    Example:
+        >>> (keep_labels(np.arange(12) % 3, 0.5, seed=0) != UNLABELED).sum()
+        np.int64(6)
+    """
+    known = np.flatnonzero(given != UNLABELED)
+    count = count_rows(labeled, len(known), "labeled")
+    classes = len(np.unique(given[known]))
+    if not max(1, classes) <= count <= len(known):
+        raise ValueError(
+            f"expected labeled to keep at least one training label a class ({classes}) and at most all "
+            f"({len(known)}), found {labeled}, {count} labels. Give a count or a fraction between, or None to keep all."
+        )
+    if count == len(known):
+        return given.copy()
+    kept = known[stratified_split(given[known], {"labeled": count}, seed)["labeled"]]
+    left = np.full_like(given, UNLABELED)
+    left[kept] = given[kept]
+    return left
 
 
 def check_labels(labels: npt.ArrayLike, rows: int, num_classes: int, name: str, missing: bool = False) -> Labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ class EpochSampler(DistributedSampler[int]):
             their start, to a multiple of it.
         rank: This process, in ``[0, R)``.
         seed: Seed, at least 0.
+        rows: Asked when an epoch's first row is drawn: which rows the epoch draws from, int64; each counts once, in
+            whatever order, and those of `size` or more, which are not in this stream, do not. None: all rows.
+
+    Raises:
+        ValueError: If there is no row to draw from.
 
     Example:
         >>> sampler = EpochSampler(3, length=5, seed=0)
@@ -37,20 +42,47 @@ class EpochSampler(DistributedSampler[int]):
     """
 
     def __init__(
-        self, size: int, length: int | None = None, num_replicas: int = 1, rank: int = 0, seed: int = 0
+        self,
+        size: int,
+        length: int | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        rows: Callable[[], npt.NDArray[np.int64] | None] | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"expected at least one row to draw from, found {size}. Give a non-empty data set.")
         self.size = size
         self.length = size if length is None else length
+        self.rows = rows
         super().__init__(range(self.length), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
 
     def order(self) -> npt.NDArray[np.int64]:
         """Return the rows that all ranks together draw this epoch, in order, padding included."""
+        rows = self.chosen()
         rng = np.random.default_rng([self.seed, self.epoch])
-        rounds = -(-self.length // self.size)
-        draws = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])[: self.length]
+        rounds = -(-self.length // len(rows))
+        draws = np.concatenate([rows[rng.permutation(len(rows))] for _ in range(rounds)])[: self.length]
         return np.resize(draws, self.total_size)
+
+    def chosen(self) -> npt.NDArray[np.int64]:
+        """Return the rows that this epoch draws from, ascending."""
+        asked = None if self.rows is None else self.rows()
+        if asked is None:
+            return np.arange(self.size)
+        if asked.ndim != 1 or asked.dtype.kind not in "iu" or (asked < 0).any():
+            raise ValueError(
+                f"expected rows to draw from as integers of at least 0, found {asked.dtype} of shape {asked.shape}: "
+                "give indices, of a mask mask.nonzero().squeeze(1)"
+            )
+        rows = np.unique(asked)
+        rows = rows[: np.searchsorted(rows, self.size)]
+        if not len(rows):
+            raise ValueError(
+                f"expected at least one row to draw from, found none of the {self.size} training rows chosen: give the "
+                "data more labels, or let the method's training_rows choose some"
+            )
+        return rows
 
     def __iter__(self) -> Iterator[int]:
         draws: list[int] = self.order()[self.rank :: self.num_replicas].tolist()

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_kd.data import DataModule
-from lit_kd.data.batch import Batch, as_batch
+from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs, Tapped
 from lit_kd.lookahead import LOOK_AHEADS
@@ -31,7 +30,8 @@ class ALMKD(Distiller):
     The loss of sample i is ``lam_i0 CE_i + sum_k lam_ik T^2 KL_ik``. In each training step the rule first takes the
     meta-step: how would the validation loss on meta rows change with this batch's weights? Then the student learns with
     the weights of the sample table. Needs a data module with sample indices and a meta split: any of `lit_kd.data`, or
-    `lit_kd.data.DistillationDataModule` around your own.
+    `lit_kd.data.DistillationDataModule` around your own. Where a label is missing its weight is 0 and the teachers have
+    theirs.
 
     The meta-gradient ``"last_layer"`` (the authors' code's) holds all layers but the last, which must be linear,
     constant. It costs three small matrix products and one forward pass of the step's meta batch; features of earlier
@@ -113,7 +113,7 @@ class ALMKD(Distiller):
         super().setup(stage)
         if stage == "fit":
             check_manual(self)
-            data = _data(self)
+            data = self.data
             rows, batch = len(data.labels), data.batch_size * self.trainer.world_size
             if self.trains_on_meta and batch >= rows:
                 raise ValueError(
@@ -126,7 +126,7 @@ class ALMKD(Distiller):
 
     def on_fit_start(self) -> None:
         """Make the sample table, or go on with a restored one."""
-        data = _data(self)
+        data = self.data
         size = len(data.labels)
         table = self.table or SampleTable(size, data.fingerprint)
         table.check(size, data.fingerprint)
@@ -140,6 +140,7 @@ class ALMKD(Distiller):
         self.rule.start(table, len(self.teachers), data.trusted, data.labels, epochs)
         if self.table is None and self.start_weights is not None:  # a restored table goes on as it is
             table["weights"][: data.train_size] = starting_weights(self.start_weights, len(self.teachers), data)
+        table["weights"][data.labels == UNLABELED, 0] = 0  # nothing to listen to
         self.table = table
         if epochs is not None and not any(map(self.rule.active, range(epochs))):
             rank_zero_warn(
@@ -175,7 +176,7 @@ class ALMKD(Distiller):
         """What Lightning does by itself only in automatic optimisation."""
         super().on_train_epoch_end()
         assert self.table is not None
-        weights = self.table["weights"][: _data(self).train_size].mean(0)
+        weights = self.table["weights"][: self.data.train_size].mean(0)
         self.log_dict({"samples/label_weight": weights[0], "samples/teacher_weight": weights[1:].sum()})
         if "noise_rate" in self.table.shared:
             self.log("samples/noise_rate", self.table.shared["noise_rate"])
@@ -240,14 +241,3 @@ class ALMKD(Distiller):
             batch_size=len(train.y) * self.trainer.world_size,
             temperature=self.temperature,
         )
-
-
-def _data(module: ALMKD) -> DataModule:
-    data = getattr(module.trainer, "datamodule", None)
-    if not isinstance(data, DataModule):
-        raise ValueError(
-            "ALMKD needs sample indices and a meta split of the validation data: pass a data module of lit_kd.data, or "
-            "wrap your own in lit_kd.data.DistillationDataModule(inner); "
-            f"found {'none' if data is None else type(data).__name__}"
-        )
-    return data

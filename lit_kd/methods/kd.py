@@ -22,6 +22,9 @@ class KD(Distiller):
     where a student learns from the last, and DGKD (arXiv 2009.08825) where it learns from all before it, some of which
     each batch drops; that their mean is taken is ours.
 
+    Of rows without a label, the teacher's term alone is learned. Each term is the mean over all rows of a batch, so
+    that each row has one vote: where few rows have a label, the label term is small next to the teacher's [ours].
+
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.

@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
+from lit_kd.data.batch import UNLABELED
 from lit_kd.rules.base import MetaStep, Rule
 from lit_kd.samples import SampleTable
 
@@ -65,4 +66,5 @@ class Published(Rule):
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
+            weights[:, 0] *= step.y != UNLABELED  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
