@@ -154,13 +154,18 @@ class Distiller(LightningModule):
         """
         return data_of(self, self.needs_meta)
 
-    def predict_rows(self, rows: Indexed) -> RowOutputs:
+    def predict_rows(self, rows: Indexed, teachers: bool = True) -> RowOutputs:
         """Student and teachers over chosen rows, e.g. ``self.data.parts.meta_rows()``: no trace is left, no gradient.
 
         Every process computes all rows, and has the first one's outputs; see `lit_kd.rows_pass.rows_pass`.
+
+        Args:
+            rows: The rows, at least one.
+            teachers: Whether the teachers are called; if not, the outputs hold none of theirs.
         """
+        asked = self.teachers if teachers else Teachers()
         with self.trainer.precision_plugin.forward_context():
-            return rows_pass(self.tapped_student, self.teachers, rows, self.data.batch_size, partial(to_device, self))
+            return rows_pass(self.tapped_student, asked, rows, self.data.batch_size, partial(to_device, self))
 
     # teachers
 
@@ -316,13 +321,17 @@ class Distiller(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         if self.lr_scheduler == "cosine":
-            scheduler: Any = cosine(optimizer, self.planned_length()[self.lr_interval == "step"])
+            scheduler: Any = cosine(optimizer, self._schedule_length())
         else:
             scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau) and self.automatic_optimization:
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _schedule_length(self) -> int | None:
+        """How often the scheduler will step; ``None``: not known."""
+        return self.planned_length()[self.lr_interval == "step"]
 
     def planned_length(self) -> tuple[int | None, int | None]:
         """How many epochs and how many updates the training has, the last epoch maybe cut; ``None``: not known."""

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
@@ -23,7 +24,7 @@ def check_manual(module: LightningModule) -> None:
     if precision in ("16-mixed", "16-true"):
         raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
     strategy = module.trainer.strategy
-    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+    if isinstance(strategy, SHARDED):
         raise ValueError(
             f"{name} reads the student's last layer, which {type(strategy).__name__} shards: use the strategy ddp"
         )

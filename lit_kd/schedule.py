@@ -30,9 +30,13 @@ def planned_length(trainer: Trainer, batches_per_update: int) -> tuple[int | Non
     """How many epochs and how many updates a training has, the last epoch maybe cut; ``None``: not known."""
     epochs, updates = (end if end is not None and end >= 0 else None for end in (trainer.max_epochs, trainer.max_steps))
     trainer.fit_loop.setup_data()  # makes the loader, so that its length is known
-    batches = trainer.num_training_batches
-    if math.isinf(batches):
+    if math.isinf(trainer.num_training_batches):
         return epochs, updates
-    each = max(1, math.ceil(batches / batches_per_update))
+    each = updates_per_epoch(trainer, batches_per_update)
     ends = [end for end in (updates, None if epochs is None else epochs * each) if end is not None]
     return (math.ceil(min(ends) / each), min(ends)) if ends else (None, None)
+
+
+def updates_per_epoch(trainer: Trainer, batches_per_update: int) -> int:
+    """How many updates a whole epoch has, of a stream whose length is known."""
+    return max(1, math.ceil(trainer.num_training_batches / batches_per_update))

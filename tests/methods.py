@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning import Trainer
 from torch import Tensor, nn
 
-from lit_kd import ALMKD, KD, Distiller, Supervised
+from lit_kd import ALMKD, KD, Distiller, RobustActiveDistillation, Supervised
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.rules import Amal, Paper
@@ -27,6 +27,9 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     ),
     "almkd-amal": lambda student, teachers, **base: ALMKD(
         student, teachers, rule=Amal(warmup_epochs=1, every=1), **base
+    ),
+    "rad": lambda student, teachers, **base: RobustActiveDistillation(
+        student, teachers[0], **({"budget": 12, "rounds": 1} | base)
     ),
 }
 
@@ -60,13 +63,21 @@ def blobs(rows: int = 120) -> tuple[Tensor, Tensor]:
 
 
 class Blobs(DataModule):
-    """48 training, 24 meta, 24 validation and 24 test rows."""
+    """48 training, 24 meta, 24 validation and 24 test rows.
+
+    Half of the training rows lose their label where a method cannot do without such rows.
+    """
 
     num_classes = CLASSES
     input_shape = SHAPE
 
     def __init__(self, **shared: Any) -> None:
         super().__init__(**({"batch_size": 8, "meta": 24, "val": 24} | shared))
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.trainer is not None and isinstance(self.trainer.lightning_module, RobustActiveDistillation):
+            self.labeled = self.labeled or 24
+        super().setup(stage)
 
     def load(self) -> Source:
         x, y = blobs()

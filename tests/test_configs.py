@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +23,12 @@ SHORT = (*QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "-
 def every(kind: str) -> pytest.MarkDecorator:
     """Once for each file, found by its ending: a new one is tested as well."""
     return pytest.mark.parametrize("path", sorted((CONFIGS / kind).glob("*.yaml")), ids=lambda path: path.stem)
+
+
+def stretches(config: Any) -> int:
+    """How many epochs a training has at least: one, and one for each round of queries."""
+    rounds: int = config["model"].get("init_args", {}).get("rounds", 0)
+    return rounds + 1
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +51,11 @@ def test_there_are_configs() -> None:
 def test_methods(path: Path, teacher: Path) -> None:
     method = getattr(lit_kd, read_yaml(path)["model"]["class_path"])
     taught = ("--model.teacher", teacher) if method.needs_teacher else ()
-    call("fit", "--config", path, "--config", DIGITS, *SHORT, *taught)
+    epochs = stretches(read_yaml(path))
+    few = ("--data.labeled=100", f"--trainer.max_epochs={epochs}") if epochs > 1 else ()
+    call("fit", "--config", path, "--config", DIGITS, *SHORT, *taught, *few)
     metrics = read_csv(version(0) / "metrics.csv")
-    assert [float(row["train/loss"]) > 0 for row in metrics if row["train/loss"]] == [True]
+    assert [float(row["train/loss"]) > 0 for row in metrics if row["train/loss"]] == [True] * epochs
     assert (version(0) / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -83,7 +92,8 @@ def test_recipes(path: Path, tmp_path: Path) -> None:
     parts = (teachers or {"teacher": recipe["teacher"]}) | recipe["methods"]
     recipe["defaults"]["trainer"]["limit_train_batches"] = 3
     (tmp_path / path.name).write_text(yaml.safe_dump(recipe, sort_keys=False))
-    call("compare", path.name, "--max_epochs", 1, "--seeds", 0, "--jobs", 1, "--root", tmp_path)
+    epochs = max(stretches(part) for part in parts.values())
+    call("compare", path.name, "--max_epochs", epochs, "--seeds", 0, "--jobs", 1, "--root", tmp_path)
     results = read_csv(folder / "results.csv")
     assert [(row["method"], row["seed"]) for row in results] == [(part, "0") for part in parts]
     assert list(results[0])[:7] == [
@@ -102,7 +112,8 @@ def test_recipes(path: Path, tmp_path: Path) -> None:
     several = [own for own in weighted if teachers and not isinstance(own.get("teacher", []), str)]
     pictures = sorted(folder.glob("*.png"))
     planar = getattr(lit_kd.data, recipe["defaults"]["data"]["class_path"]).input_shape == (2,)
-    assert len(pictures) == 1 + len(weighted) + len(several) + planar
+    asked = any(stretches(own) > 1 for own in parts.values())
+    assert len(pictures) == 1 + len(weighted) + len(several) + planar + asked
     for picture in pictures:
         with Image.open(picture) as image:
             assert image.format == "PNG"

@@ -94,6 +94,33 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
         save(figure, path)
 
 
+def draw_queries(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path) -> None:
+    """Accuracy against the number of queries: a line of means for each method, and a band of a standard deviation.
+
+    Args:
+        curves: For each method a curve a seed: pairs of queries and validation accuracy, a fraction.
+        path: Where the PNG is written.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for number, (method, seeds) in enumerate(curves.items()):
+            at: dict[int, list[float]] = {}
+            for queries, accuracy in (pair for seed in seeds for pair in seed):
+                at.setdefault(queries, []).append(100 * accuracy)
+            x = sorted(at)
+            means = np.array([mean(at[queries]) for queries in x])
+            errors = np.array([stdev(at[queries]) if len(at[queries]) > 1 else 0.0 for queries in x])
+            color = f"C{number}"
+            axes.plot(x, means, "o-", color=color, ms=4, lw=1.6, label=method)
+            axes.fill_between(x, means - errors, means + errors, color=color, alpha=0.06, lw=0)  # many lie over another
+        axes.set_xlabel("rows that the teacher was asked about")
+        axes.set_ylabel("validation accuracy, %: mean ± standard deviation")
+        axes.grid(color="#e6e8eb")
+        figure.legend(frameon=False, loc="outside right upper")
+        save(figure, path)
+
+
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 
 

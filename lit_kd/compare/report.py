@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_kd.compare.pictures import draw_accuracy, draw_weights
+from lit_kd.compare.pictures import draw_accuracy, draw_queries, draw_weights
 from lit_kd.compare.recipe import Job, slug
 from lit_kd.compare.regions import draw_regions
 from lit_kd.compare.teachers import draw_teachers
@@ -39,7 +39,7 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
 
     These are ``weights-*.png`` and, where such a method has several teachers, ``teachers-*.png``.
 
-    For inputs in the plane there is also ``regions.png``.
+    For inputs in the plane there is also ``regions.png``, for methods that query the teacher ``queries.png``.
 
     Args:
         folder: The comparison's folder.
@@ -63,6 +63,10 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
 
     accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
     draw_accuracy(accuracies, teachers, folder / "accuracy.png")
+    asked = {m: [r["accuracy_by_queries"] for r in rs if "accuracy_by_queries" in r] for m, rs in by_method.items()}
+    asked = {method: curves for method, curves in asked.items() if curves}
+    if asked:
+        draw_queries(asked, folder / "queries.png")
     draw_regions(done, folder / "regions.png")
     for method in methods:
         jobs = [job for job, _ in done if job.method == method]

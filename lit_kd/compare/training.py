@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import shutil
@@ -67,6 +68,9 @@ def train(job: Job) -> Result:
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
     result: Result = {"method": job.method, "seed": job.seed, "lit_kd": __version__}
+    asked = accuracy_by_queries(Path(trainer.log_dir or "") / "metrics.csv")
+    if asked:
+        result["accuracy_by_queries"] = asked
     last = _test(trainer, model, data)
     if tuple(data.input_shape or ()) == (2,):
         _keep_points(data, job.folder)
@@ -99,6 +103,23 @@ def _surroundings(folder: Path) -> dict[str, Any]:
         },
         "checkpoint": {"dirpath": str(folder), "filename": "best"},
     }
+
+
+def accuracy_by_queries(metrics: Path) -> list[tuple[int, float]]:
+    """How good a student was that could ask so often: its validation accuracy before more rows were queried.
+
+    Args:
+        metrics: What a training logged, the CSVLogger's file.
+
+    Returns:
+        Pairs of queries and accuracy, queries ascending; none where the method does not log ``rad/queries``.
+    """
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    asked = {row["epoch"]: int(float(row["rad/queries"])) for row in rows if row.get("rad/queries")}
+    accuracy = {row["epoch"]: float(row["val/accuracy"]) for row in rows if row.get("val/accuracy")}
+    # of the epochs with as many queries the last one counts
+    return sorted({queries: accuracy[epoch] for epoch, queries in asked.items() if epoch in accuracy}.items())
 
 
 def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None) -> dict[str, float]:

@@ -108,7 +108,8 @@ class DataModule(LightningDataModule, ABC):
         self.transition = transition
         self.train_on_meta = train_on_meta
         self.seed = seed
-        self.labeled = labeled
+        # read from a config, a count may have become a float: typing takes int | float | None for float | int | None
+        self.labeled = int(labeled) if isinstance(labeled, float) and labeled > 1 and labeled.is_integer() else labeled
         self._partition: Partition | None = None
         self._seed = 0
 

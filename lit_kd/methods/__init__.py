@@ -2,6 +2,7 @@
 
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.kd import KD
+from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.supervised import Supervised
 
-__all__ = ["ALMKD", "KD", "Supervised"]
+__all__ = ["ALMKD", "KD", "RobustActiveDistillation", "Supervised"]
