@@ -8,9 +8,20 @@ if TYPE_CHECKING:
     from lit_kd.data import Batch
     from lit_kd.distiller import Distiller
     from lit_kd.features import Outputs
-    from lit_kd.methods import ALMKD, KD, RobustActiveDistillation, Supervised
+    from lit_kd.methods import ALMKD, KD, RobustActiveDistillation, SLaM, Supervised, WeightedDistillation
 
-__all__ = ["ALMKD", "KD", "Batch", "Distiller", "Outputs", "RobustActiveDistillation", "Supervised", "__version__"]
+__all__ = [
+    "ALMKD",
+    "KD",
+    "Batch",
+    "Distiller",
+    "Outputs",
+    "RobustActiveDistillation",
+    "SLaM",
+    "Supervised",
+    "WeightedDistillation",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

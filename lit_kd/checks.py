@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_kd.data import DataModule
-from lit_kd.data.batch import Batch
+from lit_kd.data.batch import UNLABELED, Batch
 from lit_kd.features import Outputs
+
+if TYPE_CHECKING:
+    from lit_kd.distiller import Distiller
 
 
 def check_batch(batch: Batch, outputs: Mapping[str, Outputs], num_classes: int, lowest: int) -> None:
@@ -65,6 +69,24 @@ def check_finite(totals: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"expected finite numbers in {name}, found nan or infinity: check that the inputs are finite, or {cure}"
             )
+
+
+def check_meta(module: Distiller) -> None:
+    """Refuse data without meta rows, for a method that learns from them how far to trust teachers on unlabeled rows.
+
+    Raises:
+        ValueError: If there is no data module of ours, or it has no meta rows.
+    """
+    data, method = module.data, type(module).__name__
+    if data.meta_size == 0:
+        raise ValueError(
+            f"expected a meta split for {method}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
+        )
+    if (data.labels != UNLABELED).all():
+        rank_zero_warn(
+            f"all training rows have a label: {method} hears its teacher only on those without. Set the data's "
+            "argument labeled, e.g. labeled=100"
+        )
 
 
 def is_plain(value: Any) -> bool:

@@ -162,10 +162,17 @@ class Distiller(LightningModule):
         Args:
             rows: The rows, at least one.
             teachers: Whether the teachers are called; if not, the outputs hold none of theirs.
+
+        Raises:
+            ValueError: If there are no rows, or outputs of other classes or that are not finite.
         """
         asked = self.teachers if teachers else Teachers()
         with self.trainer.precision_plugin.forward_context():
-            return rows_pass(self.tapped_student, asked, rows, self.data.batch_size, partial(to_device, self))
+            found = rows_pass(self.tapped_student, asked, rows, self.data.batch_size, partial(to_device, self))
+        outputs = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
+        check_batch(Batch(found.student.logits, found.y), outputs, self.num_classes, UNLABELED)
+        check_finite({f"{name}'s logits": given.logits.sum() for name, given in outputs.items()})
+        return found
 
     # teachers
 

@@ -88,3 +88,66 @@ def mean_teacher(
         return logits.mean(0)
     # a constant less than the logarithm of the mean, which no softmax sees
     return temperature * F.log_softmax(logits / temperature, dim=-1).logsumexp(0)
+
+
+def teacher_labels(logits: Tensor, hard: bool) -> Tensor:
+    """What a teacher says of each row, as a distribution over classes: its most probable class, or its probabilities.
+
+    Args:
+        logits: The teacher's, ``(B, C)``.
+        hard: Whether all probability is its most probable class's.
+
+    Returns:
+        ``(B, C)``.
+
+    Example:
+        >>> import torch
+        >>> teacher_labels(torch.tensor([[0.0, 2.0, 1.0]]), hard=True)
+        tensor([[0., 1., 0.]])
+    """
+    probabilities = logits.softmax(-1)
+    return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(probabilities) if hard else probabilities
+
+
+def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: bool = False) -> Tensor:
+    r"""The student's output as a teacher that errs would repeat it: student-label mixing (SLaM, arXiv 2302.03806).
+
+    ``mix = alpha f + (1 - alpha) (1 - f) * top`` [text]: with probability alpha the teacher is right, else it says one
+    of the other classes among its first k. With two classes and k = 2 this is ``alpha f + (1 - alpha) (1 - f)``.
+
+    Args:
+        probabilities: The student's f, ``(B, C)``.
+        top_mask: The teacher's first k classes, bool ``(B, C)``.
+        alpha: Probability that the teacher is right, ``(B,)``.
+        normalise: Divide the second part by k - 1, as is right where the teacher errs uniformly over the other k - 1: a
+            student sure of one of the k classes then has a mix of mass 1 [derived]. The paper does not divide [text],
+            so that the mass can exceed 1.
+
+    Returns:
+        ``(B, C)``, not negative.
+
+    Example:
+        >>> import torch
+        >>> f, top = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])
+        >>> slam_mix(f, top, torch.tensor([0.6]), normalise=True)
+        tensor([[0.6000, 0.2000, 0.2000, 0.0000]])
+    """
+    alpha = alpha.unsqueeze(-1)
+    others = (1 - alpha) * (1 - probabilities) * top_mask
+    if normalise:
+        others = others / (top_mask.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return alpha * probabilities + others
+
+
+def slam_loss(mix: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
+    """Cross-entropy of the teacher's label with the mixed output: ``-sum_c y_T,c log max(mix_c, eps)``.
+
+    Args:
+        mix: See `slam_mix`, ``(B, C)``.
+        teacher: The teacher's labels, distributions ``(B, C)``: softmax, or one-hot for hard labels.
+        eps: Least probability.
+
+    Returns:
+        Losses in nats, ``(B,)``; below 0 where the mass of the mix exceeds 1, which is no error.
+    """
+    return -(teacher * mix.clamp(min=eps).log()).sum(-1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning import Trainer
 from torch import Tensor, nn
 
-from lit_kd import ALMKD, KD, Distiller, RobustActiveDistillation, Supervised
+from lit_kd import ALMKD, KD, Distiller, RobustActiveDistillation, SLaM, Supervised, WeightedDistillation
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.rules import Amal, Paper
@@ -21,6 +21,8 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "supervised": lambda student, teachers, **base: Supervised(student, **base),
     "kd": lambda student, teachers, **base: KD(student, teachers[0], **base),
     "kd-teachers": lambda student, teachers, **base: KD(student, teachers, drop=0.25, **base),
+    "weighted": lambda student, teachers, **base: WeightedDistillation(student, teachers[0], **base),
+    "slam": lambda student, teachers, **base: SLaM(student, teachers[0], normalise=True, **base),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
     "almkd-paper": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base

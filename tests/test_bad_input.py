@@ -358,7 +358,7 @@ class TestArguments:
         with pytest.raises(ValueError, match=rf"expected num_classes of at least 2, found {classes}"):
             build(method, num_classes=classes)
 
-    @pytest.mark.parametrize("method", DISTILLED)
+    @pytest.mark.parametrize("method", [method for method in DISTILLED if method not in ("weighted", "slam")])
     @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
     def test_temperature(self, method: str, temperature: float) -> None:
         with pytest.raises(ValueError, match=rf"expected a temperature above 0, found {temperature}"):

@@ -31,6 +31,8 @@ ROWS = 12
 CASES: dict[str, dict[str, Any]] = {
     "kd": {},
     "kd-teachers": {},
+    "weighted, few": {"labeled": 0.5},
+    "slam, few": {"labeled": 0.5},
     "almkd-amal": {},
     "almkd-robust": {},
     "almkd-paper": {},
@@ -43,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
     "almkd-paper, uneven": {"val": 22, "drop_last": True},
 }
-SIZES = {2: list(CASES)[:9], 3: ["almkd-robust", *list(CASES)[9:]]}
+SIZES = {2: list(CASES)[:11], 3: ["almkd-robust", *list(CASES)[11:]]}
 TIMEOUT = 300.0
 
 

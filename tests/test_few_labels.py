@@ -234,7 +234,7 @@ class TestTraining:
         fitted, data = trainer(max_epochs=6, callbacks=watch), Blobs(labeled=0.3, **NOISE)
         fitted.fit(build(method), data)
         assert fitted.callback_metrics["val/accuracy"] > 0.7
-        for drawn in watch.epochs.values():
+        for epoch, drawn in watch.epochs.items():
             missing = [row for row, y in drawn if y == UNLABELED]
             assert all(y == data.labels[row] for row, y in drawn)
             if method == "supervised":
@@ -244,7 +244,7 @@ class TestTraining:
                 assert len(counts) == 14
                 assert set(counts.values()) == {3, 4}
             else:
-                assert len(missing) == 34
+                assert len(missing) == (0 if method == "weighted" and epoch == 0 else 34)  # it warms up on labels
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_rows_chosen_anew_each_epoch(self, workers: int) -> None:

@@ -109,7 +109,7 @@ class DataModule(LightningDataModule, ABC):
         self.train_on_meta = train_on_meta
         self.seed = seed
         # read from a config, a count may have become a float: typing takes int | float | None for float | int | None
-        self.labeled = int(labeled) if isinstance(labeled, float) and labeled > 1 and labeled.is_integer() else labeled
+        self.labeled = labeled
         self._partition: Partition | None = None
         self._seed = 0
 

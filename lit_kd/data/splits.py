@@ -16,6 +16,8 @@ def count_rows(size: int | float, total: int, name: str) -> int:
     Raises:
         ValueError: If it is negative, a fraction of 1 or more, or a fraction so small that it holds no row.
     """
+    if size > 1 and float(size).is_integer():
+        size = int(size)  # jsonargparse reads the 100 of a config as 100.0 or 100, by what was imported before
     if size < 0 or (isinstance(size, float) and size >= 1):
         raise ValueError(
             f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}. "

@@ -3,6 +3,8 @@
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.kd import KD
 from lit_kd.methods.rad import RobustActiveDistillation
+from lit_kd.methods.slam import SLaM
 from lit_kd.methods.supervised import Supervised
+from lit_kd.methods.weighted import WeightedDistillation
 
-__all__ = ["ALMKD", "KD", "RobustActiveDistillation", "Supervised"]
+__all__ = ["ALMKD", "KD", "RobustActiveDistillation", "SLaM", "Supervised", "WeightedDistillation"]

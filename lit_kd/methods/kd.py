@@ -11,6 +11,7 @@ from lit_kd.data.batch import Batch
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs
+from lit_kd.label_losses import LabelLoss, label_loss_named
 from lit_kd.losses import cross_entropy, kd_loss, mean_teacher
 from lit_kd.models import Network
 
@@ -30,6 +31,8 @@ class KD(Distiller):
         teacher: One teacher or a list: modules or checkpoint paths.
         weight: The teacher's share, in [0, 1].
         temperature: T > 0, dimensionless.
+        hard: Distil by cross-entropy with the class that the teacher finds most probable, at no temperature.
+        label_loss: In the place of CE, for labels that may be wrong: see `lit_kd.label_losses`.
         average: What of several teachers is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities
             has the gradient of the mean of the losses.
         drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
@@ -44,6 +47,8 @@ class KD(Distiller):
         *,
         weight: float = 0.9,
         temperature: float = 4.0,
+        hard: bool = False,
+        label_loss: LabelLoss = "cross_entropy",
         average: Literal["probabilities", "logits"] = "probabilities",
         drop: float = 0.0,
         **base: Any,
@@ -59,6 +64,8 @@ class KD(Distiller):
             raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
         self.weight = weight
         self.temperature = temperature
+        self.hard = hard
+        self.label_loss = label_loss_named(label_loss)
         self.average = average
         self.drop = drop
         self._draws = torch.Generator()
@@ -75,7 +82,12 @@ class KD(Distiller):
         kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
         heard = [teacher.logits for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
         together = mean_teacher(heard, self.temperature, self.average)
+        taught = (
+            cross_entropy(student.logits, together.argmax(-1))
+            if self.hard
+            else kd_loss(student.logits, together, self.temperature)
+        )
         return {
-            "label": (1 - self.weight) * cross_entropy(student.logits, batch.y),
-            "teacher": self.weight * kd_loss(student.logits, together, self.temperature),
+            "label": (1 - self.weight) * self.label_loss(student.logits, batch.y),
+            "teacher": self.weight * taught,
         }

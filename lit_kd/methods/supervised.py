@@ -9,24 +9,26 @@ from torch import Tensor
 from lit_kd.data.batch import UNLABELED, Batch
 from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs
-from lit_kd.losses import cross_entropy
+from lit_kd.label_losses import LabelLoss, label_loss_named
 from lit_kd.models import Network
 
 
 class Supervised(Distiller):
-    """Cross-entropy with the labels: trains teachers, and is the baseline of every distilled student.
+    """The labels alone, by cross-entropy: trains teachers, and is the baseline of every distilled student.
 
     With data of `lit_kd.data`, rows without a label are not drawn; in their place, those with one come more often.
 
     Args:
         student: The network to train, a module or a name.
+        label_loss: In the place of cross-entropy, for labels that may be wrong: see `lit_kd.label_losses`.
         **base: See `lit_kd.Distiller`.
     """
 
     needs_teacher = False
 
-    def __init__(self, student: Network, **base: Any) -> None:
+    def __init__(self, student: Network, *, label_loss: LabelLoss = "cross_entropy", **base: Any) -> None:
         super().__init__(student=student, teacher=None, **base)
+        self.label_loss = label_loss_named(label_loss)
         self.hparams.pop("teacher", None)  # which is no argument here: a checkpoint could not pass it
 
     def training_rows(self) -> Tensor:
@@ -35,4 +37,4 @@ class Supervised(Distiller):
 
     def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
         """One term, ``label``."""
-        return {"label": cross_entropy(student.logits, batch.y)}
+        return {"label": self.label_loss(student.logits, batch.y)}

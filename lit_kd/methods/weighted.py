@@ -1,0 +1,96 @@
+"""Weighted distillation with unlabeled examples."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_kd.checks import check_meta
+from lit_kd.data.batch import UNLABELED, Batch
+from lit_kd.distiller import Distiller
+from lit_kd.features import Outputs
+from lit_kd.losses import cross_entropy, mean_teacher, teacher_labels
+from lit_kd.models import Network
+from lit_kd.trust import Neighbours, distillation_weights, distortions, margin
+
+
+class WeightedDistillation(Distiller):
+    """Distils rows without a label, weighing each by how far the teacher can be trusted there (arXiv 2210.06711).
+
+    A row with a label costs the cross-entropy with it; one without costs w times the cross-entropy with the teacher's
+    label, so that in the mean the loss is that with the true labels [text]. Rows have one vote each. The weights come
+    from the k nearest neighbours in the meta split, of trusted labels, in the plane of the teacher's and the student's
+    margin; they are estimated anew at the start of each epoch with the student as it is, see `lit_kd.trust` [ours in
+    detail]. There is nothing to tune.
+
+    Needs a data module of `lit_kd.data` with a meta split that neither teacher nor student was trained on.
+
+    Args:
+        student: The network to train, a module or a name.
+        teacher: One teacher or a list, whose mean probabilities count: modules or checkpoint paths.
+        labels: The teacher's labels: its most probable class, or its probabilities, at temperature 1. A soft label
+            costs more than the true one also where the teacher is right, so that soft labels count less.
+        warmup_epochs: First epochs, on rows with a label only [ours]: before, the student's margins tell nothing.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
+        *,
+        labels: Literal["hard", "soft"] = "hard",
+        warmup_epochs: int = 1,
+        **base: Any,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        if labels not in ("hard", "soft"):
+            raise ValueError(f"expected labels 'hard' or 'soft', found {labels!r}")
+        if warmup_epochs < 0:
+            raise ValueError(f"expected warmup_epochs of at least 0, found {warmup_epochs}")
+        self.hard = labels == "hard"
+        self.warmup_epochs = warmup_epochs
+        self._votes = torch.zeros(2)  # the weights of the epoch's rows without a label, and how many there were
+
+    def setup(self, stage: str) -> None:
+        """Refuse data without trusted rows that the student does not see."""
+        super().setup(stage)
+        if stage == "fit":
+            check_meta(self)
+            if self.data.train_on_meta:
+                raise ValueError(
+                    "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
+                    "student's loss there; found train_on_meta. Remove it from the data's arguments"
+                )
+
+    def training_rows(self) -> Tensor | None:
+        """Rows with a label, while the student warms up, if there are any."""
+        labeled = (self.data.labels != UNLABELED)[: self.data.train_size].nonzero().squeeze(1)
+        return labeled if self.current_epoch < self.warmup_epochs and len(labeled) else None
+
+    def prepare_epoch(self) -> None:
+        """Where the teacher errs and what that costs the student, on the meta rows."""
+        meta = self.predict_rows(self.data.parts.meta_rows())
+        teacher = mean_teacher([t.logits for t in meta.teachers])
+        self._neighbours = Neighbours(torch.stack([margin(teacher), margin(meta.student.logits)], dim=1))
+        self._distortions = distortions(meta.student.logits, teacher_labels(teacher, self.hard), meta.y)
+        self._votes = torch.zeros(2, device=self.device)
+
+    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
+        """Two terms, ``label`` and ``teacher``."""
+        teacher, missing = mean_teacher([t.logits for t in teachers]), batch.y == UNLABELED
+        margins = torch.stack([margin(teacher), margin(student.logits)], dim=1)
+        weights = missing * distillation_weights(margins, self._neighbours, self._distortions)
+        self._votes = self._votes + torch.stack([weights.sum(), missing.sum()])
+        taught = F.cross_entropy(student.logits, teacher_labels(teacher, self.hard), reduction="none")
+        return {"label": cross_entropy(student.logits, batch.y), "teacher": weights * taught}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean weight of the epoch's rows without a label, where there were any, too."""
+        super().on_train_epoch_end()
+        weight, rows = self.trainer.strategy.reduce(self._votes.to(self.device), reduce_op="sum")
+        if rows:
+            self.log("samples/teacher_weight", weight / rows, sync_dist=True)

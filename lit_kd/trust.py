@@ -1,0 +1,231 @@
+"""How far a teacher can be trusted, estimated on rows with trusted labels: pure functions of tensors.
+
+Shapes: B samples, M rows of the meta split (which neither teacher nor student was trained on), C classes. A margin is
+the difference of the two largest probabilities, in [0, 1]. Everything is detached: no gradient flows into an estimate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+from sklearn.neighbors import KDTree
+from torch import Tensor
+
+
+def margin(logits: Tensor) -> Tensor:
+    """The margin of each row, the largest probability less the second: logits ``(B, C)`` to ``(B,)``.
+
+    Example:
+        >>> margin(torch.tensor([[0.7, 0.1, 0.2]]).log())
+        tensor([0.5000])
+    """
+    first, second = logits.detach().float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+# weighted distillation
+
+
+def unbiased_weight(error: Tensor, distortion: Tensor) -> Tensor:
+    """The weight under which the loss with the teacher's label is, in the mean, that with the true label.
+
+    ``w = 1 / (1 + p (d - 1))`` (arXiv 2210.06711) [text]. The teacher's label costs ``(1 - p) l + p d l`` in the mean,
+    where l is the loss with the true label: w times that is l [derived].
+
+    Args:
+        error: Probability p that the teacher is wrong, ``(B,)``.
+        distortion: d, the student's loss with the wrong label over that with the true one, ``(B,)``.
+
+    Returns:
+        w, ``(B,)``, positive; above 1 where the wrong label costs less than the true one.
+    """
+    return 1 / (1 + error * (distortion - 1))
+
+
+def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float = 1e-2) -> Tensor:
+    """How many times more the teacher's label costs the student than the true one, for each row.
+
+    ``r = l(teacher's label) / l(true label)``, 1 where a hard label is right. Over rows alike its mean is
+    ``1 + p (d - 1)``, see `unbiased_weight` [derived].
+
+    The same for soft labels [ours]: ``l(q) = -sum_c q_c log f_c`` is what hard labels drawn from q cost in the mean, so
+    that this is the mean ratio of a teacher that draws its labels, and the weighted loss is again that with the true
+    labels. A soft label costs a student that is surer than it, too, where its first class is right.
+
+    Args:
+        student_logits: Of the meta rows, ``(M, C)``.
+        teacher: The teacher's labels, distributions ``(M, C)``, see `lit_kd.losses.teacher_labels`.
+        y: Trusted labels, ``(M,)``.
+        floor: Least loss in nats, of either label [ours]: no single row may silence its neighbourhood.
+
+    Returns:
+        r, ``(M,)``, positive.
+
+    Example:
+        >>> p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+        >>> distortions(p.log(), torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), torch.tensor([0, 0]))
+        tensor([1., 2.])
+    """
+    z = student_logits.detach().float()
+    said, true = (
+        F.cross_entropy(z, label, reduction="none").clamp(min=floor) for label in (teacher.detach().float(), y)
+    )
+    return said / true
+
+
+class Neighbours:
+    """The nearest meta rows in the plane (teacher's margin, student's margin).
+
+    Both axes are standardised by the meta rows, and ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, all of them
+    where there are fewer [ours].
+
+    Args:
+        margins: Of the meta rows, ``(M, 2)``.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+
+    def __init__(self, margins: Tensor) -> None:
+        if len(margins) == 0:
+            raise ValueError("expected meta rows to estimate the teacher's errors on, found none")
+        points = _array(margins)
+        self.k = min(max(5, round(0.5 * len(points) ** 0.5)), len(points))
+        self.mean, spread = points.mean(0), points.std(0)
+        self.scale = np.where(spread > 0, spread, 1)
+        self.tree = KDTree((points - self.mean) / self.scale)
+
+    def __call__(self, margins: Tensor) -> Tensor:
+        """The neighbours of some points ``(B, 2)``: positions among the meta rows, ``(B, k)``."""
+        near = self.tree.query((_array(margins) - self.mean) / self.scale, self.k, return_distance=False)
+        return torch.from_numpy(near).to(margins.device)
+
+
+def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: Tensor) -> Tensor:
+    """How much the teacher's label of each row counts: 1 over the mean distortion among its neighbours.
+
+    With the same neighbours for error and distortion, `unbiased_weight` is this [derived]. Clipped to at most 1 [ours]:
+    a row has one vote at most, also where the student likes the teacher's mistakes better than the truth.
+
+    Args:
+        margins: The teacher's and the student's margin, ``(B, 2)``.
+        neighbours: Of the meta rows.
+        distortions: Of the meta rows, ``(M,)``, see `distortions`.
+
+    Returns:
+        Weights in (0, 1], ``(B,)``.
+    """
+    mean = distortions.to(margins.device)[neighbours(margins)].mean(1)
+    return 1 / mean.clamp(min=1)
+
+
+# student-label mixing
+
+
+class Curve(NamedTuple):
+    """A function that rises with the margin: linear between its knots, constant beyond them.
+
+    Attributes:
+        x: Knots, rising, ``(K,)``.
+        y: Values, never falling, ``(K,)``.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __call__(self, at: Tensor) -> Tensor:
+        """Values at margins ``(B,)``."""
+        if len(self.x) == 1:
+            return self.y.expand(at.shape)
+        i = torch.searchsorted(self.x, at.contiguous()).clamp(1, len(self.x) - 1)
+        share = ((at - self.x[i - 1]) / (self.x[i] - self.x[i - 1])).clamp(0, 1)
+        return torch.lerp(self.y[i - 1], self.y[i], share)
+
+    def reaches(self, level: float) -> float:
+        """The margin from which on it is at least ``level``; infinite where that is everywhere (-inf) or nowhere."""
+        i = int((self.y < level).sum())
+        if i in (0, len(self.y)):
+            return float("inf" if i else "-inf")
+        share = (level - self.y[i - 1]) / (self.y[i] - self.y[i - 1])
+        return float(self.x[i - 1] + share * (self.x[i] - self.x[i - 1]))
+
+
+def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
+    """The teacher's accuracy as a function of its margin: isotonic regression.
+
+    Args:
+        margins: The teacher's margins on the meta rows, ``(M,)``.
+        right: Where it is right, bool ``(M,)``.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if len(margins) == 0:
+        raise ValueError("expected meta rows to estimate the teacher's accuracy on, found none")
+    fit = IsotonicRegression(y_min=0, y_max=1).fit(_array(margins), _array(right))
+    x, y = (torch.from_numpy(np.array(part)).to(margins) for part in (fit.X_thresholds_, fit.y_thresholds_))
+    return Curve(x, y)
+
+
+class MixingRates(NamedTuple):
+    """What student-label mixing knows of a teacher, see `mixing_rates`.
+
+    Attributes:
+        accuracy: By margin.
+        enough: For k = 2 ... C - 1, the margin from which on the teacher's first k classes are enough, ``(C - 2,)``,
+            never rising.
+        lower_bound: Least alpha.
+    """
+
+    accuracy: Curve
+    enough: Tensor
+    lower_bound: float
+
+    def alpha(self, margins: Tensor) -> Tensor:
+        """The probability that the teacher is right, in [lower_bound, 1], at margins ``(B,)``."""
+        return self.accuracy(margins).clamp(self.lower_bound, 1)
+
+    def k(self, margins: Tensor) -> Tensor:
+        """How many of the teacher's first classes hold the true one, in [2, C], at margins ``(B,)``."""
+        return 2 + (margins.unsqueeze(-1) < self.enough).sum(-1)
+
+
+def mixing_rates(teacher_logits: Tensor, y: Tensor, lower_bound: float = 0.5, top_accuracy: float = 0.9) -> MixingRates:
+    """Estimate alpha(x) and k(x) of student-label mixing (arXiv 2302.03806) by the teacher's margin [ours in detail].
+
+    alpha is the isotonic regression of "the teacher is right" on the margin. k is the smallest k, from 2 on, whose
+    top-k accuracy at that margin, again by isotonic regression, is at least ``top_accuracy``; the k-th curve is never
+    below the one before, so the smallest is where all smaller ones fail.
+
+    Args:
+        teacher_logits: Of the meta rows, ``(M, C)``.
+        y: Trusted labels, ``(M,)``.
+        lower_bound: Least alpha, in [0, 1].
+        top_accuracy: In [0, 1].
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    margins, classes = margin(teacher_logits), teacher_logits.shape[-1]
+    place = class_ranks(teacher_logits).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    enough = [accuracy_curve(margins, place < k).reaches(top_accuracy) for k in range(2, classes)]
+    return MixingRates(accuracy_curve(margins, place < 1), margins.new_tensor(enough), lower_bound)
+
+
+def class_ranks(logits: Tensor) -> Tensor:
+    """The place of each class in the order of its logit, 0 for the largest: ``(B, C)`` to int64 ``(B, C)``.
+
+    Example:
+        >>> class_ranks(torch.tensor([[0.1, 0.7, 0.2]]))
+        tensor([[2, 0, 1]])
+    """
+    return logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+def _array(values: Tensor) -> NDArray[np.float64]:
+    return values.detach().cpu().double().numpy()

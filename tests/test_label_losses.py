@@ -1,0 +1,145 @@
+"""Losses with labels that may be wrong, against scipy, numpy and their limits on paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import lambertw, softmax
+from torch import nn
+
+from lit_kd import KD, Supervised
+from lit_kd.data.batch import UNLABELED, Batch
+from lit_kd.features import Outputs
+from lit_kd.label_losses import (
+    LABEL_LOSSES,
+    generalized_cross_entropy,
+    lambert_w,
+    superloss,
+    taylor_cross_entropy,
+)
+from lit_kd.losses import cross_entropy
+
+every_loss = pytest.mark.parametrize("name", LABEL_LOSSES)
+C = 5
+Y = torch.arange(40) % C
+Z = 3 * torch.randn(40, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+P = softmax(Z.numpy(), axis=1)[np.arange(40), Y.numpy()]
+
+
+@pytest.mark.parametrize("q", [0.1, 0.7, 1.0])
+def test_generalized_cross_entropy_by_its_formula(q: float) -> None:
+    np.testing.assert_allclose(generalized_cross_entropy(Z, Y, q).numpy(), (1 - P**q) / q, rtol=1e-9)
+
+
+def test_generalized_cross_entropy_from_cross_entropy_to_absolute_error() -> None:
+    torch.testing.assert_close(generalized_cross_entropy(Z, Y, 1e-8), cross_entropy(Z, Y), rtol=1e-6, atol=1e-8)
+    one_hot = np.eye(C)[Y.numpy()]
+    absolute = np.abs(softmax(Z.numpy(), axis=1) - one_hot).sum(1) / 2
+    np.testing.assert_allclose(generalized_cross_entropy(Z, Y, 1.0).numpy(), absolute, rtol=1e-9)
+
+
+def test_taylor_cross_entropy_by_hand() -> None:
+    np.testing.assert_allclose(taylor_cross_entropy(Z, Y, 1).numpy(), 1 - P, rtol=1e-9)
+    expected = (1 - P) + (1 - P) ** 2 / 2 + (1 - P) ** 3 / 3
+    np.testing.assert_allclose(taylor_cross_entropy(Z, Y, 3).numpy(), expected, rtol=1e-9)
+
+
+def test_taylor_cross_entropy_of_many_terms_is_cross_entropy() -> None:
+    z = Z / 3  # the series converges slowly where the label is improbable
+    torch.testing.assert_close(taylor_cross_entropy(z, Y, 2000), cross_entropy(z, Y), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0, 10.0])
+def test_superloss_by_scipys_lambert_w(strength: float) -> None:
+    loss, tau = -np.log(P), np.log(C)
+    s = np.exp(-lambertw(np.maximum(-2 / np.e * (1 - 1e-12), (loss - tau) / strength) / 2).real)
+    expected = (loss - tau) * s + strength * np.log(s) ** 2
+    np.testing.assert_allclose(superloss(Z, Y, strength).numpy(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_superloss_is_the_minimum_over_confidences() -> None:
+    for loss, found in zip(-np.log(P), superloss(Z, Y, 2.0).tolist(), strict=True):
+        # confidence between 0 and e, where the paper's formula has its minimum
+        best = minimize_scalar(
+            lambda log_s, loss=loss: (loss - np.log(C)) * np.exp(log_s) + 2 * log_s**2, bounds=(-8, 1), method="bounded"
+        )
+        assert found == pytest.approx(best.fun, abs=1e-4)
+
+
+def test_superloss_of_great_strength_is_cross_entropy_less_tau() -> None:
+    torch.testing.assert_close(superloss(Z, Y, 1e7), cross_entropy(Z, Y) - np.log(C), rtol=1e-5, atol=1e-5)
+
+
+def test_superloss_weighs_hard_samples_less() -> None:
+    z = Z.clone().requires_grad_()
+    [gradient] = torch.autograd.grad(superloss(z, Y).sum(), z)
+    [plain] = torch.autograd.grad(cross_entropy(z, Y).sum(), z)
+    weights = gradient.norm(dim=1) / plain.norm(dim=1)
+    order = cross_entropy(Z, Y).argsort()
+    assert (weights[order].diff() <= 1e-9).all()
+    assert weights[order[0]] > 1.5
+    assert weights[order[-1]] < 0.6
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+def test_lambert_w(dtype: torch.dtype, limit: float) -> None:
+    near = -1 / np.e + np.logspace(-12, -1, 60)
+    x = torch.from_numpy(np.concatenate([near, np.linspace(-0.3, 3, 200), np.logspace(1, 6, 50)])).to(dtype)
+    x = x[x.double() > -1 / np.e]  # scipy has no number for what rounding puts below
+    expected = lambertw(x.double().numpy()).real
+    np.testing.assert_allclose(lambert_w(x).double().numpy(), expected, rtol=limit, atol=limit)
+    assert lambert_w(torch.tensor(-1 / np.e, dtype=dtype)).item() == pytest.approx(-1, abs=limit)
+
+
+@every_loss
+def test_missing_labels_cost_nothing(name: str) -> None:
+    z, y = Z.clone().requires_grad_(), Y.clone()
+    y[::3] = UNLABELED
+    loss = LABEL_LOSSES[name](z, y)
+    assert loss.shape == (40,)
+    assert (loss[::3] == 0).all()
+    assert (loss[1::3] != 0).all()
+    [gradient] = torch.autograd.grad(loss.sum(), z)
+    assert (gradient[::3] == 0).all()
+    torch.testing.assert_close(LABEL_LOSSES[name](Z, Y)[1::3], loss[1::3])
+
+
+@every_loss
+def test_gradients_and_extreme_logits(name: str) -> None:
+    z = Z[:6].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: LABEL_LOSSES[name](z, Y[:6]), z)
+    extreme = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    loss = LABEL_LOSSES[name](extreme, torch.tensor([0, 0]))
+    assert loss.isfinite().all()
+    assert torch.autograd.grad(loss.sum(), extreme)[0].isfinite().all()
+
+
+@every_loss
+def test_methods_take_it_by_name(name: str) -> None:
+    student, batch = Outputs(Z, {}), Batch(Z, Y)
+    expected = LABEL_LOSSES[name](Z, Y)
+    shared: dict[str, Any] = {"num_classes": C, "label_loss": name}
+    found = Supervised(nn.Linear(C, C), **shared).distill(student, [], batch)
+    torch.testing.assert_close(found["label"], expected)
+    kd = KD(nn.Linear(C, C), nn.Linear(C, C), weight=0.25, **shared)
+    torch.testing.assert_close(kd.distill(student, [student], batch)["label"], 0.75 * expected)
+
+
+def test_unknown_name() -> None:
+    match = r"expected a label_loss of \['cross_entropy', .*'superloss'\], found 'mse'"
+    with pytest.raises(ValueError, match=match):
+        Supervised(nn.Linear(C, C), num_classes=C, label_loss="mse")
+    with pytest.raises(ValueError, match=match):
+        KD(nn.Linear(C, C), nn.Linear(C, C), num_classes=C, label_loss="mse")
+
+
+def test_hard_labels_of_the_teacher() -> None:
+    kd = KD(nn.Linear(C, C), nn.Linear(C, C), num_classes=C, weight=1.0, hard=True)
+    teacher = torch.roll(Z, 1, dims=1)
+    found = kd.distill(Outputs(Z, {}), [Outputs(teacher, {})], Batch(Z, Y))["teacher"]
+    expected = nn.CrossEntropyLoss(reduction="none")(Z, teacher.argmax(1))
+    torch.testing.assert_close(found, expected)
