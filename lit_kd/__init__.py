@@ -8,14 +8,25 @@ if TYPE_CHECKING:
     from lit_kd.data import Batch
     from lit_kd.distiller import Distiller
     from lit_kd.features import Outputs
-    from lit_kd.methods import ALMKD, KD, RobustActiveDistillation, SLaM, Supervised, WeightedDistillation
+    from lit_kd.methods import (
+        ALMKD,
+        KD,
+        LabelRevision,
+        PosteriorDistillation,
+        RobustActiveDistillation,
+        SLaM,
+        Supervised,
+        WeightedDistillation,
+    )
 
 __all__ = [
     "ALMKD",
     "KD",
     "Batch",
     "Distiller",
+    "LabelRevision",
     "Outputs",
+    "PosteriorDistillation",
     "RobustActiveDistillation",
     "SLaM",
     "Supervised",

@@ -151,3 +151,84 @@ def slam_loss(mix: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         Losses in nats, ``(B,)``; below 0 where the mass of the mix exceeds 1, which is no error.
     """
     return -(teacher * mix.clamp(min=eps).log()).sum(-1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample with a distribution over classes.
+
+    Args:
+        logits: Student logits, ``(B, C)``.
+        target: Probabilities, ``(B, C)``; a row of zeros gives 0.
+
+    Returns:
+        Losses in nats, ``(B,)``.
+
+    Example:
+        >>> import torch
+        >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+        tensor([1.3863])
+    """
+    return -(target * F.log_softmax(logits, -1)).sum(-1)
+
+
+def contradicts(teacher: Tensor, y: Tensor) -> Tensor:
+    """Where a teacher takes a sample for another class than its label says.
+
+    Args:
+        teacher: Logits or probabilities, ``(B, C)``.
+        y: Labels, ``(B,)``; nobody contradicts one that is missing.
+
+    Returns:
+        Bool, ``(B,)``.
+    """
+    return (teacher.argmax(-1) != y) & (y != UNLABELED)
+
+
+def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) -> Tensor:
+    """Label Revision (arXiv 2404.03693): a teacher's probabilities, mixed with the label where they contradict it.
+
+    There ``p = beta p^T + (1 - beta) e(y)`` with ``beta = eta / (p^T_max - p^T_y + 1)`` [text]: the label's class comes
+    out on top by ``1 - eta`` [derived].
+
+    Args:
+        teacher_probabilities: p^T, ``(B, C)``.
+        y: Labels, ``(B,)``; where one is missing, the teacher's probabilities stay as they are.
+        eta: In [0, 1); 0 leaves the label alone.
+
+    Returns:
+        Probabilities, ``(B, C)``.
+
+    Raises:
+        ValueError: If eta is not in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> revise_labels(torch.tensor([[0.2, 0.7, 0.1]]), torch.tensor([0]))
+        tensor([[0.5733, 0.3733, 0.0533]])
+    """
+    if not 0 <= eta < 1:
+        raise ValueError(f"expected eta in [0, 1), below which the label's class comes out on top; found {eta}")
+    of_label = y.where(y != UNLABELED, 0).unsqueeze(-1)
+    lead = teacher_probabilities.amax(-1, keepdim=True) - teacher_probabilities.gather(-1, of_label)
+    beta = eta / (lead + 1)
+    label = torch.zeros_like(teacher_probabilities).scatter(-1, of_label, 1.0)
+    revised = beta * teacher_probabilities + (1 - beta) * label
+    return torch.where(contradicts(teacher_probabilities, y).unsqueeze(-1), revised, teacher_probabilities)
+
+
+def revised_teacher(teacher_logits: Tensor, y: Tensor, eta: float, temperature: float = 1.0) -> Tensor:
+    """`revise_labels` for `kd_loss`: the softened probabilities that it compares with are revised [ours].
+
+    Args:
+        teacher_logits: t, ``(B, C)``.
+        y: Labels, ``(B,)``.
+        eta: See `revise_labels`.
+        temperature: T > 0 that the loss is taken at, dimensionless.
+
+    Returns:
+        Logits, ``(B, C)``; those of the teacher where it does not contradict the label.
+    """
+    revised = revise_labels(F.softmax(teacher_logits / temperature, -1), y, eta)
+    # where a probability is 0 in float32, any logit that is low enough will do
+    logits = temperature * revised.clamp(min=torch.finfo(revised.dtype).tiny).log()
+    return torch.where(contradicts(teacher_logits, y).unsqueeze(-1), logits, teacher_logits)

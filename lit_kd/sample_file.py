@@ -28,7 +28,7 @@ def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwr
 
     Args:
         path: A .csv file, or a .parquet file (needs the extra ``parquet``).
-        table: ``model.table`` of a trained `lit_kd.ALMKD`.
+        table: ``model.table`` of a trained `lit_kd.ALMKD`, or another method with one.
         data: The data module that it was trained with, set up.
         overwrite: Whether an existing file may be replaced.
 

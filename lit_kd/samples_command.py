@@ -20,7 +20,7 @@ def main(args: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         "lit-kd samples",
-        description="Write what ALM-KD learned about each training sample, trusted rows left out.",
+        description="Write what a run learned about each training sample, trusted rows left out.",
     )
     parser.add_argument("--config", type=Path, required=True, help="the run's config.yaml, which tells its data")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint of the run")

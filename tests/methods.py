@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from lightning import Trainer
 from torch import Tensor, nn
 
-from lit_kd import ALMKD, KD, Distiller, RobustActiveDistillation, SLaM, Supervised, WeightedDistillation
+from lit_kd import (
+    ALMKD,
+    KD,
+    Distiller,
+    LabelRevision,
+    PosteriorDistillation,
+    RobustActiveDistillation,
+    SLaM,
+    Supervised,
+    WeightedDistillation,
+)
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.rules import Amal, Paper
@@ -23,6 +33,12 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "kd-teachers": lambda student, teachers, **base: KD(student, teachers, drop=0.25, **base),
     "weighted": lambda student, teachers, **base: WeightedDistillation(student, teachers[0], **base),
     "slam": lambda student, teachers, **base: SLaM(student, teachers[0], normalise=True, **base),
+    "kd-revised": lambda student, teachers, **base: KD(student, teachers[0], revise=0.8, select=0.7, **base),
+    "label-revision": lambda student, teachers, **base: LabelRevision(student, teachers[0], form="kl", **base),
+    "label-revision-selected": lambda student, teachers, **base: LabelRevision(
+        student, teachers, form="kl", cross_entropy="all", select=0.7, damping=0.1, **base
+    ),
+    "posterior": lambda student, teachers, **base: PosteriorDistillation(student, teachers[0], **base),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
     "almkd-paper": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base
@@ -32,6 +48,9 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     ),
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
+    ),
+    "almkd-revised": lambda student, teachers, **base: ALMKD(
+        student, teachers, rule=Paper(warmup_epochs=1, every=1), revise=0.8, select=0.7, **base
     ),
 }
 

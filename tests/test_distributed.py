@@ -33,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "kd-teachers": {},
     "weighted, few": {"labeled": 0.5},
     "slam, few": {"labeled": 0.5},
+    "kd-revised": {},
+    "posterior": {},
     "almkd-amal": {},
     "almkd-robust": {},
     "almkd-paper": {},
@@ -45,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
     "almkd-paper, uneven": {"val": 22, "drop_last": True},
 }
-SIZES = {2: list(CASES)[:11], 3: ["almkd-robust", *list(CASES)[11:]]}
+SIZES = {2: list(CASES)[:13], 3: ["almkd-robust", *list(CASES)[13:]]}
 TIMEOUT = 300.0
 
 

@@ -23,7 +23,7 @@ from lit_kd.compare.recipe import Job, merge
 from lit_kd.data import UNLABELED, DataModule
 from lit_kd.files import write_whole
 from lit_kd.lightning_cli import make_cli
-from lit_kd.methods import ALMKD
+from lit_kd.tabled import TableDistiller
 from lit_kd.teachers import Teachers
 from lit_kd.version import __version__
 
@@ -74,7 +74,7 @@ def train(job: Job) -> Result:
     last = _test(trainer, model, data)
     if tuple(data.input_shape or ()) == (2,):
         _keep_points(data, job.folder)
-    if isinstance(model, ALMKD):
+    if isinstance(model, TableDistiller):
         result |= _keep_samples(model, data, trainer, job.folder)  # of the last epoch, before the best one is loaded
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
@@ -127,7 +127,7 @@ def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None)
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _keep_samples(model: ALMKD, data: DataModule, trainer: Trainer, folder: Path) -> Result:
+def _keep_samples(model: TableDistiller, data: DataModule, trainer: Trainer, folder: Path) -> Result:
     """Write each training sample's weights beside labels and teachers' predictions; measure how well they fit."""
     assert model.table is not None
     rows = slice(0, data.train_size)  # without the trusted ones

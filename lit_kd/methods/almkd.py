@@ -11,20 +11,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
-from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs, Tapped
 from lit_kd.lookahead import LOOK_AHEADS
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.manual import check_manual, check_trainer_options, learning_rate, manual_update, step_plateaus
 from lit_kd.models import Network, last_linear
+from lit_kd.revision import Revision
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.sample_file import check_start, starting_weights
 from lit_kd.samples import SampleTable, all_rows
+from lit_kd.tabled import TableDistiller
 
 RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}
 
 
-class ALMKD(Distiller):
+class ALMKD(TableDistiller):
     """Adaptive loss mixing (arXiv 2202.03250): per-sample weights of label and teachers, learned on a meta split.
 
     The loss of sample i is ``lam_i0 CE_i + sum_k lam_ik T^2 KL_ik``. In each training step the rule first takes the
@@ -53,6 +54,12 @@ class ALMKD(Distiller):
         accumulate_grad_batches: Batches an update; likewise.
         start_weights: Weights before the rule's first update, in place of its own: the teachers' share w in [0, 1], for
             (1 - w, w / K, ...); or a .csv, .parquet or .ckpt file, see `lit_kd.sample_file.starting_weights`.
+        revise: Eta of Label Revision, in [0, 1): where a teacher contradicts the label, what is distilled is revised,
+            see `lit_kd.losses.revised_teacher`, so that the teacher repeats the label, a wrong one too; ``None``: the
+            teachers as they are.
+        select: The fraction of rows that teachers teach, see `lit_kd.revision.Revision`; on the others their terms are
+            0, whatever the weights.
+        damping: Of the selection's scores.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -69,6 +76,9 @@ class ALMKD(Distiller):
         gradient_clip_val: float | None = None,
         accumulate_grad_batches: int = 1,
         start_weights: float | str | None = None,
+        revise: float | None = None,
+        select: float | None = None,
+        damping: float | None = None,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
@@ -88,9 +98,7 @@ class ALMKD(Distiller):
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
         self.start_weights = start_weights
-        self.table: SampleTable | None = None
-        """Beliefs about the training samples; column ``weights`` is ``(N, K + 1)``, label first."""
-        self._table_rule: str | None = None
+        self.revision = Revision(revise, select, damping)
         self.meta_gradient = meta_gradient
         self._look_ahead_checked = False
         if meta_gradient == "last_layer":
@@ -124,46 +132,29 @@ class ALMKD(Distiller):
             self.look_ahead = LOOK_AHEADS[self.meta_gradient](self.student, max(wanted, 1) / self.trainer.world_size)
             self.tapped_student = Tapped(self.student, self.look_ahead.taps)
 
-    def on_fit_start(self) -> None:
-        """Make the sample table, or go on with a restored one."""
-        data = self.data
-        size = len(data.labels)
-        table = self.table or SampleTable(size, data.fingerprint)
-        table.check(size, data.fingerprint)
-        name = type(self.rule).__name__
-        if self._table_rule not in (None, name):
-            raise ValueError(
-                f"expected the rule that the checkpoint's sample table was made by, {self._table_rule}, found {name}: "
-                "pass the same rule, or start without the checkpoint"
-            )
+    @property
+    def table_maker(self) -> str:
+        """The rule's name."""
+        return type(self.rule).__name__
+
+    def start_table(self, table: SampleTable, fresh: bool) -> None:
+        """The rule's columns; and select the rows that teachers teach."""
+        self.revision.prepare(self)
         epochs = self.planned_length()[0]
-        self.rule.start(table, len(self.teachers), data.trusted, data.labels, epochs)
-        if self.table is None and self.start_weights is not None:  # a restored table goes on as it is
-            table["weights"][: data.train_size] = starting_weights(self.start_weights, len(self.teachers), data)
-        table["weights"][data.labels == UNLABELED, 0] = 0  # nothing to listen to
-        self.table = table
+        self.rule.start(table, len(self.teachers), self.data.trusted, self.data.labels, epochs)
+        if fresh and self.start_weights is not None:
+            weights = starting_weights(self.start_weights, len(self.teachers), self.data)
+            table["weights"][: self.data.train_size] = weights
+        table["weights"][self.data.labels == UNLABELED, 0] = 0  # nothing to listen to
         if epochs is not None and not any(map(self.rule.active, range(epochs))):
+            name = self.table_maker
             rank_zero_warn(
                 f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
                 f"pass rule=lit_kd.rules.{name}(warmup_epochs=...)"
             )
-        self.table.apply(lambda column: column.to(self.device))
 
     def _batches_per_update(self) -> int:
         return self.accumulate_grad_batches
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The table goes with the student."""
-        if self.table is not None:
-            self.table.sync()
-            checkpoint["sample_table"] = self.table.state_dict()
-            checkpoint["sample_table_rule"] = type(self.rule).__name__
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the table up again; the data's fingerprint is checked before training."""
-        if "sample_table" in checkpoint:
-            self.table = SampleTable.from_state_dict(checkpoint["sample_table"])
-            self._table_rule = checkpoint["sample_table_rule"]
 
     # the steps
 
@@ -175,11 +166,6 @@ class ALMKD(Distiller):
     def on_train_epoch_end(self) -> None:
         """What Lightning does by itself only in automatic optimisation."""
         super().on_train_epoch_end()
-        assert self.table is not None
-        weights = self.table["weights"][: self.data.train_size].mean(0)
-        self.log_dict({"samples/label_weight": weights[0], "samples/teacher_weight": weights[1:].sum()})
-        if "noise_rate" in self.table.shared:
-            self.log("samples/noise_rate", self.table.shared["noise_rate"])
         step_plateaus(self)
 
     def on_validation_model_zero_grad(self) -> None:
@@ -216,11 +202,18 @@ class ALMKD(Distiller):
         """Two terms, ``label`` and ``teacher``, with the table's weights."""
         assert self.table is not None
         weights = self.table["weights"][batch.index]
-        distilled = torch.stack([kd_loss(student.logits, t.logits, self.temperature) for t in teachers], dim=1)
+        targets = self._targets(student, teachers, batch)
+        distilled = torch.stack([kd_loss(student.logits, t, self.temperature) for t in targets], dim=1)
         return {
             "label": weights[:, 0] * cross_entropy(student.logits, batch.y),
             "teacher": (weights[:, 1:] * distilled).sum(1),
         }
+
+    def _targets(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Tensor]:
+        """What the student is to say: what it says itself, where a row is not distilled."""
+        distils = self.revision.distils(batch).bool().unsqueeze(1)
+        revised = [self.revision.teacher(t.logits, batch.y, self.temperature) for t in teachers]
+        return [t.where(distils, student.logits.detach().to(t.dtype)) for t in revised]
 
     def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs], lr: float) -> MetaStep:
         assert train.index is not None
@@ -240,4 +233,5 @@ class ALMKD(Distiller):
             lr=lr,
             batch_size=len(train.y) * self.trainer.world_size,
             temperature=self.temperature,
+            targets=[t.float() for t in self._targets(student, teachers, train)],
         )

@@ -14,6 +14,7 @@ from lit_kd.features import Outputs
 from lit_kd.label_losses import LabelLoss, label_loss_named
 from lit_kd.losses import cross_entropy, kd_loss, mean_teacher
 from lit_kd.models import Network
+from lit_kd.revision import Revision
 
 
 class KD(Distiller):
@@ -37,6 +38,11 @@ class KD(Distiller):
             has the gradient of the mean of the losses.
         drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
             If it were to drop all, one of them, drawn at random, is kept [ours].
+        revise: Eta of Label Revision, in [0, 1): where the teacher contradicts the label, what is distilled is revised,
+            see `lit_kd.losses.revised_teacher`; ``None``: the teacher as it is.
+        select: The fraction of rows to distil, see `lit_kd.revision.Revision`; the others have the label alone, with
+            weight 1. Needs sample indices and a meta split.
+        damping: Of the selection's scores.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -51,6 +57,9 @@ class KD(Distiller):
         label_loss: LabelLoss = "cross_entropy",
         average: Literal["probabilities", "logits"] = "probabilities",
         drop: float = 0.0,
+        revise: float | None = None,
+        select: float | None = None,
+        damping: float | None = None,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
@@ -68,7 +77,12 @@ class KD(Distiller):
         self.label_loss = label_loss_named(label_loss)
         self.average = average
         self.drop = drop
+        self.revision = Revision(revise, select, damping)
         self._draws = torch.Generator()
+
+    def on_fit_start(self) -> None:
+        """Select the rows to distil."""
+        self.revision.prepare(self)
 
     def on_train_epoch_start(self) -> None:
         """Which teachers are dropped follows from seed and epoch: the same in all processes and after a resume."""
@@ -82,12 +96,14 @@ class KD(Distiller):
         kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
         heard = [teacher.logits for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
         together = mean_teacher(heard, self.temperature, self.average)
+        heard = self.revision.teacher(together, batch.y, self.temperature)
         taught = (
-            cross_entropy(student.logits, together.argmax(-1))
+            cross_entropy(student.logits, heard.argmax(-1))
             if self.hard
-            else kd_loss(student.logits, together, self.temperature)
+            else kd_loss(student.logits, heard, self.temperature)
         )
+        weight = self.weight * self.revision.distils(batch)
         return {
-            "label": (1 - self.weight) * self.label_loss(student.logits, batch.y),
-            "teacher": self.weight * taught,
+            "label": (1 - weight) * self.label_loss(student.logits, batch.y),
+            "teacher": weight * taught,
         }

@@ -29,6 +29,7 @@ class MetaStep:
         lr: Current learning rate of the student.
         batch_size: Rows of the batch over all processes.
         temperature: Of the distillation terms, dimensionless.
+        targets: What the distillation terms compare with, where it is not what the teachers say: K tensors ``(B, C)``.
     """
 
     index: Tensor
@@ -39,11 +40,13 @@ class MetaStep:
     lr: float
     batch_size: int
     temperature: float
+    targets: list[Tensor] | None = None
     gradients: Tensor = field(init=False)
     """Of every loss term by the logits, ``(B, K + 1, C)``."""
 
     def __post_init__(self) -> None:
-        self.gradients = term_gradients(self.logits, self.y, self.teachers, self.temperature)
+        targets = self.teachers if self.targets is None else self.targets
+        self.gradients = term_gradients(self.logits, self.y, targets, self.temperature)
 
     def alignment(self, weights: Tensor, lr: float) -> Tensor:
         """See `lit_kd.meta.alignment`, ``(B, K + 1)``; a learning rate of 0 takes it without a look-ahead."""
