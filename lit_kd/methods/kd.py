@@ -96,11 +96,11 @@ class KD(Distiller):
         kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
         heard = [teacher.logits for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
         together = mean_teacher(heard, self.temperature, self.average)
-        heard = self.revision.teacher(together, batch.y, self.temperature)
+        target = self.revision.teacher(together, batch.y, self.temperature)
         taught = (
-            cross_entropy(student.logits, heard.argmax(-1))
+            cross_entropy(student.logits, target.argmax(-1))
             if self.hard
-            else kd_loss(student.logits, heard, self.temperature)
+            else kd_loss(student.logits, target, self.temperature)
         )
         weight = self.weight * self.revision.distils(batch)
         return {
