@@ -243,6 +243,8 @@ class TestTraining:
                 assert len(drawn) == 48
                 assert len(counts) == 14
                 assert set(counts.values()) == {3, 4}
+            elif method == "rad":  # asks in its second half
+                assert len(set(missing)) == (0 if epoch < 3 else 12)
             else:
                 assert len(missing) == (0 if method == "weighted" and epoch == 0 else 34)  # it warms up on labels
 

@@ -197,6 +197,8 @@ class RobustActiveDistillation(Distiller):
 
     def prepare_epoch(self) -> None:
         """At the start of a stretch but the first, ask the teacher and start again."""
+        if self.current_epoch == 0 and self.rule == "rad":
+            self._mistakes(0)  # a teacher that gives nonsense is refused before the first update
         done = self._rounds_done()
         if done == self.rounds or self.current_epoch < self.stretches()[done + 1]:
             return

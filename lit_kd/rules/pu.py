@@ -73,8 +73,11 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     begin = np.ones(1 + x.shape[1])
     begin[0] = 2.0
     bounds = [(1.0, 12.0)] + [(0.0, 8.0)] * x.shape[1]
+    # to the end: rounding, which differs between processes, must not decide where it stops
     with threadpool_limits(1):  # on products this small, threads that wait for work cost more than all the rest
-        best = minimize(negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds)
+        best = minimize(
+            negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9}
+        )
     rows = len(positive) * len(unlabeled) / len(x)
     if 2 * rows * -best.fun <= proof:
         return PUFit(np.ones(len(x)), 0.0)
