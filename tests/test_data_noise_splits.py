@@ -20,6 +20,7 @@ from lit_kd.data import (
 from lit_kd.data.noise import check_matrix
 from lit_kd.data.rows import Indexed, JoinedRows
 from lit_kd.data.seeds import derive_seed, resolve_seed
+from lit_kd.data.splits import count_rows
 
 torch.set_num_threads(1)
 
@@ -160,6 +161,13 @@ class TestSplits:
                 stratified_split(self.labels, {"val": size}, 0)
         with pytest.raises(ValueError, match="expected no size for train"):
             stratified_split(self.labels, {"train": 0.1}, 0)
+
+
+def test_counts_that_a_config_turned_into_floats() -> None:
+    assert count_rows(100.0, 1000, "labeled") == count_rows(100, 1000, "labeled") == 100
+    for neither in (1.0, 1.5):
+        with pytest.raises(ValueError, match=r"for labeled a fraction in \[0, 1\) or a whole number of rows"):
+            count_rows(neither, 1000, "labeled")
 
 
 class TestSampler:

@@ -11,7 +11,7 @@ Positions = npt.NDArray[np.int64]
 
 
 def count_rows(size: int | float, total: int, name: str) -> int:
-    """Read the size of a split, a fraction of `total` or a count, as a count.
+    """Read the size of a split, a fraction of `total` or a count, as a count; 100.0 is one, 1.0 is neither.
 
     Raises:
         ValueError: If it is negative, a fraction of 1 or more, or a fraction so small that it holds no row.
