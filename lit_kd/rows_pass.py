@@ -56,7 +56,7 @@ def rows_pass(
     batches, students, taught = [], [], []
     with isolate_rng(), evaluating(student.model), torch.no_grad():
         for first in range(0, len(rows), batch_size):
-            batch = move(rows.__getitems__(list(range(len(rows)))[first : first + batch_size]))
+            batch = move(rows.__getitems__(list(range(first, min(first + batch_size, len(rows))))))
             batches.append(batch)
             students.append(student(batch.x))
             taught.append(teachers(batch.x))

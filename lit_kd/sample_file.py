@@ -118,7 +118,13 @@ def read_table(path: Path) -> SampleTable:
     checkpoint = read_checkpoint(path)
     if "sample_table" not in checkpoint:
         raise ValueError(f"{path}: expected a checkpoint with a sample table, found none in it: give one of ALMKD's")
-    return SampleTable.from_state_dict(checkpoint["sample_table"])
+    table = SampleTable.from_state_dict(checkpoint["sample_table"])
+    if "weights" not in table:
+        raise ValueError(
+            f"{path}: expected a sample table with weights, found {sorted(table.columns)}: give a checkpoint of "
+            "ALMKD's or PosteriorDistillation's"
+        )
+    return table
 
 
 def _weight_names(teachers: int) -> list[str]:

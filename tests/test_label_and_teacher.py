@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import seed_everything
-from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from scipy.special import rel_entr, softmax
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -293,6 +295,24 @@ class TestPosteriorDistillation:
         fitted = trainer(max_epochs=8)
         fitted.fit(model, Partial(**NOISE))
         assert fitted.callback_metrics["val/accuracy"] > 0.9
+
+    def test_resumed_long_after_the_calibration(self, tmp_path: Path) -> None:
+        """Meta rows that are trained on say something else by then: the teacher is calibrated once."""
+
+        def data() -> Blobs:
+            return Blobs(noise="symmetric", noise_rate=0.3, train_on_meta=True, seed=0)
+
+        torch.manual_seed(0)
+        whole = build("posterior")
+        half = copy.deepcopy(whole)
+        trainer(max_epochs=8).fit(whole, data())
+        keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        trainer(max_epochs=8, callbacks=keep, enable_checkpointing=True).fit(half, data())
+        again = build("posterior")
+        trainer(max_epochs=8).fit(again, data(), ckpt_path=tmp_path / "epoch=4.ckpt")
+        assert again.table["target"].allclose(whole.table["target"], rtol=0, atol=0)
+        for name, value in again.table.shared.items():
+            torch.testing.assert_close(value, whole.table.shared[name], rtol=0, atol=0)
 
     def test_writes_samples(self, tmp_path: Path) -> None:
         model, data = PosteriorDistillation("mlp-8", trained_teachers(), **SHAPED), Blobs(**NOISE)

@@ -736,8 +736,21 @@ class TestRobustObserve:
         assert table["alignment"][16:].isnan().all()
         torch.testing.assert_close(table["weights"], before, rtol=0, atol=0)
 
+    def test_a_batch_without_labels_is_seen(self) -> None:
+        """No label says whether meta rows vouched, nor need they: what teachers say of such rows counts."""
+        p = problem(16, 1)
+        rule = Robust(warmup_epochs=1)
+        table = started(rule, 20, 1, trusted=4)
+        rule.observe(table, replace(single(p), y=torch.full((16,), UNLABELED)))
+        assert (table["alignment"][:16] == 0).all()
+
+    @pytest.mark.parametrize("epochs", [0, -2])
+    def test_a_warmup_has_an_epoch(self, epochs: int) -> None:
+        with pytest.raises(ValueError, match=f"expected warmup_epochs of at least 1, or None; found {epochs}"):
+            Robust(warmup_epochs=epochs)
+
     def test_where_no_meta_row_is_left_to_vouch(self) -> None:
-        """All are in the batch: its rows count as not seen, which is not the same as seen with no effect."""
+        """All are in the batch: its labels count as not seen, which is not the same as seen with no effect."""
         p = problem(16, 1)
         alone = single(replace(p, meta=p.meta._replace(keep=torch.zeros(len(p.meta.y), dtype=torch.bool))))
         rule = Robust(warmup_epochs=1)
@@ -745,7 +758,7 @@ class TestRobustObserve:
         rule.observe(table, replace(single(p), index=torch.arange(16, 32)))
         rule.observe(table, alone)
         rule.renew(table, 0)
-        assert table["epochs"].tolist() == [0.0] * 16 + [1.0] * 16
+        assert table["epochs"].tolist() == (p.y == UNLABELED).float().tolist() + [1.0] * 16
         assert (table["evidence_mean"][:16] == 0).all()
         assert table["weights"].isfinite().all()
 

@@ -23,9 +23,9 @@ DECAY = 0.7
 class PosteriorDistillation(TableDistiller):
     """Trains on the posterior of the true class, given label and teacher, both of which may be wrong [ours].
 
-    After a warm-up with the labels, before each epoch: trusted meta rows calibrate the teacher, and the student's
-    probabilities alone and together with the teacher's; an EM over the training rows finds how labels are mistaken for
-    each other, what the teacher has memorised of them, and from these the posterior of each row; see
+    After a warm-up with the labels trusted meta rows calibrate the teacher, and before each epoch the student's
+    probabilities alone and together with the teacher's; then an EM over the training rows finds how labels are mistaken
+    for each other, what the teacher has memorised of them, and from these the posterior of each row; see
     `lit_kd.posterior`. Where fewer than 2% of the labels are wrong, they are the targets. Else in the first half of the
     training each label weighs as much as it is probable, and in the second half the posterior is the target. Rows
     without a label have the posterior of student and teacher for a target once the warm-up is over. Needs a data module
@@ -78,7 +78,6 @@ class PosteriorDistillation(TableDistiller):
             )
         self._half = epochs / 2
         self._warmup = max(1, round(epochs / 6)) if self.warmup_epochs is None else self.warmup_epochs
-        self._teacher: Opinion | None = None
         flat = torch.full((self.num_classes,), 1 / self.num_classes)
         table.add("weights", torch.tensor([1.0] + [0.0] * len(self.teachers)))
         table.add("clean_probability", torch.ones(()))
@@ -136,9 +135,11 @@ class PosteriorDistillation(TableDistiller):
         student, teacher = (_log(table[f"{name}_probabilities"].cpu().double()) for name in ("student", "teacher"))
         y = data.labels
         said = teacher.argmax(1)
-        if self._teacher is None:
-            self._teacher = calibrate(teacher[n:], y[n:])
-        calibrated = self._teacher(teacher.unsqueeze(0))
+        if "teacher_channel" not in table.shared:  # in the table, so that a resumed run goes on with the same
+            fitted = calibrate(teacher[n:], y[n:])
+            table.shared |= {"teacher_exponents": fitted.exponents, "teacher_channel": fitted.channel}
+        opinion = Opinion(table.shared["teacher_exponents"].cpu(), table.shared["teacher_channel"].cpu())
+        calibrated = opinion(teacher.unsqueeze(0))
         alone = stack(student[n:].unsqueeze(0), y[n:])
         together = stack(torch.stack([student[n:], _log(calibrated[n:])]), y[n:])
         found = label_posterior(

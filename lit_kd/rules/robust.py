@@ -58,6 +58,8 @@ class Robust(Rule):
     meta_rows = 512
 
     def __init__(self, warmup_epochs: int | None = None) -> None:
+        if warmup_epochs is not None and warmup_epochs < 1:
+            raise ValueError(f"expected warmup_epochs of at least 1, or None; found {warmup_epochs}")
         self.warmup_epochs = warmup_epochs
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
@@ -116,7 +118,7 @@ class Robust(Rule):
         vouched = (alignment != 0).any()  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
-            alignment=alignment.where(vouched, torch.nan),
+            alignment=alignment.where(vouched | ~labelled, torch.nan),
             log_probability=(student.gather(1, y.unsqueeze(1)).squeeze(1) + 1e-6).log(),
             student_class=student.argmax(-1).float(),
             teacher_class=classes.float(),

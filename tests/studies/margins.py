@@ -151,6 +151,8 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepa
     path, measure = out / f"{'-'.join(cell)}.json", out / "yardsticks" / f"{'-'.join(cell)}.pt"
     name, scenario, student = cell
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if result.get("seeds", seeds) != seeds:
+        raise SystemExit(f"{path} is of the seeds {result['seeds']}: give these, or another --out")
     silent = scenario in SILENT and "silent" not in result
     if result and not silent:
         return
@@ -167,8 +169,11 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepa
     if prepare:
         return
     known = torch.load(measure, weights_only=False)
+    if known.get("seeds", seeds) != seeds:
+        raise SystemExit(f"{measure} is of the seeds {known['seeds']}: give these, or another --out")
     if not result:
-        result = {key: known[key] for key in ("train", "train + meta")} | almkd(datas, known["teachers"], student)
+        result = {"seeds": seeds, "train": known["train"], "train + meta": known["train + meta"]}
+        result |= almkd(datas, known["teachers"], student)
         _save(path, lambda part: part.write_text(json.dumps(result)))
     if silent:
         result["silent"] = almkd(datas, [Silent()] * len(datas), student)["alm-kd"]
@@ -194,7 +199,7 @@ def almkd(datas: list[ScenarioData], teachers: list[nn.Module], student: str) ->
 
 def yardsticks(datas: list[ScenarioData], student: str) -> dict[str, Any]:
     """Every seed's teacher, and its test accuracies with fixed weights."""
-    result: dict[str, Any] = {"train": [], "train + meta": [], "teachers": []}
+    result: dict[str, Any] = {"seeds": [data.seed for data in datas], "train": [], "train + meta": [], "teachers": []}
     if student.startswith("mlp"):
         result["teachers"] = [mlp_teacher(data) for data in datas]
         for meta, key in (False, "train"), (True, "train + meta"):
