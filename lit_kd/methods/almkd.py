@@ -54,8 +54,7 @@ class ALMKD(TableDistiller):
         accumulate_grad_batches: Batches an update; likewise.
         start_weights: Weights before the rule's first update, in place of its own: the teachers' share w in [0, 1], for
             (1 - w, w / K, ...); or a .csv, .parquet or .ckpt file, see `lit_kd.sample_file.starting_weights`.
-        revise: Eta of Label Revision, in [0, 1), for teachers that contradict the label, wrong or not: see
-            `lit_kd.losses.revised_teacher`.
+        revise: Eta of Label Revision, in [0, 1): see `lit_kd.losses.revised_teacher`.
         select: The fraction of rows that teachers teach, see `lit_kd.revision.Revision`.
         damping: Of the selection's scores.
         **base: See `lit_kd.Distiller`.
