@@ -91,7 +91,7 @@ def both(student: torch.nn.Module, train: Batch, meta: Batch) -> list[Tensor]:
 def main() -> None:
     """See the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--students", nargs="+", default=["mlp-32", "cnn-16", "resnet8"])
+    parser.add_argument("--students", nargs="+", default=["mlp-32", "cnn-16"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
