@@ -78,10 +78,7 @@ def check_meta(module: Distiller) -> None:
         ValueError: If there is no data module of ours, or it has no meta rows.
     """
     data, method = module.data, type(module).__name__
-    if data.meta_size == 0:
-        raise ValueError(
-            f"expected a meta split for {method}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
-        )
+    data.require_meta(method)
     if (data.labels != UNLABELED).all():
         rank_zero_warn(
             f"all training rows have a label: {method} hears its teacher only on those without. Set the data's "

@@ -54,11 +54,7 @@ class Revision:
         if self.select is None:
             return
         data = module.data
-        if data.meta_size == 0:
-            raise ValueError(
-                f"expected a meta split for select={self.select}, by which rows are scored, found 0 rows. Set the "
-                "data's argument meta, e.g. meta=0.1."
-            )
+        data.require_meta(f"select={self.select}, by which rows are scored")
         models, untapped = module.teachers.models, module.teachers
         heads = [last_linear(model)[1] for model in models]
         n, parts = data.train_size, data.parts

@@ -258,7 +258,7 @@ class TestBadInput:
         [
             ({"budget": 19}, {}, "rows without a label, 36, found 2 rounds of 19"),
             ({}, {"labeled": 48}, "without one to ask the teacher about, found none without a label"),
-            ({}, {"meta": 0}, "meta split, to estimate .*mistakes="),
+            ({}, {"meta": 0}, "meta split for the rule rad without mistakes=.*found 0 rows.*meta=0.1"),
         ],
     )
     def test_data(self, options: dict[str, Any], blob: dict[str, Any], match: str) -> None:

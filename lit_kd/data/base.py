@@ -184,6 +184,20 @@ class DataModule(LightningDataModule, ABC):
         """Hex hash of data set, split and given labels: values kept per sample belong to one of them."""
         return self.parts.fingerprint
 
+    def require_meta(self, who: str) -> None:
+        """Refuse an empty meta split.
+
+        Args:
+            who: What needs it, for the message.
+
+        Raises:
+            ValueError: If there are no meta rows.
+        """
+        if self.meta_size == 0:
+            raise ValueError(
+                f"expected a meta split for {who}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
+            )
+
     def train_dataloader(self) -> Any:
         """Return the shuffled training batches, with meta batches beside them if the method needs those.
 
@@ -201,11 +215,8 @@ class DataModule(LightningDataModule, ABC):
                 "rows, found false. Remove train_on_meta from the data's arguments, or change the method's."
             )
         joined = trains_on_meta or bool(self.train_on_meta)
-        if (needs_meta or joined) and self.meta_size == 0:
-            who = type(module).__name__ if needs_meta or trains_on_meta else "train_on_meta"
-            raise ValueError(
-                f"expected a meta split for {who}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
-            )
+        if needs_meta or joined:
+            self.require_meta(type(module).__name__ if needs_meta or trains_on_meta else "train_on_meta")
         stream = self.parts.train_rows(joined)
         train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
         if not needs_meta:

@@ -62,11 +62,8 @@ class PosteriorDistillation(TableDistiller):
     def setup(self, stage: str) -> None:
         """Refuse data without indices or a meta split."""
         super().setup(stage)
-        if stage == "fit" and self.data.meta_size == 0:
-            raise ValueError(
-                "expected a meta split for PosteriorDistillation, by which the teacher is calibrated, found 0 rows. "
-                "Set the data's argument meta, e.g. meta=0.1."
-            )
+        if stage == "fit":
+            self.data.require_meta("PosteriorDistillation, by which the teacher is calibrated")
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """What is trained on, and what student and teachers have said so far."""

@@ -128,11 +128,8 @@ class RobustActiveDistillation(Distiller):
                 f"expected at most as many queries as there are rows without a label, {pool}, found "
                 f"{self.rounds} rounds of {self.budget}: lower rounds or budget"
             )
-        if self.rule == "rad" and self.mistakes is None and not self.data.meta_size:
-            raise ValueError(
-                "expected a meta split, to estimate on it how often the teacher is wrong, found 0 rows: set the data's "
-                "meta, e.g. meta=0.1, or pass mistakes=..."
-            )
+        if self.rule == "rad" and self.mistakes is None:
+            self.data.require_meta("the rule rad without mistakes=..., to estimate how often the teacher is wrong")
         self.table = self._initial = None  # a checkpoint's come after this hook
 
     def on_fit_start(self) -> None:
