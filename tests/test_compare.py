@@ -235,6 +235,8 @@ class TestAgain:
             compare(less)
         with pytest.raises(ValueError, match=r"expected trainer.max_epochs=3, found 2"):
             compare(RECIPE, "--jobs", 1, "--max_epochs", 3)
+        with pytest.raises(ValueError, match=r"expected data.init_args.noise_rate=0.4, found 0.3"):
+            compare(RECIPE, "--jobs", 1, "--set", "data.init_args.noise_rate=0.4")
         assert files(TINY) == before
 
     def test_another_name_is_another_comparison(self) -> None:
@@ -395,6 +397,15 @@ class TestRecipes:
             call("compare", "tiny.yaml", *args)
         assert done.value.code == 2
         assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", ["labeled=50", "data.init_args.labeled", "seeds.a=1", "data..a=1", ".=1", "=1"])
+    def test_not_an_override(self, option: str) -> None:
+        with pytest.raises(ValueError, match=rf"expected KEY=VALUE with a key of .*; found {option!r}"):
+            compare(RECIPE, "--set", option)
+
+    def test_an_override_that_is_not_yaml(self) -> None:
+        with pytest.raises(ValueError, match=r"'data.labeled=\[1': the value is not valid YAML"):
+            compare(RECIPE, "--set", "data.labeled=[1")
 
     def test_a_seed_named_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

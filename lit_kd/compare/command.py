@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_kd.cli import raised_here
-from lit_kd.compare.recipe import Job, check_seeds, read_recipe
+from lit_kd.compare.recipe import Job, check_seeds, merge, read_overrides, read_recipe
 
 if TYPE_CHECKING:
     from lit_kd.compare.training import Result
@@ -37,6 +37,13 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--root", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
     parser.add_argument("--max_epochs", type=int, help="shorter trainings, to try a recipe out")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of every training, such as data.init_args.root=DIR; may be repeated. Give the results a --name",
+    )
     parser.add_argument("--jobs", type=int, help="trainings side by side (default: one a core, one with a GPU)")
     options = parser.parse_args(args)
     for name in ("jobs", "max_epochs"):
@@ -46,7 +53,9 @@ def main(args: Sequence[str]) -> None:
     recipe = read_recipe(options.recipe)
     seeds = recipe.seeds if options.seeds is None else check_seeds(options.seeds, "--seeds")
     folder = options.root / (options.name or recipe.name)
-    overrides = {"trainer": {"max_epochs": options.max_epochs}} if options.max_epochs else {}
+    overrides = read_overrides(options.set)
+    if options.max_epochs:
+        overrides = merge(overrides, {"trainer": {"max_epochs": options.max_epochs}})
     jobs = list(recipe.jobs(folder, seeds, overrides))
 
     from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe

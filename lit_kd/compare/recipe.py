@@ -177,6 +177,38 @@ def _read_part(
     return config, tuple(known[str(name)] for name in asked)
 
 
+def read_overrides(options: Sequence[str]) -> Config:
+    """What the command line says of every training.
+
+    Args:
+        options: ``KEY=VALUE``, the key with dots, the value in YAML.
+
+    Raises:
+        ValueError: If one does not have this form, or is about neither model, data nor trainer.
+
+    Example:
+        >>> read_overrides(["data.init_args.labeled=50", "trainer.max_epochs=3"])
+        {'data': {'init_args': {'labeled': 50}}, 'trainer': {'max_epochs': 3}}
+    """
+    overrides: Config = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        names = key.split(".")
+        if not equals or len(names) < 2 or not all(names) or names[0] not in _PARTS:
+            raise ValueError(
+                "expected KEY=VALUE with a key of model, data or trainer, such as data.init_args.labeled=50; "
+                f"found {option!r}"
+            )
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{option!r}: the value is not valid YAML: {error}") from error
+        for name in reversed(names):
+            nested = {name: nested}
+        overrides = merge(overrides, nested)
+    return overrides
+
+
 def check_seeds(seeds: Any, where: str) -> list[int]:
     """Refuse what are not seeds, and a seed that is named twice: two trainings would write into one folder."""
     if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
