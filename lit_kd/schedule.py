@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -40,3 +41,12 @@ def planned_length(trainer: Trainer, batches_per_update: int) -> tuple[int | Non
 def updates_per_epoch(trainer: Trainer, batches_per_update: int) -> int:
     """How many updates a whole epoch has, of a stream whose length is known."""
     return max(1, math.ceil(trainer.num_training_batches / batches_per_update))
+
+
+def warn_of_warmup(warmup: int, epochs: int | None) -> None:
+    """Say so where the training, of so many epochs, ends before its warm-up does."""
+    if epochs is not None and warmup >= epochs:
+        rank_zero_warn(
+            f"all {epochs} epochs are warm-up ({warmup} epochs): the teacher is never listened to. Train longer, or "
+            "pass a smaller warmup_epochs"
+        )

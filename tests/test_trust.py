@@ -136,6 +136,14 @@ def test_rows_without_a_label_are_no_noise() -> None:
     assert model.table["weights"].isfinite().all()
 
 
+@pytest.mark.parametrize("method", ["weighted", "posterior"])
+def test_a_training_that_is_all_warm_up_says_so(method: str) -> None:
+    model = build(method)
+    model.warmup_epochs = 2
+    with pytest.warns(UserWarning, match="all 2 epochs are warm-up .*smaller warmup_epochs"):
+        trainer(max_epochs=2).fit(model, Blobs())
+
+
 def test_a_rule_that_never_acts_says_so() -> None:
     model = build("almkd-amal")
     model.rule.warmup_epochs = 10

@@ -14,6 +14,7 @@ from lit_kd.losses import mean_teacher, soft_cross_entropy
 from lit_kd.models import Network
 from lit_kd.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
 from lit_kd.samples import SampleTable
+from lit_kd.schedule import warn_of_warmup
 from lit_kd.tabled import TableDistiller
 
 DECAY = 0.7
@@ -75,6 +76,7 @@ class PosteriorDistillation(TableDistiller):
             )
         self._half = epochs / 2
         self._warmup = max(1, round(epochs / 6)) if self.warmup_epochs is None else self.warmup_epochs
+        warn_of_warmup(self._warmup, epochs)
         flat = torch.full((self.num_classes,), 1 / self.num_classes)
         table.add("weights", torch.tensor([1.0] + [0.0] * len(self.teachers)))
         table.add("clean_probability", torch.ones(()))

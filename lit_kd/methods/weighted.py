@@ -14,6 +14,7 @@ from lit_kd.distiller import Distiller
 from lit_kd.features import Outputs
 from lit_kd.losses import cross_entropy, mean_teacher, teacher_labels
 from lit_kd.models import Network
+from lit_kd.schedule import warn_of_warmup
 from lit_kd.trust import Neighbours, distillation_weights, distortions, margin
 
 
@@ -65,6 +66,10 @@ class WeightedDistillation(Distiller):
                     "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
                     "student's loss there; found train_on_meta. Remove it from the data's arguments"
                 )
+
+    def on_fit_start(self) -> None:
+        """Warn of a training that is all warm-up."""
+        warn_of_warmup(self.warmup_epochs, self.planned_length()[0])
 
     def training_rows(self) -> Tensor | None:
         """Rows with a label, while the student warms up, if there are any."""
