@@ -206,10 +206,11 @@ class TestSelection:
 
 
 class TestPosteriorDistillation:
-    def test_picks_the_right_one_on_digits(self) -> None:
+    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 25))])
+    def test_picks_the_right_one_on_digits(self, seed: int) -> None:
         """30% pair noise, that the teacher learned too: more than 85% where one of label and teacher is right."""
-        seed_everything(0, verbose=False)
-        noise = {"noise": "asymmetric", "noise_rate": 0.3, "seed": 0}
+        seed_everything(seed, verbose=False)
+        noise = {"noise": "asymmetric", "noise_rate": 0.3, "seed": seed}
         sgd = {"optimizer": lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True), "lr_scheduler": "cosine"}
         shape: dict[str, Any] = {"num_classes": 10, "input_shape": [1, 8, 8], **sgd}
         teacher, data = Supervised("mlp-256", **shape), DigitsDataModule(**noise)
@@ -224,6 +225,7 @@ class TestPosteriorDistillation:
         one = (y == true) ^ (said == true)
         assert one.sum() > 150
         right = (table["target"][:n].argmax(1) == true)[one].float().mean().item()
+        print(f"seed {seed}: {int(one.sum())} rows, the right one in {right:.3f}, rate {table.shared['noise_rate']:.2f}")
         assert right > 0.85
         assert table.shared["noise_rate"].item() == pytest.approx((y != true).float().mean().item(), abs=0.08)
         assert fitted.callback_metrics["samples/noise_rate"] == table.shared["noise_rate"]
