@@ -225,7 +225,9 @@ class TestPosteriorDistillation:
         one = (y == true) ^ (said == true)
         assert one.sum() > 150
         right = (table["target"][:n].argmax(1) == true)[one].float().mean().item()
-        print(f"seed {seed}: {int(one.sum())} rows, the right one in {right:.3f}, rate {table.shared['noise_rate']:.2f}")
+        print(
+            f"seed {seed}: {int(one.sum())} rows, the right one in {right:.3f}, rate {table.shared['noise_rate']:.2f}"
+        )
         assert right > 0.85
         assert table.shared["noise_rate"].item() == pytest.approx((y != true).float().mean().item(), abs=0.08)
         assert fitted.callback_metrics["samples/noise_rate"] == table.shared["noise_rate"]

@@ -19,8 +19,6 @@ from lit_kd.models import Network
 from lit_kd.samples import SampleTable
 from lit_kd.schedule import updates_per_epoch
 from lit_kd.selection import (
-    Floats,
-    Indices,
     badge,
     cluster_margin,
     coreset,
@@ -31,6 +29,7 @@ from lit_kd.selection import (
     rad_marginals,
     uniform,
 )
+from lit_kd.selection.arrays import Floats, Indices
 
 RadRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin"]
 OF_FEATURES = ("coreset", "badge", "cluster_margin")
