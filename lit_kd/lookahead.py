@@ -87,9 +87,7 @@ class LastLayer(LookAhead):
 
     def check(self, train: Batch, student: Outputs) -> None:
         """Is the layer taken for the last one really the one that gives the logits?"""
-        features, logits = student.features.get(PENULTIMATE), student.logits
-        found = None if features is None else self.layer(features)  # none, if the layer is not in use
-        if found is None or found.shape != logits.shape or (found - logits).abs().max() > 0.01 * logits.abs().max():
+        if not Head.of(self.layer).gives(student.logits, student.features.get(PENULTIMATE)):
             raise ValueError(
                 f"expected the student's logits to be the output of its last linear layer, {self.path!r}; found "
                 "others. The meta-gradient is taken at that layer: let the student end in torch.nn.Linear, or use "
@@ -109,7 +107,7 @@ class LastLayer(LookAhead):
             held -= len(self._rows.popleft()[1])
         rows = [torch.cat(parts) for parts in zip(*self._rows, strict=True)]
         meta_rows = MetaRows(rows[0], rows[1], keep=~torch.isin(rows[2], used))
-        head = Head(self.layer.weight.float(), None if self.layer.bias is None else self.layer.bias.float())
+        head = Head.of(self.layer)
         features = student.features[PENULTIMATE].detach().float()
         return partial(last_layer_derivative, head, features, meta_rows, all_sum=all_sum)
 

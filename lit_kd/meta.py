@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_kd.data.batch import UNLABELED
 
@@ -36,6 +36,23 @@ class Head(NamedTuple):
     def __call__(self, features: Tensor) -> Tensor:
         """Logits ``(B, C)`` of features ``(B, D)``."""
         return F.linear(features, self.weight, self.bias)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Head:
+        """The layer in float32."""
+        return cls(layer.weight.float(), None if layer.bias is None else layer.bias.float())
+
+    def gives(self, logits: Tensor, features: Tensor | None) -> bool:
+        """Whether logits are what it makes of these features, but for the rounding of mixed precision.
+
+        Args:
+            logits: ``(B, C)``.
+            features: ``(B, D)``; ``None`` where the layer was not called.
+        """
+        if features is None:
+            return False
+        found = self(features.float())
+        return found.shape == logits.shape and bool((found - logits).abs().max() <= 0.01 * logits.abs().max())
 
 
 class MetaRows(NamedTuple):

@@ -66,16 +66,15 @@ class Revision:
             module.teachers = untapped
         total = torch.zeros(n, device=train.y.device)
         for layer, ours, trusted in zip(heads, train.teachers, meta.teachers, strict=True):
-            head = Head(layer.weight.float(), None if layer.bias is None else layer.bias.float())
-            features, logits = ours.features.get(PENULTIMATE), ours.logits.float()
-            found = None if features is None else head(features.float())  # none, if the layer is not in use
-            if found is None or found.shape != logits.shape or (found - logits).abs().max() > 0.01 * logits.abs().max():
+            head = Head.of(layer)
+            if not head.gives(ours.logits, ours.features.get(PENULTIMATE)):
                 raise ValueError(
                     "expected the teacher's logits to be the output of its last linear layer, at which rows are scored "
                     "for select; found others. Let the teacher end in torch.nn.Linear, or leave select unset"
                 )
             rows = MetaRows(trusted.features[PENULTIMATE].float(), meta.y, torch.ones_like(meta.y, dtype=torch.bool))
-            scores = selection_scores(head, features.float(), train.y, rows, self.damping)  # type: ignore[union-attr]
+            features = ours.features[PENULTIMATE].float()
+            scores = selection_scores(head, features, train.y, rows, self.damping)
             total += scores / scores.square().mean().sqrt().clamp(min=torch.finfo(scores.dtype).tiny)
         chosen = select_rows(total, train.y, self.select)
         self.selected = torch.cat([chosen, torch.ones(data.meta_size, dtype=torch.bool, device=chosen.device)])
