@@ -60,7 +60,7 @@ def check_finite(totals: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If a sum is not finite.
 
-    Example:
+    Examples:
         >>> check_finite({"train/loss": torch.tensor(0.7)})
     """
     for name, total in totals.items():
@@ -89,7 +89,7 @@ def check_meta(module: Distiller) -> None:
 def is_plain(value: Any) -> bool:
     """Whether a checkpoint that is loaded with ``weights_only`` can hold a value: no module, no function.
 
-    Example:
+    Examples:
         >>> is_plain({"lr": 0.1, "widths": [1, 2]}), is_plain(print)
         (True, False)
     """

@@ -28,7 +28,7 @@ from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_
 
 
 def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
-    """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4 (RepDistiller's setting)."""
+    """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4; RepDistiller's has no Nesterov."""
     return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 

@@ -29,7 +29,7 @@ def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tens
     Returns:
         Losses in [0, 1 / q], ``(B,)``.
 
-    Example:
+    Examples:
         >>> generalized_cross_entropy(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([0]), q=0.5)
         tensor([1.])
     """
@@ -47,7 +47,7 @@ def taylor_cross_entropy(logits: Tensor, y: Tensor, order: int = 2) -> Tensor:
     Returns:
         Losses in [0, sum_i 1 / i], ``(B,)``.
 
-    Example:
+    Examples:
         >>> taylor_cross_entropy(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0]))
         tensor([0.6250])
     """
@@ -71,7 +71,7 @@ def superloss(logits: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
     Returns:
         Losses, ``(B,)``; below 0 where l is below tau.
 
-    Example:
+    Examples:
         >>> superloss(torch.zeros(1, 4), torch.tensor([2])).abs() < 1e-6
         tensor([True])
     """
@@ -84,7 +84,7 @@ def superloss(logits: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
 def lambert_w(x: Tensor, steps: int = 8) -> Tensor:
     """The principal branch of Lambert's W, ``W exp(W) = x``, for ``x >= -1 / e``, by Halley's method.
 
-    Example:
+    Examples:
         >>> lambert_w(torch.tensor([0.0, torch.e]))
         tensor([0., 1.])
     """

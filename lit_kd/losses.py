@@ -25,7 +25,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     Returns:
         Losses in nats, ``(B,)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
         tensor([1.3863, 0.0000])
@@ -47,7 +47,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Returns:
         Losses in nats, ``(B,)``; 0 where both agree, never negative.
 
-    Example:
+    Examples:
         >>> import torch
         >>> z = torch.tensor([[0.0, 0.0]])
         >>> kd_loss(z, torch.tensor([[0.0, 0.0]]), temperature=4.0)
@@ -75,7 +75,7 @@ def mean_teacher(
     Returns:
         Logits, ``(B, C)``; those of a single teacher as they are.
 
-    Example:
+    Examples:
         >>> import torch
         >>> t = [torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()]
         >>> mean_teacher(t).softmax(-1)
@@ -100,7 +100,7 @@ def teacher_labels(logits: Tensor, hard: bool) -> Tensor:
     Returns:
         ``(B, C)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> teacher_labels(torch.tensor([[0.0, 2.0, 1.0]]), hard=True)
         tensor([[0., 1., 0.]])
@@ -126,7 +126,7 @@ def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: 
     Returns:
         ``(B, C)``, not negative.
 
-    Example:
+    Examples:
         >>> import torch
         >>> f, top = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])
         >>> slam_mix(f, top, torch.tensor([0.6]), normalise=True)
@@ -163,7 +163,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         Losses in nats, ``(B,)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
         tensor([1.3863])
@@ -201,7 +201,7 @@ def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) ->
     Raises:
         ValueError: If eta is not in [0, 1).
 
-    Example:
+    Examples:
         >>> import torch
         >>> revise_labels(torch.tensor([[0.2, 0.7, 0.1]]), torch.tensor([0]))
         tensor([[0.5733, 0.3733, 0.0533]])

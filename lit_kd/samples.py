@@ -42,7 +42,7 @@ class SampleTable:
         size: Number of rows: the training samples, then the trusted meta rows.
         fingerprint: Names the data set that the rows belong to, see `lit_kd.data.DataModule.fingerprint`.
 
-    Example:
+    Examples:
         >>> table = SampleTable(4, "digits")
         >>> table.add("weights", torch.tensor([0.9, 0.1]))
         >>> table.write(torch.tensor([2]), weights=torch.tensor([[0.0, 1.0]]))

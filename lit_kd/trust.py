@@ -20,7 +20,7 @@ from torch import Tensor
 def margin(logits: Tensor) -> Tensor:
     """The margin of each row, the largest probability less the second: logits ``(B, C)`` to ``(B,)``.
 
-    Example:
+    Examples:
         >>> margin(torch.tensor([[0.7, 0.1, 0.2]]).log())
         tensor([0.5000])
     """
@@ -66,7 +66,7 @@ def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float
     Returns:
         r, ``(M,)``, positive.
 
-    Example:
+    Examples:
         >>> p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
         >>> distortions(p.log(), torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), torch.tensor([0, 0]))
         tensor([1., 2.])
@@ -220,7 +220,7 @@ def mixing_rates(teacher_logits: Tensor, y: Tensor, lower_bound: float = 0.5, to
 def class_ranks(logits: Tensor) -> Tensor:
     """The place of each class in the order of its logit, 0 for the largest: ``(B, C)`` to int64 ``(B, C)``.
 
-    Example:
+    Examples:
         >>> class_ranks(torch.tensor([[0.1, 0.7, 0.2]]))
         tensor([[2, 0, 1]])
     """

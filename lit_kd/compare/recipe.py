@@ -186,7 +186,7 @@ def read_overrides(options: Sequence[str]) -> Config:
     Raises:
         ValueError: If one does not have this form, or is about neither model, data nor trainer.
 
-    Example:
+    Examples:
         >>> read_overrides(["data.init_args.labeled=50", "trainer.max_epochs=3"])
         {'data': {'init_args': {'labeled': 50}}, 'trainer': {'max_epochs': 3}}
     """
@@ -221,7 +221,7 @@ def check_seeds(seeds: Any, where: str) -> list[int]:
 def merge(base: Config, own: Config) -> Config:
     """Nested mappings merged; where both have a value, ``own`` counts.
 
-    Example:
+    Examples:
         >>> merge({"a": {"x": 1, "y": 1}}, {"a": {"y": 2}})
         {'a': {'x': 1, 'y': 2}}
     """
@@ -235,7 +235,7 @@ def merge(base: Config, own: Config) -> Config:
 def slug(name: str) -> str:
     """A method's name as a folder's.
 
-    Example:
+    Examples:
         >>> slug("KD 0.5 + meta")
         'kd-0.5-meta'
     """

@@ -185,7 +185,7 @@ def picks_right(weights: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) 
     Returns:
         A fraction; ``None`` where there is no such row.
 
-    Example:
+    Examples:
         >>> picks_right(np.array([[0.9, 0.1], [0.5, 0.5], [0.0, 1.0]]), np.array([[1, 0], [0, 1], [1, 1]], dtype=bool))
         0.75
     """

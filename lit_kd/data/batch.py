@@ -39,7 +39,7 @@ def as_batch(batch: Any) -> Batch:
     Raises:
         TypeError: If it is none of these.
 
-    Example:
+    Examples:
         >>> import torch
         >>> as_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).index is None
         True

@@ -19,7 +19,7 @@ class DigitsDataModule(DataModule):
         test: Rows of the test split, a fraction or a count of all; they are the same whatever the seed.
         **shared: Arguments of every data module, see `DataModule`.
 
-    Example:
+    Examples:
         >>> data = DigitsDataModule(noise="symmetric", noise_rate=0.4, seed=0)
         >>> data.setup()
         >>> data.train_size, data.meta_size

@@ -40,7 +40,7 @@ class DistillationDataModule(DataModule):
             Default: the validation data set with the `transform` of the training data set, where both have one.
         **shared: Arguments of every data module, see `DataModule`; not `val`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> rows = TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)

@@ -41,7 +41,7 @@ def transition_matrix(
     Raises:
         ValueError: If `kind` is unknown, `rate` is not in ``[0, 1]``, or a class in `pairs` does not exist.
 
-    Example:
+    Examples:
         >>> transition_matrix("asymmetric", 3, 0.5, {2: 0}).tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
     """
@@ -110,7 +110,7 @@ def corrupt(
     Raises:
         ValueError: If the matrix is none, or a label has no row in it.
 
-    Example:
+    Examples:
         >>> corrupt(np.array([0, 1, -1]), [[0, 1], [1, 0]], seed=0).tolist()
         [1, 0, -1]
     """

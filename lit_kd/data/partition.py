@@ -192,7 +192,7 @@ def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
     Raises:
         ValueError: If that is less than one label a class, or more than there are.
 
-    Example:
+    Examples:
         >>> (keep_labels(np.arange(12) % 3, 0.5, seed=0) != UNLABELED).sum()
         np.int64(6)
     """

@@ -34,7 +34,7 @@ class EpochSampler(DistributedSampler[int]):
     Raises:
         ValueError: If there is no row to draw from.
 
-    Example:
+    Examples:
         >>> sampler = EpochSampler(3, length=5, seed=0)
         >>> draws = list(sampler)
         >>> len(draws), sorted(draws[:3])

@@ -12,7 +12,7 @@ import torch
 def resolve_seed(seed: int | None) -> int:
     """Return `seed`, or if it is None the one given to ``seed_everything``, or 0 if that was never called.
 
-    Example:
+    Examples:
         >>> resolve_seed(3)
         3
     """
@@ -25,7 +25,7 @@ def derive_seed(seed: int, purpose: str) -> int:
     Returns:
         An integer in ``[0, 2**32)``, the same on every machine.
 
-    Example:
+    Examples:
         >>> derive_seed(0, "noise") == derive_seed(0, "split")
         False
     """

@@ -53,7 +53,7 @@ def stratified_split(
     Raises:
         ValueError: If a size is no fraction or count, is below the number of classes, or nothing is left.
 
-    Example:
+    Examples:
         >>> parts = stratified_split([0, 1] * 10, {"val": 0.2}, seed=0)
         >>> [(name, len(part)) for name, part in parts.items()]
         [('train', 16), ('val', 4)]

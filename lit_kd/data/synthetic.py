@@ -57,7 +57,7 @@ class GMMDataModule(_SyntheticDataModule):
     The source's noisy variant redraws labels with probability 0.2 (``flip_y`` of scikit-learn), those of validation
     and test rows too. Here, ``noise="symmetric", noise_rate=0.2`` is the same draw, of training labels only [ours].
 
-    Example:
+    Examples:
         >>> data = GMMDataModule(noise="symmetric", noise_rate=0.2, seed=0)
         >>> data.setup()
         >>> data.train_size, data.meta_size
@@ -88,7 +88,7 @@ class GMMDataModule(_SyntheticDataModule):
 class SpiralDataModule(_SyntheticDataModule):
     """4 spiral arms around one centre, 1500 points each, in the plane [code]; the seed of the jitter is [ours].
 
-    Example:
+    Examples:
         >>> data = SpiralDataModule(seed=0)
         >>> data.setup()
         >>> data.train_size, data.meta_size
@@ -111,7 +111,7 @@ class SpiralDataModule(_SyntheticDataModule):
 class BlobsDataModule(_SyntheticDataModule):
     """8 round blobs of unequal spread, 1250 points each, in the plane [code].
 
-    Example:
+    Examples:
         >>> data = BlobsDataModule(seed=0)
         >>> data.setup()
         >>> data.train_size, data.meta_size

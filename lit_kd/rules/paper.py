@@ -36,7 +36,7 @@ def by_share(gradient: Tensor) -> Tensor:
 def project(shares: Tensor) -> Tensor:
     """The nearest point with ``shares >= 0`` and ``sum <= 1``, row by row, ``(B, K)``.
 
-    Example:
+    Examples:
         >>> project(torch.tensor([[1.7], [-0.2], [0.4]])).flatten()
         tensor([1.0000, 0.0000, 0.4000])
     """

@@ -47,7 +47,7 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     Returns:
         Probabilities and the noise rate.
 
-    Example:
+    Examples:
         >>> x = np.concatenate([np.full(60, -5.0), np.tile([-1.0, 0.0, 1.0], 60)])
         >>> fit = fit_clean_probability(x[:, None], np.arange(240) >= 180)
         >>> round(fit.noise_rate, 2), fit.clean[:60].max() < 0.1

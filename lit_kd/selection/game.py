@@ -31,7 +31,7 @@ def rad_distribution(gain: ArrayLike, mistakes: float, penalty: ArrayLike | None
     Raises:
         ValueError: If a value is negative or not finite, the shapes differ, or there are no rows.
 
-    Example:
+    Examples:
         >>> rad_distribution([1.0, 1.0, 0.5, 0.1], mistakes=1.0)
         array([0.25, 0.25, 0.5 , 0.  ])
     """
@@ -76,7 +76,7 @@ def rad_marginals(gain: ArrayLike, mistakes: float, budget: int, penalty: ArrayL
     Raises:
         ValueError: As `rad_distribution`, and if the budget is not in [0, n].
 
-    Example:
+    Examples:
         >>> rad_marginals([1.0, 0.5, 0.4], mistakes=0.0, budget=2)
         array([1., 1., 0.])
     """
@@ -126,7 +126,7 @@ def guaranteed_gain(marginals: ArrayLike, gain: ArrayLike, mistakes: float, pena
     Returns:
         For the p of `rad_distribution` the game's value.
 
-    Example:
+    Examples:
         >>> guaranteed_gain([0.25, 0.25, 0.5, 0.0], [1.0, 1.0, 0.5, 0.1], mistakes=1.0)
         0.5
     """
@@ -154,7 +154,7 @@ def dep_round(marginals: ArrayLike, generator: np.random.Generator) -> Indices:
     Raises:
         ValueError: If a marginal is outside of [0, 1], or their sum is not whole.
 
-    Example:
+    Examples:
         >>> dep_round([1.0, 0.0, 1.0, 0.5, 0.5], np.random.default_rng(0)).shape
         (3,)
     """

@@ -25,7 +25,7 @@ def margin_gain(probabilities: ArrayLike) -> Floats:
     Returns:
         In [0, 1], ``(n,)``.
 
-    Example:
+    Examples:
         >>> margin_gain([[0.5, 0.5], [0.75, 0.25]])
         array([1. , 0.5])
     """
@@ -45,7 +45,7 @@ def uniform(n: int, budget: int, generator: np.random.Generator) -> Indices:
 def margin(probabilities: ArrayLike, budget: int) -> Indices:
     """The b rows of the smallest margin, ``(b,)``; of equal ones, the first (Scheffer et al., 2001).
 
-    Example:
+    Examples:
         >>> margin([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], budget=2)
         array([1, 2])
     """
@@ -55,7 +55,7 @@ def margin(probabilities: ArrayLike, budget: int) -> Indices:
 def entropy(probabilities: ArrayLike, budget: int) -> Indices:
     """The b rows of the largest entropy, ``(b,)``; of equal ones, the first (Shannon's, in nats).
 
-    Example:
+    Examples:
         >>> entropy([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], budget=2)
         array([1, 2])
     """
@@ -76,7 +76,7 @@ def coreset(features: ArrayLike, centers: ArrayLike, budget: int) -> Indices:
     Returns:
         In the order of choice, ``(b,)``.
 
-    Example:
+    Examples:
         >>> coreset([[0.0], [1.0], [9.0], [5.0]], centers=[[0.0]], budget=2)
         array([2, 3])
     """

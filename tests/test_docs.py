@@ -1,0 +1,91 @@
+"""The documentation names what there is, and its commands and formulas hold. `make docs` checks links and pages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lit_kd.methods
+from lit_kd import KD, Batch, Outputs
+from lit_kd.lightning_cli import make_cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text() for path in (ROOT / "docs").rglob("*.md")}
+TEXT = re.sub(r"```text\n.*?```", "", "\n".join(PAGES.values()), flags=re.DOTALL)  # which are commands of others
+
+
+def commands() -> list[str]:
+    """What the pages' ``lit-kd fit`` lines say after ``fit``, of those whose configs are shipped."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
+    found = [line.split(" fit ", 1)[1] for line in blocks.splitlines() if re.search(r"(lit-kd|-m lit_kd) fit ", line)]
+    return [line for line in found if "--config configs/" in line]
+
+
+@pytest.mark.parametrize("method", lit_kd.methods.__all__)
+def test_every_method_has_a_page(method: str) -> None:
+    [page] = [name for name, text in PAGES.items() if f"\n::: lit_kd.{method}\n" in text]
+    assert page in (ROOT / "mkdocs.yml").read_text()
+    for part in ("When", "Config", "Needs", "Costs", "Limits"):
+        assert f"- **{part}:**" in PAGES[page]
+
+
+def test_every_config_is_mentioned_and_all_that_is_mentioned_is_there() -> None:
+    named = set(re.findall(r"(?:configs|notebooks|lit_kd|tests)/[\w/.]*\w", TEXT))
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")} <= named
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_command_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["lit-kd"])
+    tiny = ["--model=Supervised", "--model.student=mlp-8", "--data=DigitsDataModule", "--trainer.logger=false"]
+    parser = make_cli([*tiny, "--trainer.accelerator=cpu"], run=False).parser
+    assert len(commands()) > 8
+    for command in commands():  # run=False has made a parser without subcommands, once
+        config = parser.parse_args(shlex.split(command))
+        assert config.model.class_path.removeprefix("lit_kd.") in lit_kd.methods.__all__
+
+
+def test_examples_are_rendered_as_such() -> None:
+    # "Example:" is a note to mkdocstrings, "Examples:" a section of code
+    assert not [path for path in (ROOT / "lit_kd").rglob("*.py") if re.search(r"^ +Example:$", path.read_text(), re.M)]
+
+
+@pytest.mark.parametrize(("label", "teacher"), [(0.1, 0.9), (1.0, 1.0), (1.0, 4.0)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: float) -> None:
+    """The table of `migrating.md`: other weights that do not sum to 1 give the same training."""
+    draw = torch.Generator().manual_seed(0)
+    x, y, t = torch.randn(16, 5, generator=draw), torch.arange(16) % 3, torch.randn(16, 3, generator=draw)
+    lr, decay, temperature = 0.1, 0.01, 4.0
+    scale = label + teacher
+    method = KD("mlp-4", num_classes=3, input_shape=[5], weight=teacher / scale, temperature=temperature)
+
+    def theirs(z: Tensor) -> Tensor:
+        soft, target = (z / temperature).log_softmax(1), (t / temperature).softmax(1)
+        kl = (target * (target.log() - soft)).sum(1).mean()
+        return label * F.cross_entropy(z, y) + teacher * temperature**2 * kl
+
+    def ours(z: Tensor) -> Tensor:
+        terms = method.distill(Outputs(z, {}), [Outputs(t, {})], Batch(x, y))
+        return sum((term.mean() for term in terms.values()), torch.zeros(()))
+
+    def train(loss: Callable[[Tensor], Tensor], lr: float, decay: float) -> Tensor:
+        torch.manual_seed(0)
+        net = nn.Linear(5, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss(net(x)).backward()
+            optimizer.step()
+        return net.weight.detach()
+
+    torch.testing.assert_close(train(ours, scale * lr, decay / scale), train(theirs, lr, decay))
