@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -22,8 +21,9 @@ from lit_kd.data.seeds import seed_epoch
 from lit_kd.features import Outputs, Tapped
 from lit_kd.metrics import EvaluationMetrics
 from lit_kd.models import Network, resolve_model, student_name
-from lit_kd.rows_pass import RowOutputs, rows_pass, to_device
+from lit_kd.rows_pass import RowOutputs, module_pass
 from lit_kd.schedule import cosine, planned_length
+from lit_kd.teacher_cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
 
 
@@ -48,6 +48,7 @@ class Distiller(LightningModule):
         lr_scheduler: Maps an optimizer to a scheduler; ``"cosine"`` anneals to 0 over the whole training, ``None``
             keeps the learning rate.
         lr_interval: Whether the scheduler steps once an epoch or once an update.
+        teacher_cache: ``"memory"`` or a directory: ask teachers once a row, see `lit_kd.teacher_cache.TeacherCache`.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -69,6 +70,7 @@ class Distiller(LightningModule):
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: Literal["cosine"] | LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        teacher_cache: str | TeacherCache | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -83,6 +85,7 @@ class Distiller(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
+        self.teacher_cache = TeacherCache.of(teacher_cache)
         self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
         self._teacher_specs = as_specs(teacher)
         if any(spec is self.student for spec in self._teacher_specs):
@@ -166,13 +169,7 @@ class Distiller(LightningModule):
         Raises:
             ValueError: If there are no rows, or outputs of other classes or that are not finite.
         """
-        asked = self.teachers if teachers else Teachers()
-        with self.trainer.precision_plugin.forward_context():
-            found = rows_pass(self.tapped_student, asked, rows, self.data.batch_size, partial(to_device, self))
-        outputs = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
-        check_batch(Batch(found.student.logits, found.y), outputs, self.num_classes, UNLABELED)
-        check_finite({f"{name}'s logits": given.logits.sum() for name, given in outputs.items()})
-        return found
+        return module_pass(self, self.teachers if teachers else Teachers(), rows)
 
     # teachers
 
@@ -199,6 +196,10 @@ class Distiller(LightningModule):
         dtype = cast(torch.dtype, self.dtype)
         self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
 
+    def configure_callbacks(self) -> Any:
+        """What fills the cache; a method that overrides this adds to it."""
+        return [FillTeacherCache()] if self.teacher_cache else []
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """Teachers follow the student to a device or dtype, though they are no submodules."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -213,7 +214,8 @@ class Distiller(LightningModule):
 
     def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
         """The student's and the teachers' outputs for a batch."""
-        teachers = self.teachers(batch.x)  # first, while no activations of the student take memory
+        # first, while no activations of the student take memory
+        teachers = self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
         student = self.tapped_student(batch.x)
         # teachers first: where one gives no numbers, the student soon gives none either
         self._check(batch, {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student})
@@ -274,7 +276,7 @@ class Distiller(LightningModule):
         finite is read at the end of a training epoch.
         """
         stage = str(self.trainer.state.stage)
-        self._reading = stage not in self._checked or not _stalls(batch.y.device)
+        self._reading = stage not in self._checked or batch.y.device.type == "cpu"
         if self._reading:
             self._checked.add(stage)
             check_batch(batch, outputs, self.num_classes, UNLABELED if self.trainer.training else 0)
@@ -346,8 +348,3 @@ class Distiller(LightningModule):
 
     def _batches_per_update(self) -> int:
         return self.trainer.accumulate_grad_batches
-
-
-def _stalls(device: torch.device) -> bool:
-    """Whether to read a value is to wait for all work that the device was given."""
-    return device.type != "cpu"

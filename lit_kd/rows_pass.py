@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lit_kd.data.batch import Batch, as_batch
+from lit_kd.checks import check_batch, check_finite
+from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.data.rows import Indexed
 from lit_kd.features import Outputs, Tapped, evaluating
 from lit_kd.samples import of_first_process
 from lit_kd.teachers import Teachers
+
+if TYPE_CHECKING:
+    from lit_kd.distiller import Distiller
 
 
 class RowOutputs(NamedTuple):
@@ -34,7 +39,11 @@ class RowOutputs(NamedTuple):
 
 
 def rows_pass(
-    student: Tapped, teachers: Teachers, rows: Indexed, batch_size: int, move: Callable[[Batch], Batch]
+    student: Tapped,
+    teachers: Callable[[Batch], list[Outputs]],
+    rows: Indexed,
+    batch_size: int,
+    move: Callable[[Batch], Batch],
 ) -> RowOutputs:
     """The outputs for all rows: without gradients, in evaluation mode, with no random number taken from the training.
 
@@ -43,7 +52,7 @@ def rows_pass(
 
     Args:
         student: The student; its mode and buffers stay as they are.
-        teachers: The teachers.
+        teachers: Give each teacher's outputs for a batch.
         rows: The rows, taken in their order.
         batch_size: Rows at a time.
         move: Brings a batch to the models' device.
@@ -59,7 +68,7 @@ def rows_pass(
             batch = move(rows.__getitems__(list(range(first, min(first + batch_size, len(rows))))))
             batches.append(batch)
             students.append(student(batch.x))
-            taught.append(teachers(batch.x))
+            taught.append(teachers(batch))
     # under autocast, the training would find casts of the weights that know nothing of gradients
     torch.clear_autocast_cache()
     index = [batch.index for batch in batches if batch.index is not None]
@@ -69,6 +78,24 @@ def rows_pass(
         y=torch.cat([batch.y for batch in batches]),
         index=torch.cat(index) if index else None,
     )
+
+
+def module_pass(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOutputs:
+    """The outputs of a method's student, and of teachers, for chosen rows of its data; see `rows_pass`.
+
+    Raises:
+        ValueError: If there are no rows, or outputs of other classes or that are not finite.
+    """
+    data = module.data
+    # the cache knows the data's own rows alone
+    cached = rows.indices is not None and rows.rows in (data.parts.plain, data.parts.augmented)
+    ask = teachers.trained_on if cached else lambda batch: teachers(batch.x)
+    with module.trainer.precision_plugin.forward_context():
+        found = rows_pass(module.tapped_student, ask, rows, data.batch_size, partial(to_device, module))
+    outputs = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
+    check_batch(Batch(found.student.logits, found.y), outputs, module.num_classes, UNLABELED)
+    check_finite({f"{name}'s logits": given.logits.sum() for name, given in outputs.items()})
+    return found
 
 
 def to_device(module: LightningModule, batch: Batch) -> Batch:

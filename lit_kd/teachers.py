@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_kd.data.batch import Batch
 from lit_kd.features import Outputs, Tapped
 from lit_kd.models import Network, resolve_model
 
@@ -28,17 +29,24 @@ class Teachers:
     def __init__(self, models: Sequence[nn.Module] = (), taps: Sequence[str] = ()) -> None:
         self.models = [model.eval().requires_grad_(False) for model in models]
         self._tapped = [Tapped(model, taps) for model in self.models]
+        self.cache: Callable[[Tensor | None], list[Outputs]] | None = None  # of the training data, by sample index
 
     def __len__(self) -> int:
         return len(self.models)
 
     def __call__(self, x: Tensor | Mapping[str, Tensor]) -> list[Outputs]:
         """The outputs of every teacher for a batch, without gradients."""
-        if not self._tapped:
-            return []
+        return [self.one(k, x) for k in range(len(self))]
+
+    def one(self, k: int, x: Tensor | Mapping[str, Tensor]) -> Outputs:
+        """The outputs of teacher k alone."""
         # not inference_mode: its tensors may not take part in a loss that is differentiated
         with torch.no_grad():
-            return [tapped(x) for tapped in self._tapped]
+            return self._tapped[k](x)
+
+    def trained_on(self, batch: Batch) -> list[Outputs]:
+        """The outputs for a batch of training or meta rows: no teacher is called where they are cached."""
+        return self(batch.x) if self.cache is None else self.cache(batch.index)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move every parameter and buffer, as `torch.nn.Module._apply` does: device and dtype follow the student's."""

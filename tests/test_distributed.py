@@ -19,12 +19,13 @@ import pytest
 import torch
 from lightning import seed_everything
 from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_kd import KD
 from lit_kd.data.rows import Indexed
 from lit_kd.models import build_model
 from lit_kd.samples import all_rows
+from lit_kd.teacher_cache import PROBED, TeacherCache
 
 ROWS = 12
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""
@@ -106,7 +107,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], d
     finally:  # all of them, should they be stuck
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group.pid, signal.SIGKILL)
-    return {(n, case): torch.load(directory / f"{n} {case}.pt", weights_only=True) for n, case in RUNS}
+    cached = [(2, "cache 0"), (2, "cache 1")]
+    return {(n, case): torch.load(directory / f"{n} {case}.pt", weights_only=True) for n, case in [*RUNS, *cached]}
 
 
 RUNS = [(processes, case) for processes, cases in SIZES.items() for case in cases]
@@ -154,10 +156,64 @@ def choose_alike(processes: int) -> None:
     assert torch.equal(*all_rows(model.training_rows()).chunk(processes))
 
 
+def share_a_cache(processes: int, directory: str) -> dict[str, Any]:
+    """What this process asks the teacher, and what it then knows; the last teacher fails in one process alone."""
+    found: dict[str, Any] = {}
+    inputs = Blobs()
+    inputs.setup()
+    row = inputs.parts.plain.fetch([int(inputs.parts.positions["train"][40])])
+    steps: Any = (("memory", "float16", False), ("files", "float32", False), ("sick", "float32", True))
+    for where, dtype, sick in steps:
+        seed_everything(0, verbose=False)
+        asked: list[int] = []
+        teacher = Sick(row) if sick else trained_teachers()[0]
+        teacher.register_forward_pre_hook(lambda _, x, asked=asked: asked.append(len(x[0])))
+        place = where if where == "memory" else f"{directory}/{where}"
+        model = KD(
+            "mlp-8", teacher, num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache=TeacherCache(place, dtype)
+        )
+        fitted = trainer(
+            devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1, limit_val_batches=0
+        )
+        try:
+            fitted.fit(model, Blobs(batch_size=ROWS // processes))
+        except (RuntimeError, ValueError) as error:
+            found[where] = str(error)
+        else:
+            found[where] = {"asked": sum(asked), "student": model.student.state_dict()}
+    return found
+
+
+class Sick(nn.Module):
+    """Gives no numbers for one of the rows."""
+
+    def __init__(self, row: Any) -> None:
+        super().__init__()
+        self.net, self.row = trained_teachers()[0], row
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x).masked_fill((x == self.row).flatten(1).all(1, keepdim=True), torch.nan)
+        return out
+
+
+def test_processes_share_a_cache(several: dict[tuple[int, str], dict[str, Any]], tmp_path: Path) -> None:
+    one = share_a_cache(1, str(tmp_path))
+    both = [several[2, f"cache {rank}"] for rank in (0, 1)]
+    for where, rows in (("memory", 72), ("files", 72)):
+        assert one[where]["asked"] == PROBED + rows
+        for found in both:
+            assert found[where]["asked"] == PROBED + rows // 2
+            torch.testing.assert_close(found[where]["student"], one[where]["student"], rtol=1e-5, atol=1e-5)
+    assert "nan or infinity in row 40" in one["sick"]
+    assert "nan or infinity in row 40" in both[1]["sick"]
+    assert "expected all processes to fill the cache of teacher 0" in both[0]["sick"]
+
+
 def one_of_several(rank: int, processes: int, directory: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     if processes == 2:
         choose_alike(processes)
+        torch.save(share_a_cache(processes, directory), Path(directory) / f"{processes} cache {rank}.pt")
     for case in SIZES[processes]:
         learned = learn(case, processes)
         if learned is not None:

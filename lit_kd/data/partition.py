@@ -65,6 +65,7 @@ class Partition:
         val: Validation rows.
         test: Test rows.
         fingerprint: Hash of all that a table of per-sample values relies on.
+        rows_fingerprint: Hash of which row has which index, whatever its label; not of the inputs.
     """
 
     augmented: Rows
@@ -75,6 +76,7 @@ class Partition:
     val: Indexed
     test: Indexed
     fingerprint: str
+    rows_fingerprint: str
     unlike: str | None = None
 
     def train_rows(self, meta: bool) -> Indexed:
@@ -174,6 +176,7 @@ def partition(
         val=Indexed(plain, positions["val"], torch.from_numpy(clean[positions["val"]]), None),
         test=test,
         fingerprint=_fingerprint(source, positions, given, num_classes),
+        rows_fingerprint=_fingerprint(source, positions, given[:0], 0),
         unlike=source.unlike,
     )
 

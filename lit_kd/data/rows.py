@@ -116,6 +116,13 @@ class JoinedRows:
         return {key: torch.cat([pairs[0][key], pairs[1][key]])[back] for key in pairs[0]}
 
 
+def in_memory(rows: Rows) -> list[Tensor]:
+    """Return the tensors in memory that rows are made of; none where they come from elsewhere."""
+    if isinstance(rows, JoinedRows):
+        return in_memory(rows.first) + in_memory(rows.second)
+    return [rows.x] if isinstance(rows, TensorRows) else []
+
+
 class Indexed(Dataset[Batch]):
     """Some rows, with labels and indices: what the loaders read.
 

@@ -40,20 +40,20 @@ class ALMKD(TableDistiller):
     It costs a forward and a backward pass of that and a forward-mode pass of the training batch, for the rules
     ``"paper"`` and ``"amal"``, which look ahead, also a backward pass, and all of it at each repeat: a step of resnet20
     took 2.6 times as long as with ``"last_layer"`` for the rule ``"robust"``, and 12 times with 5 repeats.
+    ``"central"`` is the same by central differences, for students with operators that have no forward mode. Both take
+    the learning rate of the last parameter for all of them.
 
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.
         rule: How weights follow from the meta-gradient: ``"robust"`` (the default, ours), ``"paper"`` or ``"amal"``
             (published), or a `lit_kd.rules.Rule` with constants of its own.
-        meta_gradient: ``"last_layer"`` or ``"exact"``, see above; ``"central"``: the latter by central differences, for
-            students with operators that have no forward mode. A look-ahead through all layers takes the learning rate
-            of the last parameter for all of them.
-        temperature: T > 0, dimensionless; the published experiments use 4, and so does the robust rule's tuning.
-        gradient_clip_val: Largest norm of the student's gradient; the trainer's own option does not reach here.
+        meta_gradient: ``"last_layer"``, ``"exact"`` or ``"central"``, see above.
+        temperature: T > 0, dimensionless; 4 in the published experiments and the robust rule's tuning.
+        gradient_clip_val: Largest norm of the student's gradient, in place of the trainer's option.
         accumulate_grad_batches: Batches an update; likewise.
-        start_weights: Weights before the rule's first update, in place of its own: the teachers' share w in [0, 1], for
-            (1 - w, w / K, ...); or a .csv, .parquet or .ckpt file, see `lit_kd.sample_file.starting_weights`.
+        start_weights: Weights before the rule's first update: the teachers' share in [0, 1], or a .csv, .parquet or
+            .ckpt file, see `lit_kd.sample_file.starting_weights`.
         revise: Eta of Label Revision, in [0, 1): see `lit_kd.losses.revised_teacher`.
         select: The fraction of rows that teachers teach, see `lit_kd.revision.Revision`.
         damping: Of the selection's scores.

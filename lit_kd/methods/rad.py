@@ -107,6 +107,11 @@ class RobustActiveDistillation(Distiller):
         super().setup(stage)
         if stage != "fit":
             return
+        if self.teacher_cache:
+            raise ValueError(
+                f"expected no teacher_cache, which asks about all rows, found {self.teacher_cache.where!r}: "
+                f"{type(self).__name__} asks about a few rows, once each, and keeps the answers. Leave it unset"
+            )
         if isinstance(self.trainer.strategy, SHARDED):
             raise ValueError(
                 f"{type(self).__name__} sets student and optimizer back in each round, which "
