@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib import import_module
 
 from lit_kd.version import __version__
 
+HELP = """usage: lit-kd COMMAND ...
+
+Distil a student when labels or teacher cannot be trusted.
+
+  fit, validate, test, predict        train and use a method on data: LightningCLI; lit-kd fit --help
+  predict CHECKPOINT IMAGES           classify a directory of images, into a csv file
+  compare RECIPE                      train a recipe's methods side by side
+  samples                             write what a run learned about each training sample
+  export CHECKPOINT --format FORMAT   write the student alone, for ONNX, torch.export or safetensors
+
+lit-kd COMMAND --help tells the options, lit-kd fit --model.help KD those of a method, lit-kd --version the version.
+"""
+LIGHTNING = ("fit", "validate", "test", "predict")
+OURS = {
+    "compare": "lit_kd.compare.command",
+    "export": "lit_kd.export_command",
+    "samples": "lit_kd.samples_command",
+}
+
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``lit-kd``: fit, validate, test, predict (Lightning's command line), compare, or samples.
+    """Run ``lit-kd``: a command of Lightning's command line or of ours, see `HELP`.
 
     Args:
         args: Command line without the program's name; ``None`` reads ``sys.argv`` and prints errors of ours without a
@@ -29,21 +50,27 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: Sequence[str] | None) -> None:
-    first = list(sys.argv[1:] if args is None else args)
-    if first == ["--version"]:
+    line = list(sys.argv[1:] if args is None else args)
+    command = line[0] if line else "--help"
+    if line == ["--version"]:
         print(f"lit-kd {__version__}")
-    elif first[:1] == ["compare"]:
-        from lit_kd.compare import main as compare
+    elif command in ("--help", "-h"):
+        print(HELP, end="")
+    elif command in OURS:
+        import_module(OURS[command]).main(line[1:])
+    elif command == "predict" and line[1:] and not line[1].startswith("-"):
+        import_module("lit_kd.predict_command").main(line[1:])
+    elif command in LIGHTNING or command.startswith("-"):
+        from lit_kd.command_line import check_line
 
-        compare(first[1:])
-    elif first[:1] == ["samples"]:
-        from lit_kd.samples_command import main as samples
-
-        samples(first[1:])
+        line = check_line(line)
+        if args is None:  # Lightning reads them itself, and starts other processes with them
+            sys.argv[1:] = line
+        import_module("lit_kd.lightning_cli").run(None if args is None else line)
     else:
-        from lit_kd.lightning_cli import run
-
-        run(None if args is None else first)
+        near = difflib.get_close_matches(command, [*LIGHTNING, *OURS], n=1)
+        told = f"did you mean {near[0]}?" if near else "lit-kd --help lists them"
+        raise ValueError(f"expected a command, found {command}: {told}")
 
 
 def raised_here(error: BaseException | None) -> BaseException | None:

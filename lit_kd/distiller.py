@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from lit_kd.features import Outputs, Tapped
 from lit_kd.metrics import EvaluationMetrics
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.rows_pass import RowOutputs, module_pass
+from lit_kd.saved import Saved, distrust_files
 from lit_kd.schedule import cosine, planned_length
 from lit_kd.teacher_cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
@@ -32,7 +32,7 @@ def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
     return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-class Distiller(LightningModule):
+class Distiller(Saved):
     """Trains a student with the help of frozen teachers.
 
     A method overrides `distill`, and holds no logging, optimiser, device or checkpoint code. Checkpoints hold the
@@ -175,6 +175,7 @@ class Distiller(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the teachers: required for training, used for evaluation where they are at hand."""
+        distrust_files(self.trainer)
         self.tapped_student = Tapped(self.student, self.student_taps)
         self._checked, self._watched, self._sums, self._begun = set(), {}, {}, False
         training = stage == "fit"

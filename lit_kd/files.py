@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 TABLES = (".csv", ".parquet")
+EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+"""Formats of exported students, and how their files' names end."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -17,6 +19,48 @@ def write_whole(path: Path, content: str | bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
+
+
+def check_checkpoint_file(path: Path) -> None:
+    """Refuse a checkpoint that is not there, before anything slow is done.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file's plain values, see `parse_yaml`."""
+    return parse_yaml(path.read_bytes(), str(path))
+
+
+def parse_yaml(text: str | bytes, name: str) -> Any:
+    """The plain values of YAML; nothing in it can run code.
+
+    Raises:
+        ValueError: If it is not YAML; it calls the text by the name.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        told = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{name}: expected YAML, found a mistake{where}: {told}") from error
+
+
+def check_unused(path: Path, overwrite: bool) -> None:
+    """Refuse a path that is taken, unless it may be overwritten.
+
+    Raises:
+        FileExistsError: If it is.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already: give another path, or overwrite=True (--overwrite)")
 
 
 def check_new(path: Path, overwrite: bool) -> None:
@@ -29,8 +73,7 @@ def check_new(path: Path, overwrite: bool) -> None:
     """
     if path.suffix not in TABLES:
         raise ValueError(f"expected a path that ends in {' or '.join(TABLES)}, found {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already: give another path, or overwrite=True (--overwrite)")
+    check_unused(path, overwrite)
     if path.suffix == ".parquet":
         _pyarrow()
 

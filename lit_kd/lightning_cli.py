@@ -9,8 +9,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lit_kd.methods  # noqa: F401 - imported so that their short names are legal in a config
 from lit_kd.callbacks import BestAndLast, ResumeAsBefore, WritePredictions
+from lit_kd.command_line import check_ckpt_path
 from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
+from lit_kd.models.checkpoint import read_checkpoint
+from lit_kd.teachers import is_path
 from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
@@ -31,6 +34,18 @@ class Cli(LightningCLI):
             {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
         )
 
+    def before_instantiate_classes(self) -> None:
+        """Read a student's checkpoint once before it is needed: jsonargparse would bury what is wrong with it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no checkpoint, or could run code.
+        """
+        config = self.config[self.config.subcommand] if self.config.get("subcommand") else self.config
+        student = config.get("model.init_args.student")
+        if isinstance(student, str) and is_path(student):
+            read_checkpoint(Path(student))
+
     def _parse_ckpt_path(self) -> None:
         """Explicit options win: Lightning would let the checkpoint's hyperparameters override them silently.
 
@@ -41,10 +56,8 @@ class Cli(LightningCLI):
         """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
-        if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
-            return
-        if not Path(path).exists():
-            raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
+        if path:
+            check_ckpt_path(path)
 
 
 def _as_list(shape: tuple[int, ...] | None) -> list[int] | None:

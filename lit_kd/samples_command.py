@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lit_kd.files import check_new
+from lit_kd.files import check_checkpoint_file, check_new, read_yaml
 
 
 def main(args: Sequence[str]) -> None:
@@ -29,6 +27,7 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     check_new(options.output, options.overwrite)
     config = _read_config(options.config)
+    check_checkpoint_file(options.ckpt_path)
 
     from jsonargparse import ArgumentParser  # heavy, and not needed to find a mistake so far
     from lightning import seed_everything
@@ -50,10 +49,7 @@ def main(args: Sequence[str]) -> None:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no config at {path}: expected the config.yaml that a lit_kd run wrote")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, found a mistake: {error}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict) or "data" not in config:
         raise ValueError(f"{path}: expected the config.yaml that a lit_kd run wrote, found one without data")
     return config

@@ -56,6 +56,7 @@ class TableDistiller(Distiller):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The table goes with the student."""
+        super().on_save_checkpoint(checkpoint)
         if self.table is not None:
             self.table.sync()
             checkpoint["sample_table"] = self.table.state_dict()

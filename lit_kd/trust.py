@@ -12,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
-from sklearn.neighbors import KDTree
 from torch import Tensor
 
 
@@ -98,6 +96,8 @@ class Neighbours:
         self.k = min(max(5, round(0.5 * len(points) ** 0.5)), len(points))
         self.mean, spread = points.mean(0), points.std(0)
         self.scale = np.where(spread > 0, spread, 1)
+        from sklearn.neighbors import KDTree  # late: most runs need none of scikit-learn
+
         self.tree = KDTree((points - self.mean) / self.scale)
 
     def __call__(self, margins: Tensor) -> Tensor:
@@ -167,6 +167,8 @@ def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
     """
     if len(margins) == 0:
         raise ValueError("expected meta rows to estimate the teacher's accuracy on, found none")
+    from sklearn.isotonic import IsotonicRegression
+
     fit = IsotonicRegression(y_min=0, y_max=1).fit(_array(margins), _array(right))
     x, y = (torch.from_numpy(np.array(part)).to(margins) for part in (fit.X_thresholds_, fit.y_thresholds_))
     return Curve(x, y)

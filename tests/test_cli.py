@@ -290,7 +290,7 @@ class TestErrors:
                 "expected noise_rate in [0, 1], found 1.4",
             ),
             (["--model=Nope", "--data=DigitsDataModule"], 'Parser key "model"'),
-            (["--config=gone.yaml"], "File does not exist"),
+            (["--config=gone.yaml"], "no config at gone.yaml: expected a YAML file"),
             ([], "the following arguments are required: fit.data, fit.model"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -323,7 +323,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("recipe", "message"),
         [
-            (None, "no recipe at recipe.yaml: expected a YAML file such as configs/recipes/"),
+            (None, "no recipe at recipe.yaml: expected a YAML file"),
             (
                 "methods: {KD: {}}\nmetods: {}",
                 "expected name, seeds, defaults, teacher or teachers, methods; found also ['metods']",

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_kd.cli import raised_here
+from lit_kd.command_line import find_config, missing_config
 from lit_kd.compare.recipe import Job, check_seeds, merge, read_overrides, read_recipe
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def main(args: Sequence[str]) -> None:
         "lit-kd compare",
         description="Train a recipe's teachers, then every method at every seed. Run again to go on where it stopped.",
     )
-    parser.add_argument("recipe", type=Path, help="YAML file, see configs/recipes")
+    parser.add_argument("recipe", type=Path, help="YAML file, or the name of one that comes with lit_kd: digits_pair")
     parser.add_argument("--name", help="results go to ROOT/NAME (default: the recipe's name)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
@@ -50,7 +51,10 @@ def main(args: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"expected --{name} of at least 1, found {value}")
-    recipe = read_recipe(options.recipe)
+    found = find_config(options.recipe, "recipes")
+    if found is None:
+        raise missing_config(options.recipe, "recipe", "recipes")
+    recipe = read_recipe(found)
     seeds = recipe.seeds if options.seeds is None else check_seeds(options.seeds, "--seeds")
     folder = options.root / (options.name or recipe.name)
     overrides = read_overrides(options.set)

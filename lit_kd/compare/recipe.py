@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from lit_kd.files import parse_yaml, read_yaml
 
 Config = dict[str, Any]
 TEACHER = "teacher"
@@ -96,10 +96,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}: expected a YAML file such as configs/recipes/digits_pair.yaml")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping with methods, found {type(content).__name__}")
     unknown = set(content) - {"name", "seeds", "defaults", "teacher", "teachers", "methods"}
@@ -199,10 +196,7 @@ def read_overrides(options: Sequence[str]) -> Config:
                 "expected KEY=VALUE with a key of model, data or trainer, such as data.init_args.labeled=50; "
                 f"found {option!r}"
             )
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{option!r}: the value is not valid YAML: {error}") from error
+        nested = parse_yaml(value, repr(option))
         for name in reversed(names):
             nested = {name: nested}
         overrides = merge(overrides, nested)

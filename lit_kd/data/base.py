@@ -20,6 +20,7 @@ from lit_kd.data.partition import Partition, Source, partition
 from lit_kd.data.rows import Indexed, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
+from lit_kd.images import ImageInput
 
 
 class DataModule(LightningDataModule, ABC):
@@ -59,12 +60,14 @@ class DataModule(LightningDataModule, ABC):
         num_classes: Number of classes ``C``.
         input_shape: Shape of one input, without the batch axis; None if it is unknown or `x` is a mapping.
         class_names: Their names, if they have any.
+        image_input: How an image file becomes an input in evaluation, where inputs are images; checkpoints carry it.
     """
 
     confusable: ClassVar[dict[int, int] | None] = None
     num_classes: int
     input_shape: tuple[int, ...] | None = None
     class_names: list[str] | None = None
+    image_input: ImageInput | None = None
 
     def __init__(
         self,

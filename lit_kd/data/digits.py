@@ -10,6 +10,7 @@ import torch
 from lit_kd.data.base import DataModule
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import TensorRows
+from lit_kd.images import ImageInput
 
 
 class DigitsDataModule(DataModule):
@@ -29,6 +30,7 @@ class DigitsDataModule(DataModule):
     confusable: ClassVar[dict[int, int] | None] = {0: 6, 6: 0, 1: 7, 7: 1, 2: 3, 3: 2, 4: 9, 9: 4, 5: 8, 8: 5}
     num_classes = 10
     input_shape = (1, 8, 8)
+    image_input = ImageInput(1, 8, [0.0], [1.0])
 
     def __init__(self, test: int | float = 0.2, **shared: Any) -> None:
         super().__init__(**shared)

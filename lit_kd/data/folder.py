@@ -10,6 +10,7 @@ import numpy as np
 from lit_kd.data.base import DataModule
 from lit_kd.data.partition import Labels, Source
 from lit_kd.data.rows import ItemRows
+from lit_kd.images import ImageInput
 
 # The usual statistics of natural images, those of ImageNet; pretrained networks expect them.
 MEAN = [0.485, 0.456, 0.406]
@@ -37,7 +38,8 @@ class ImageFolderDataModule(DataModule):
         self.root = Path(root).expanduser().resolve()
         self.image_size = image_size
         self.augment = augment
-        self.input_shape = (3, image_size, image_size)
+        self.image_input: ImageInput = ImageInput(3, image_size, MEAN, STD)
+        self.input_shape = self.image_input.shape
         # Needed before the model is built, hence read here; the files are listed in setup.
         self.class_names = _subfolders(self.root / "train")
         self.num_classes = len(self.class_names)
@@ -72,14 +74,11 @@ class ImageFolderDataModule(DataModule):
         return ItemRows(folder), number[folder.targets]
 
     def _transform(self, augment: bool) -> Any:
+        if not augment:
+            return self.image_input.transform()
         from torchvision import transforms as t
 
-        size = self.image_size
-        view = (
-            [t.RandomResizedCrop(size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
-            if augment
-            else [t.Resize(size), t.CenterCrop(size)]
-        )
+        view = [t.RandomResizedCrop(self.image_size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
         return t.Compose([*view, t.ToTensor(), t.Normalize(MEAN, STD)])
 
     def _names(self, rows: ItemRows) -> bytes:

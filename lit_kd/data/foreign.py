@@ -155,7 +155,7 @@ class DistillationDataModule(DataModule):
 
     def _adopt_shapes(self) -> None:
         """Take over what the wrapped module knows of its data, now or only once it is set up."""
-        for name in ("num_classes", "input_shape", "class_names"):
+        for name in ("num_classes", "input_shape", "class_names", "image_input"):
             value = self._given.get(name)
             value = getattr(self.inner, name, None) if value is None else value
             if value is not None:

@@ -14,6 +14,7 @@ from lit_kd.data.partition import Source
 from lit_kd.data.rows import TensorRows
 from lit_kd.data.splits import stratified_split
 from lit_kd.data.transforms import ImageTransform
+from lit_kd.images import ImageInput
 
 
 class _TorchvisionDataModule(DataModule):
@@ -32,6 +33,7 @@ class _TorchvisionDataModule(DataModule):
     folder: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     names: ClassVar[tuple[str, ...]] = ()
+    input_shape: tuple[int, int, int]
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
 
@@ -42,6 +44,7 @@ class _TorchvisionDataModule(DataModule):
         self.limit = limit
         self.augment = False
         self.class_names = list(self.names) or None
+        self.image_input: ImageInput = ImageInput(self.input_shape[0], self.input_shape[1], self.mean, self.std)
 
     def prepare_data(self) -> None:
         """Download the files, if that is wanted."""
@@ -61,8 +64,9 @@ class _TorchvisionDataModule(DataModule):
         if self.limit is not None and self.limit < len(x):
             kept = stratified_split(labels, {"limit": self.limit}, seed=0)["limit"]
             x, labels = x[torch.from_numpy(kept)], labels[kept]
-        plain = ImageTransform(self.mean, self.std)
-        train = ImageTransform(self.mean, self.std, padding=4, flip=True) if self.augment else plain
+        mean, std = self.image_input.mean, self.image_input.std
+        plain = ImageTransform(mean, std)
+        train = ImageTransform(mean, std, padding=4, flip=True) if self.augment else plain
         return Source(
             train=TensorRows(x, train),
             plain=TensorRows(x, plain),

@@ -184,6 +184,7 @@ class RobustActiveDistillation(Distiller):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What was asked and answered, and the weights to start from again, go with the student."""
+        super().on_save_checkpoint(checkpoint)
         if self.table is not None:
             checkpoint["sample_table"] = self.table.state_dict()
             checkpoint["initial_student"] = self._initial

@@ -6,11 +6,15 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
+
+from lit_kd.files import check_checkpoint_file
+from lit_kd.images import ImageInput
 
 from .build import build_model
 
@@ -23,6 +27,27 @@ else:
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 _PREFIX = "student."
 _IN_PYTHON = "rebuild the network in Python, load its weights and pass the nn.Module itself"
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """A finished run's student, and what its checkpoint tells about it.
+
+    Attributes:
+        model: On the CPU, in eval mode.
+        name: As for `build_model`.
+        num_classes: K.
+        input_shape: (C, H, W) or (F,); None if the run did not know.
+        class_names: K names; None if the data had none.
+        image_input: How an image file becomes an input; None if inputs are no images, or the data did not tell.
+    """
+
+    model: nn.Module
+    name: str
+    num_classes: int
+    input_shape: tuple[int, ...] | None
+    class_names: list[str] | None
+    image_input: ImageInput | None
 
 
 def load_student(path: str | Path) -> nn.Module:
@@ -43,7 +68,7 @@ def load_student(path: str | Path) -> nn.Module:
         FileNotFoundError: There is no such file.
         ValueError: The file is not such a checkpoint; the message says what to do instead.
     """
-    return _load(Path(path))[0]
+    return read_student(Path(path)).model
 
 
 def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
@@ -76,17 +101,17 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
     spec = os.fspath(spec)
     if not spec.endswith(_SUFFIXES) and not Path(spec).is_file():
         return build_model(spec, num_classes, input_shape)
-    model, found = _load(Path(spec))
-    if found != num_classes:
+    student = read_student(Path(spec))
+    if student.num_classes != num_classes:
         raise ValueError(
-            f"{spec}: a network with another class count: it gives {found} logits, this task has "
+            f"{spec}: a network with another class count: it gives {student.num_classes} logits, this task has "
             f"{num_classes} classes. Pass a checkpoint trained on this task's classes"
         )
-    return model
+    return student.model
 
 
-def _load(path: Path) -> tuple[nn.Module, int]:
-    """The student of the checkpoint at ``path``, and its number of classes."""
+def read_student(path: Path) -> SavedStudent:
+    """The student of the checkpoint at ``path``; raises as `load_student` does."""
     checkpoint = read_checkpoint(path)
     state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters", {})
     if not isinstance(state, dict) or not isinstance(hparams, dict):
@@ -126,13 +151,21 @@ def _load(path: Path) -> tuple[nn.Module, int]:
             f"and input_shape {input_shape}: {textwrap.shorten(str(err), 500)}. If another version of lit_kd "
             f"wrote it, use that version; else {_IN_PYTHON}"
         ) from err
-    return model.eval(), num_classes
+    data = checkpoint.get("data")
+    data = data if isinstance(data, dict) else {}  # older checkpoints tell nothing of the data
+    names, images, shape = data.get("class_names"), data.get("image_input"), input_shape or data.get("input_shape")
+    try:
+        image_input = None if images is None else ImageInput(**images)
+        if names is not None and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
+            raise ValueError(f"expected {num_classes} class names, found {textwrap.shorten(repr(names), 60)}")
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
+    return SavedStudent(model.eval(), name, num_classes, tuple(shape) if shape else None, names, image_input)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's dict, read without running any code that it may hold."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
+    check_checkpoint_file(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

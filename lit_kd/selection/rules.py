@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.cluster import AgglomerativeClustering
-from sklearn.metrics import pairwise_distances_argmin_min
 
 from lit_kd.selection.arrays import Floats, Indices, check_budget, matrix
 
@@ -86,6 +84,8 @@ def coreset(features: ArrayLike, centers: ArrayLike, budget: int) -> Indices:
         raise ValueError(f"expected at least one center with {x.shape[1]} features, found shape {known.shape}")
     if budget == 0:
         return np.zeros(0, np.int64)
+    from sklearn.metrics import pairwise_distances_argmin_min  # late: most runs need none of scikit-learn
+
     distance = pairwise_distances_argmin_min(x, known)[1] ** 2
     chosen: list[int] = []
     for _ in range(budget):
@@ -155,6 +155,8 @@ def cluster_margin(probabilities: ArrayLike, features: ArrayLike, budget: int) -
     candidates = _largest(gain, min(10 * budget, len(gain)))
     if len(candidates) < 2:
         return candidates
+    from sklearn.cluster import AgglomerativeClustering
+
     clusters = AgglomerativeClustering(math.ceil(len(candidates) / 10), linkage="average")
     label = clusters.fit_predict(x[candidates])
     size = np.bincount(label)

@@ -1,0 +1,101 @@
+"""What is told about a command line before torch and Lightning are imported, which takes seconds."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from lit_kd.files import read_yaml
+
+
+def shipped_configs() -> Path:
+    """The folder of the configs that come with this package: ``methods``, ``data`` and ``recipes``."""
+    here = Path(__file__).parent
+    # beside the package where that is used from its repository
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def find_config(name: str | Path, kind: str = "") -> Path | None:
+    """A config file: that path, or else one that comes with this package, as ``methods/kd.yaml``.
+
+    Args:
+        name: The path; for a shipped one ``configs/`` before it and ``.yaml`` behind it may be there or not.
+        kind: The folder of shipped ones to look into as well, e.g. ``recipes``.
+
+    Returns:
+        The file; None if there is none.
+
+    Examples:
+        >>> [find_config(name).stem for name in ("configs/methods/kd.yaml", "data/digits")]
+        ['kd', 'digits']
+    """
+    path = Path(name)
+    if path.exists() or path.is_absolute() or ".." in path.parts:
+        return path if path.is_file() else None
+    shipped = shipped_configs()
+    relative = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    for folder in (shipped, shipped / kind):
+        for found in (folder / relative, folder / f"{relative}.yaml"):
+            if found.is_file():
+                return found
+    return None
+
+
+def missing_config(name: str | Path, what: str, *kinds: str) -> FileNotFoundError:
+    """The error of a config that is neither there nor shipped; names shipped ones of these kinds."""
+    known = [f"{kind}/{path.name}" for kind in kinds for path in sorted((shipped_configs() / kind).glob("*.yaml"))]
+    stems = {Path(each).stem: each for each in known}
+    near = [stems[stem] for stem in difflib.get_close_matches(Path(name).stem, stems, n=3)]
+    told = f"; did you mean {', '.join(near)}?" if near else f", or one that comes with lit_kd: {', '.join(known)}"
+    return FileNotFoundError(f"no {what} at {name}: expected a YAML file{told}")
+
+
+def check_line(line: Sequence[str]) -> list[str]:
+    """Check a line for Lightning's commands, as far as that is quick, and put shipped configs' paths into it.
+
+    Args:
+        line: The arguments, the command first.
+
+    Returns:
+        The arguments, with the path of each config that comes with this package in place of its name.
+
+    Raises:
+        FileNotFoundError: If a config or the checkpoint is not there.
+        ValueError: If a config is not YAML.
+    """
+    checked = [word for joined in line for word in _split(joined)]
+    for i, (option, value) in enumerate(pairwise(checked)):
+        if option == "--config":
+            checked[i + 1] = _check_config(value)
+        elif option == "--ckpt_path":
+            check_ckpt_path(value)
+    return checked
+
+
+def check_ckpt_path(path: str) -> None:
+    """Refuse a path for Lightning's ``--ckpt_path`` that does not exist; words such as ``best``, and addresses, pass.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    words = ("best", "last", "hpc", "null")
+    if not (path in words or path.startswith("registry") or "://" in path or Path(path).exists()):
+        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
+
+
+def _split(word: str) -> list[str]:
+    """``--config=a`` as two words."""
+    option, equals, value = word.partition("=")
+    return [option, value] if equals and option in ("--config", "--ckpt_path") else [word]
+
+
+def _check_config(value: str) -> str:
+    if value.lstrip().startswith("{") or "\n" in value:
+        return value  # YAML itself, in place of a path
+    path = find_config(value)
+    if path is None:
+        raise missing_config(value, "config", "methods", "data")
+    read_yaml(path)
+    return str(path)

@@ -1,0 +1,89 @@
+"""How an image file becomes a model's input in evaluation, in plain values that a checkpoint can carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Shorter side resized to the size, centre cropped, scaled to ``[0, 1]``, normalised: what evaluation sees.
+
+    Args:
+        channels: 1 for grey images, 3 for RGB.
+        size: Height and width in pixels.
+        mean: Mean of each channel, on the scale ``[0, 1]``.
+        std: Standard deviation of each channel, on that scale.
+
+    Raises:
+        ValueError: If these do not fit together.
+
+    Examples:
+        >>> ImageInput(1, 28, [0.1307], [0.3081]).shape
+        (1, 28, 28)
+    """
+
+    channels: int
+    size: int
+    mean: list[float]
+    std: list[float]
+
+    def __post_init__(self) -> None:
+        numbers = [*self.mean, *self.std]
+        if not (
+            (self.channels in (1, 3) and isinstance(self.size, int) and self.size >= 1)
+            and len(self.mean) == len(self.std) == self.channels
+            and all(isinstance(number, (int, float)) for number in numbers)
+            and min(self.std) > 0
+        ):
+            raise ValueError(
+                f"expected 1 or 3 channels, a size of 1 or more, and a mean and a positive std for each channel, "
+                f"found {self.plain()}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one input, ``(C, H, W)``."""
+        return self.channels, self.size, self.size
+
+    def plain(self) -> dict[str, Any]:
+        """The arguments, as numbers and lists."""
+        return asdict(self)
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """From a PIL image in the right mode to a float tensor ``(C, H, W)``."""
+        from torchvision import transforms as t  # imported late: it takes a second
+
+        resize = [t.Resize(self.size), t.CenterCrop(self.size)]
+        transform: Callable[[Any], Tensor] = t.Compose([*resize, t.ToTensor(), t.Normalize(self.mean, self.std)])
+        return transform
+
+    def open(self, path: Path) -> Any:
+        """Decode a file to a PIL image, grey or RGB as the model expects."""
+        from PIL import Image
+
+        with Image.open(path) as image:
+            return image.convert("L" if self.channels == 1 else "RGB")
+
+
+def image_files(folder: Path) -> tuple[list[Path], int]:
+    """The images below a folder, in order, and the number of its other files.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no directory at {folder}: expected one with images, in any subfolders")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not images:
+        raise FileNotFoundError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found {len(files)} other files")
+    return images, len(files) - len(images)
