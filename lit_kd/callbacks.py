@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+
+from lit_kd.files import write_whole
 
 
 class WritePredictions(BasePredictionWriter):
@@ -33,7 +38,7 @@ class WritePredictions(BasePredictionWriter):
     ) -> None:
         """Write what the epoch predicted."""
         stem = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
-        path = _unused(Path(trainer.default_root_dir) / f"{stem}.csv")
+        path = unused(Path(trainer.default_root_dir) / f"{stem}.csv")
         rows = [row for loader in batch_indices for batch in loader for row in batch]
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
@@ -46,7 +51,7 @@ class WritePredictions(BasePredictionWriter):
         rank_zero_info(f"predictions written to {path}")
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
     """The path itself, or a numbered one beside it where it is taken."""
     number = 0
     found = path
@@ -54,6 +59,45 @@ def _unused(path: Path) -> Path:
         number += 1
         found = path.with_stem(f"{path.stem}-{number}")
     return found
+
+
+def run_directory(trainer: Trainer) -> Path:
+    """Where a run's checkpoints lie unless they are sent elsewhere; to be asked by the first process.
+
+    It is not the trainer's ``log_dir``, which is one for all runs where the logger is W&B's or another one.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    first = trainer.loggers[0]
+    if isinstance(first, (CSVLogger, TensorBoardLogger)):
+        return Path(first.log_dir)
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved config as config.yaml in the run's directory, and shows it in W&B and TensorBoard.
+
+    Lightning's own knows no run's directory with W&B: the config of each run would replace that of the last one.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let Lightning save it where it knows the run's directory."""
+        self.save_to_log_dir = not trainer.loggers or isinstance(trainer.loggers[0], (CSVLogger, TensorBoardLogger))
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it where Lightning does not, and show it."""
+        text = self.parser.dump(self.config, skip_none=False)
+        if not self.save_to_log_dir:
+            folder = run_directory(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / self.config_filename, text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(yaml.safe_load(text))
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", "```\n" + text + "\n```")
 
 
 class BestAndLast(ModelCheckpoint):

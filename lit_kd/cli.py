@@ -18,6 +18,7 @@ Distil a student when labels or teacher cannot be trusted.
   fit, validate, test, predict        train and use a method on data: LightningCLI; lit-kd fit --help
   predict CHECKPOINT IMAGES           classify a directory of images, into a csv file
   compare RECIPE                      train a recipe's methods side by side
+  inspect RUN                         rank training samples by learned distrust
   samples                             write what a run learned about each training sample
   export CHECKPOINT --format FORMAT   write the student alone, for ONNX, torch.export or safetensors
 
@@ -27,6 +28,7 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 OURS = {
     "compare": "lit_kd.compare.command",
     "export": "lit_kd.export_command",
+    "inspect": "lit_kd.inspect_command",
     "samples": "lit_kd.samples_command",
 }
 

@@ -251,18 +251,20 @@ class Distiller(Saved):
         """Measure on a validation batch."""
         self._evaluate(as_batch(batch), "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure on a test batch."""
-        self._evaluate(as_batch(batch), "test")
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Measure on a test batch; callbacks are given ``logits``, ``y``, and each of the ``teachers``' logits."""
+        return self._evaluate(as_batch(batch), "test")
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
         student, teachers = self.outputs(batch)
         metrics = cast(EvaluationMetrics, self.metrics[f"at_{stage}"])
-        logged = metrics.update(student.logits, batch.y, [t.logits for t in teachers])
+        outputs: dict[str, Any] = {"logits": student.logits, "y": batch.y, "teachers": [t.logits for t in teachers]}
+        logged = metrics.update(**outputs)
         for name, metric in logged.items():
             self.log(
                 name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/accuracy", batch_size=len(batch.y)
             )
+        return outputs
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The most probable class and its probability, ``(B,)`` each."""

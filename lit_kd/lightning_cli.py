@@ -8,17 +8,18 @@ from typing import Any
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_kd.methods  # noqa: F401 - imported so that their short names are legal in a config
-from lit_kd.callbacks import BestAndLast, ResumeAsBefore, WritePredictions
+from lit_kd.callbacks import BestAndLast, ResumeAsBefore, SaveConfig, WritePredictions
 from lit_kd.command_line import check_ckpt_path
 from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
 from lit_kd.models.checkpoint import read_checkpoint
+from lit_kd.show import ShowRun
 from lit_kd.teachers import is_path
 from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
-Besides the subcommands below: lit-kd compare RECIPE.yaml trains a recipe's methods side by side, and
-lit-kd samples writes what ALM-KD learned about each training sample."""
+Besides the subcommands below: lit-kd compare RECIPE.yaml trains a recipe's methods side by side,
+lit-kd samples writes what ALM-KD learned about each training sample, and lit-kd inspect RUN ranks these by distrust."""
 
 
 class Cli(LightningCLI):
@@ -71,6 +72,7 @@ def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
         args: A command line, or with ``run=False`` a mapping.
         **kwargs: For `lightning.pytorch.cli.LightningCLI`.
     """
+    kwargs.setdefault("save_config_callback", SaveConfig)
     return Cli(
         Distiller,
         DataModule,
@@ -87,4 +89,4 @@ def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
 
 def run(args: list[str] | None) -> None:
     """Run one of Lightning's subcommands."""
-    make_cli(args, trainer_defaults={"callbacks": [WritePredictions(), ResumeAsBefore()]})
+    make_cli(args, trainer_defaults={"callbacks": [WritePredictions(), ResumeAsBefore(), ShowRun()]})

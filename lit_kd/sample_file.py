@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_kd.data import DataModule
+from lit_kd.distrust import knows_truth
 from lit_kd.files import TABLES, read_columns, write_columns
 from lit_kd.models.checkpoint import read_checkpoint
 from lit_kd.samples import SampleTable
@@ -36,16 +37,27 @@ def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwr
         FileExistsError: If the file is there, and may not be overwritten.
         ValueError: If the table belongs to other data, or the path is of another kind.
     """
+    write_columns(
+        Path(path), {name: column.tolist() for name, column in sample_columns(table, data).items()}, overwrite
+    )
+
+
+def sample_columns(table: SampleTable, data: DataModule) -> dict[str, Tensor]:
+    """The columns of `write_samples`, ``(N,)`` each.
+
+    Raises:
+        ValueError: If the table belongs to other data.
+    """
     table.check(len(data.labels), data.fingerprint)
     rows = slice(data.train_size)
     weights = table["weights"][rows]
-    columns = {"index": torch.arange(data.train_size), "label": data.labels[rows]}
-    columns |= dict(zip(_weight_names(weights.shape[1] - 1), weights.T, strict=True))
+    found = {"index": torch.arange(data.train_size), "label": data.labels[rows]}
+    found |= dict(zip(_weight_names(weights.shape[1] - 1), weights.T, strict=True))
     if "clean_probability" in table:
-        columns["clean_probability"] = table["clean_probability"][rows]
-    if data.noise_matrix() is not None or (data.labels != data.clean_labels).any():
-        columns |= {"clean_label": data.clean_labels[rows], "is_noisy": data.noisy[rows]}
-    write_columns(Path(path), {name: column.tolist() for name, column in columns.items()}, overwrite)
+        found["clean_probability"] = table["clean_probability"][rows]
+    if knows_truth(data):
+        found |= {"clean_label": data.clean_labels[rows], "is_noisy": data.noisy[rows]}
+    return found
 
 
 def check_start(source: float | str | None) -> None:

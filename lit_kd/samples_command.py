@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_kd.files import check_checkpoint_file, check_new, read_yaml
+
+if TYPE_CHECKING:
+    from lit_kd.data import DataModule
+    from lit_kd.samples import SampleTable
 
 
 def main(args: Sequence[str]) -> None:
@@ -26,24 +30,43 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     options = parser.parse_args(args)
     check_new(options.output, options.overwrite)
-    config = _read_config(options.config)
-    check_checkpoint_file(options.ckpt_path)
+    table, data = read_run(options.config, options.ckpt_path)
+
+    from lit_kd.sample_file import write_samples
+
+    write_samples(options.output, table, data, options.overwrite)
+    print(f"{data.train_size} samples written to {options.output}")
+
+
+def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:
+    """The sample table of a run, and its data, set up.
+
+    Args:
+        config: The run's config.yaml.
+        checkpoint: One of its checkpoints.
+
+    Raises:
+        FileNotFoundError: If one of the files is not there.
+        ValueError: If one is of another kind, or there is no sample table.
+    """
+    content = _read_config(config)
+    check_checkpoint_file(checkpoint)
 
     from jsonargparse import ArgumentParser  # heavy, and not needed to find a mistake so far
     from lightning import seed_everything
 
     from lit_kd.data import DataModule
-    from lit_kd.sample_file import read_table, write_samples
+    from lit_kd.sample_file import read_table
 
-    table = read_table(options.ckpt_path)
-    if not isinstance(config.get("seed_everything", False), bool):
-        seed_everything(config["seed_everything"], verbose=False)
+    table = read_table(checkpoint)
+    if not isinstance(content.get("seed_everything", False), bool):
+        seed_everything(content["seed_everything"], verbose=False)
     reader = ArgumentParser(exit_on_error=False)
     reader.add_subclass_arguments(DataModule, "data")
-    data = reader.instantiate_classes(reader.parse_object({"data": config["data"]})).data
+    data: DataModule = reader.instantiate_classes(reader.parse_object({"data": content["data"]})).data
     data.setup("fit")
-    write_samples(options.output, table, data, options.overwrite)
-    print(f"{data.train_size} samples written to {options.output}")
+    table.check(len(data.labels), data.fingerprint)
+    return table, data
 
 
 def _read_config(path: Path) -> dict[str, Any]:

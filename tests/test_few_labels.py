@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD, Supervised
 from lit_kd.compare.pictures import draw_weights
-from lit_kd.compare.training import noise_auc
 from lit_kd.data import (
     UNLABELED,
     BlobsDataModule,
@@ -36,6 +35,7 @@ from lit_kd.data import (
     MNISTDataModule,
     SpiralDataModule,
 )
+from lit_kd.distrust import noise_auc
 from lit_kd.sample_file import write_samples
 
 NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.3}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +48,14 @@ def main(args: Sequence[str]) -> None:
         help="an option of every training, such as data.init_args.root=DIR; may be repeated. Give the results a --name",
     )
     parser.add_argument("--jobs", type=int, help="trainings side by side (default: one a core, one with a GPU)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="show each training in this W&B project, grouped by NAME")
     options = parser.parse_args(args)
     for name in ("jobs", "max_epochs"):
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"expected --{name} of at least 1, found {value}")
+    if options.wandb is not None:
+        require_wandb()
     found = find_config(options.recipe, "recipes")
     if found is None:
         raise missing_config(options.recipe, "recipe", "recipes")
@@ -60,7 +65,7 @@ def main(args: Sequence[str]) -> None:
     overrides = read_overrides(options.set)
     if options.max_epochs:
         overrides = merge(overrides, {"trainer": {"max_epochs": options.max_epochs}})
-    jobs = list(recipe.jobs(folder, seeds, overrides))
+    jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
 
     from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe
     from lit_kd.compare.training import RESULT, finished
@@ -109,6 +114,16 @@ def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result
     finally:
         # trainings that have begun are finished, so that none writes while the command is run again
         pool.shutdown(cancel_futures=True)
+
+
+def require_wandb() -> None:
+    """Refuse to start where W&B is wanted and is not installed.
+
+    Raises:
+        ImportError: If it is not.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise ImportError("expected wandb for --wandb, found none: pip install 'lit_kd[wandb]', or leave --wandb out")
 
 
 class TrainingError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,22 +10,26 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
-from PIL import Image
 
-from lit_kd.compare.training import noise_auc
 from lit_kd.data import UNLABELED
-
-CLEAN, NOISY, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
+from lit_kd.distrust import noise_auc
+from lit_kd.pictures import CLEAN, PLAIN, STYLE, draw_histogram, save
 
 
 def draw_accuracy(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], path: Path) -> None:
+    """Draw `accuracy_picture` into a PNG file."""
+    save(accuracy_picture(accuracies, teachers), path)
+
+
+def accuracy_picture(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], width: float = 7.5) -> Figure:
     """Every method's mean and standard deviation, and each seed as a point; a single teacher as a dashed line.
 
     Args:
         accuracies: Test accuracies, fractions, a list over seeds for each method and teacher.
         teachers: Which of them are teachers.
-        path: Where the PNG is written.
+        width: In inches.
     """
     line = teachers[0] if len(teachers) == 1 else None
     students = {name: [100 * a for a in values] for name, values in accuracies.items() if name != line}
@@ -32,13 +37,14 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[
     errors = [stdev(values) if len(values) > 1 else 0.0 for values in students.values()]
     best = max((name for name in students if name not in teachers), key=lambda name: mean(students[name]), default=None)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 0.9 + 0.36 * len(students)), layout="constrained")
+        ink, paper = mpl.rcParams["text.color"], mpl.rcParams["axes.facecolor"]
+        figure = Figure(figsize=(width, 0.9 + 0.36 * len(students)), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(len(students))
-        axes.hlines(rows, 0, 100, color="#e6e8eb", lw=1)
+        axes.hlines(rows, 0, 100, color=PLAIN, lw=1, alpha=0.25)
         for row, (name, values) in enumerate(students.items()):
-            color = CLEAN if name == best else "black"
-            fill = "white" if name in teachers else color
+            color = CLEAN if name == best else ink
+            fill = paper if name in teachers else color
             axes.errorbar(means[row], row, xerr=errors[row], fmt="o", color=color, mfc=fill, ms=7, capsize=3, lw=1.4)
             axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
         points = [a for values in students.values() for a in values]
@@ -46,19 +52,18 @@ def draw_accuracy(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[
         if line is not None:
             teacher = 100 * mean(accuracies[line])
             points.append(teacher)
-            axes.axvline(teacher, color="black", ls="--", lw=1)
+            axes.axvline(teacher, color=ink, ls="--", lw=1)
             axes.text(teacher, -0.75, f"{line} {teacher:.1f}", ha="center", va="bottom", fontsize=8)
         low, high = min(points), max(points)
         room = max(high - low, 1.0)
-        axes.set_xlim(low - 0.1 * room, high + 0.2 * room)
-        for row, (value, error) in enumerate(zip(means, errors, strict=True)):
-            top = max(value + error, *list(students.values())[row])
-            axes.text(top + 0.03 * room, row, f"{value:.1f}", va="center", fontsize=9)
+        axes.set_xlim(low - 0.1 * room, high + 0.1 * room)
+        for row, value in enumerate(means):  # in a column of their own, where nothing else is drawn
+            axes.text(1.01, row, f"{value:.1f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
         axes.set_yticks(rows, list(students))
         axes.invert_yaxis()
         label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
-        figure.supxlabel(label, fontsize=9)
-        save(figure, path)
+        figure.supxlabel(textwrap.fill(label, round(13 * width)), fontsize=9)
+    return figure
 
 
 def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
@@ -70,28 +75,25 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
             ``noisy``, bool ``(N,)``.
         path: Where the PNG is written.
     """
-    seeds = [np.load(file) for file in samples]
-    each = [(seed["weights"][:, 0], seed["label"], seed["noisy"]) for seed in seeds]
-    areas = [area for seed in each if (area := noise_auc(*seed)) is not None]
-    pooled, given, wrong = (np.concatenate(column) for column in zip(*each, strict=True))
-    pooled, wrong = pooled[given != UNLABELED], wrong[given != UNLABELED]
+    weights, wrong, areas = pooled_weights([np.load(file) for file in samples])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.0), layout="constrained")
         axes = figure.subplots()
-        bins = np.linspace(0.0, pooled.max(initial=1.0), 41).tolist()
-        parts: list[tuple[Any, str, str]] = [(~wrong, CLEAN, "label is right")]
-        if wrong.any():
-            parts.append((wrong, NOISY, "label is wrong"))
-        for mask, color, label in parts:
-            share = np.full(int(mask.sum()), 100 / max(1, int(mask.sum())))
-            axes.hist(pooled[mask], bins=bins, weights=share, color=color, alpha=0.65, label=f"{label} ({share.size})")
+        draw_histogram(axes, weights, wrong)
         spread = f" ± {stdev(areas):.3f}" if len(areas) > 1 else ""
         found = f"; finds wrong labels with AUC {mean(areas):.3f}{spread}" if areas else "; no label is wrong"
         axes.set_title(f"{method}{found}", fontsize=10)
-        axes.set_xlabel("learned weight of the label")
-        axes.set_ylabel("samples of the kind, %")
-        axes.legend(frameon=False, loc="upper center")
         save(figure, path)
+
+
+def pooled_weights(
+    seeds: Sequence[Mapping[str, npt.NDArray[Any]]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], list[float]]:
+    """The weights of all seeds' labels, which of these are wrong, and each seed's AUC where there is one."""
+    each = [(seed["weights"][:, 0], seed["label"], seed["noisy"]) for seed in seeds]
+    areas = [area for seed in each if (area := noise_auc(*seed)) is not None]
+    weights, given, wrong = (np.concatenate(column) for column in zip(*each, strict=True))
+    return weights[given != UNLABELED], wrong[given != UNLABELED], areas
 
 
 def draw_queries(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path) -> None:
@@ -119,15 +121,3 @@ def draw_queries(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], pa
         axes.grid(color="#e6e8eb")
         figure.legend(frameon=False, loc="outside right upper")
         save(figure, path)
-
-
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG that is there whole or not at all."""
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png", dpi=160)
-    # 256 colours are enough for us, in a third of the bytes
-    Image.open(part).convert("RGB").quantize(dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
-    part.replace(path)

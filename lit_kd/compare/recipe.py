@@ -28,6 +28,7 @@ class Job:
         is_teacher: Whether others learn from it.
         teachers: The `method` of each teacher that it learns from.
         wave: All of smaller waves must be finished before it starts.
+        project: Of W&B, where it is shown too, in the group of its comparison.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Job:
     is_teacher: bool = False
     teachers: tuple[str, ...] = ()
     wave: int = 0
+    project: str | None = None
 
 
 @dataclass(frozen=True)

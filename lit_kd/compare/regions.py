@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from lit_kd.compare.pictures import STYLE, save
 from lit_kd.compare.recipe import TEACHER, Job
 from lit_kd.compare.training import POINTS, SAMPLES, Result
 from lit_kd.models import load_student
+from lit_kd.pictures import STYLE, save
 
 SHOWN = 800
 """Training points drawn; more would hide the regions."""

@@ -7,13 +7,15 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lit_kd.compare.page import write_page
+from lit_kd.compare.page_pictures import mean_and_deviation
 from lit_kd.compare.pictures import draw_accuracy, draw_queries, draw_weights
 from lit_kd.compare.recipe import Job, slug
 from lit_kd.compare.regions import draw_regions
@@ -35,7 +37,7 @@ _HEADS = {
 
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
-    """Write ``results.csv``, ``table.md``, ``accuracy.png`` and the pictures of methods with sample weights.
+    """Write ``results.csv``, ``table.md``, ``report.html``, ``accuracy.png``, and pictures of sample weights.
 
     These are ``weights-*.png`` and, where such a method has several teachers, ``teachers-*.png``.
 
@@ -59,15 +61,17 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     head, rows = _table(by_method, teachers)
     lines = [head, ["---"] * len(head), *rows]
     write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
-    _print(folder, head, rows)
-
     accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
     draw_accuracy(accuracies, teachers, folder / "accuracy.png")
+    more: dict[str, Path] = {}
     asked = {m: [r["accuracy_by_queries"] for r in rs if "accuracy_by_queries" in r] for m, rs in by_method.items()}
     asked = {method: curves for method, curves in asked.items() if curves}
     if asked:
         draw_queries(asked, folder / "queries.png")
+        more["Accuracy against questions to the teacher"] = folder / "queries.png"
     draw_regions(done, folder / "regions.png")
+    if (folder / "regions.png").is_file():
+        more["Which class is decided for where, side by side"] = folder / "regions.png"
     for method in methods:
         jobs = [job for job, _ in done if job.method == method]
         samples = [job.folder / SAMPLES for job in jobs]
@@ -76,6 +80,9 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
             draw_weights(method, samples, folder / f"weights-{name}")
             if len(jobs[0].teachers) > 1:
                 draw_teachers(method, jobs[0].teachers, samples, folder / f"teachers-{name}")
+                more[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
+    write_page(folder / "report.html", done, (head, rows), more)
+    _print(folder, head, rows)
 
 
 def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -85,7 +92,7 @@ def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[lis
     for method, results in by_method.items():
         row = [method.replace("|", "/")]  # a table's own sign
         for name, (_, factor, digits) in heads.items():
-            row.append(_mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
+            row.append(mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
         rows.append(row)
     names = list(by_method)
     students = [row for row, method in enumerate(names) if method not in teachers]
@@ -94,13 +101,6 @@ def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[lis
             best = max(students, key=lambda row: mean(r[name] for r in by_method[names[row]]))
             rows[best][column] = f"**{rows[best][column]}**"
     return ["method", *(head for head, _, _ in heads.values())], rows
-
-
-def _mean_and_deviation(values: list[float], digits: int) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{deviation}"
 
 
 def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
@@ -119,4 +119,4 @@ def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
         cells = [escape(row[0]), *row[1:]]
         table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
     console.print(table)
-    console.print(f"results.csv, table.md and pictures are in {folder}")
+    console.print(f"report.html, results.csv, table.md and pictures are in {folder}")

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lit_kd.compare.pictures import STYLE, save
 from lit_kd.compare.training import picks_right
+from lit_kd.pictures import STYLE, save
 
 MOST_NUMBERS = 20
 """With more classes, cells are too narrow for numbers."""

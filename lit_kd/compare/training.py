@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
-from sklearn.metrics import roc_auc_score
+from lightning.pytorch.loggers import WandbLogger
 
+from lit_kd.compare.evidence import EVIDENCE, KeepEvidence
 from lit_kd.compare.recipe import Job, merge
 from lit_kd.data import UNLABELED, DataModule
+from lit_kd.distrust import as_pictures, most_distrusted, noise_auc, rows_of, suspects
 from lit_kd.files import write_whole
 from lit_kd.lightning_cli import make_cli
+from lit_kd.show import ShowRun
 from lit_kd.tabled import TableDistiller
 from lit_kd.teachers import Teachers
 from lit_kd.version import __version__
@@ -30,6 +34,8 @@ from lit_kd.version import __version__
 RESULT = "result.json"
 SAMPLES = "samples.npz"
 POINTS = "points.npz"
+SHOWN = 16
+"""Distrusted samples whose pictures are kept."""
 Result = dict[str, Any]
 
 
@@ -62,8 +68,25 @@ def train(job: Job) -> Result:
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     (job.folder / "config.yaml").write_text(yaml.safe_dump(job.config, sort_keys=False))
-    cli = make_cli(merge(_surroundings(job.folder), job.config), run=False, save_config_callback=None)
+    kept, shown = KeepEvidence(), ShowRun(every_n_epochs=None)
+    cli = make_cli(
+        merge(_surroundings(job.folder), job.config),
+        run=False,
+        save_config_callback=None,
+        trainer_defaults={"callbacks": [kept, shown]},
+    )
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if job.project is not None:
+        trainer.loggers = [*trainer.loggers, wandb_logger(job)]
+    try:
+        return _train(job, trainer, model, data, kept)
+    finally:  # the next run in this process is another one
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+
+
+def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence) -> Result:
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
@@ -86,8 +109,26 @@ def train(job: Job) -> Result:
         "teacher_agreement": best.get("test/teacher_agreement"),
         "seconds": round(seconds, 2),
     }
+    np.savez_compressed(job.folder / EVIDENCE, **kept.kept)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(result)
     write_whole(job.folder / RESULT, json.dumps(result, indent=1))
     return result
+
+
+def wandb_logger(job: Job) -> WandbLogger:
+    """A run of W&B: its group is the comparison, its job type the method."""
+    logger = WandbLogger(
+        name=f"{job.method}, seed {job.seed}",
+        project=job.project,
+        save_dir=job.folder,
+        group=job.folder.parents[1].name,
+        job_type=job.method,
+        settings={"silent": True},
+    )
+    logger.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
+    return logger
 
 
 def _surroundings(folder: Path) -> dict[str, Any]:
@@ -135,7 +176,8 @@ def _keep_samples(model: TableDistiller, data: DataModule, trainer: Trainer, fol
     label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
     known = label != UNLABELED
     said = _predictions(model.teachers, data, trainer)
-    np.savez_compressed(folder / SAMPLES, weights=weights, label=label, true=true, noisy=noisy, teachers=said)
+    columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
+    np.savez_compressed(folder / SAMPLES, **(columns | _keep_shown(model, data)))
     estimate = model.table.shared.get("noise_rate")
     result = {
         "noise_auc": noise_auc(weights[:, 0], label, noisy),
@@ -145,23 +187,20 @@ def _keep_samples(model: TableDistiller, data: DataModule, trainer: Trainer, fol
     return result | ({"picks_right": picks_right(weights[:, 1:], said == true[:, None])} if len(said[0]) > 1 else {})
 
 
-def noise_auc(
-    weights: npt.NDArray[np.float32], label: npt.NDArray[np.int64], noisy: npt.NDArray[np.bool_]
-) -> float | None:
-    """How well a low weight of the label tells wrong labels from right ones; missing labels do not count.
-
-    Args:
-        weights: Of the label, ``(N,)``.
-        label: Given labels, ``(N,)``.
-        noisy: Which of them are wrong, ``(N,)``.
-
-    Returns:
-        The area under the ROC curve; ``None`` where not both kinds are there.
-    """
-    known = label != UNLABELED
-    if not noisy.any() or noisy[known].all():
-        return None
-    return round(float(roc_auc_score(noisy[known], -weights[known])), 6)
+def _keep_shown(model: TableDistiller, data: DataModule) -> dict[str, npt.NDArray[Any]]:
+    """The most distrusted samples, what the student says of them, and their pictures where they are pictures."""
+    assert model.table is not None
+    index = most_distrusted(model.table, data, SHOWN)
+    if not len(index):
+        return {}
+    rows = rows_of(data, index)
+    x = rows.rows.fetch(rows.positions.tolist())
+    model.eval()
+    with torch.no_grad():
+        found = suspects(model.table, data, index, model(move_data_to_device(x, model.device)).cpu())
+    kept = {f"shown_{f.name}": np.array([getattr(one, f.name) for one in found]) for f in fields(found[0])}
+    pixels, names = as_pictures(x), getattr(data, "class_names", None)
+    return kept | ({} if pixels is None else {"pictures": pixels}) | ({"class_names": np.array(names)} if names else {})
 
 
 def _predictions(teachers: Teachers, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:

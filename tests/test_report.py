@@ -1,0 +1,239 @@
+"""The report of a comparison: one page that needs nothing else, and what it is made from."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import csv
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from commands import call, files, read_csv
+from PIL import Image
+
+from lit_kd.compare.evidence import evidence
+from lit_kd.compare.page_pictures import slopes
+from lit_kd.compare.pictures import accuracy_picture
+from lit_kd.data import DigitsDataModule
+from lit_kd.models import load_student
+
+NASTY = 'KD <b>&amp; $x_1$ "it\'s"'
+RULE = {"class_path": "lit_kd.rules.Paper", "init_args": {"warmup_epochs": 0, "every": 1}}
+RECIPE: dict[str, Any] = {
+    "seeds": [0],
+    "defaults": {
+        "trainer": {"max_epochs": 2, "limit_train_batches": 4, "accelerator": "cpu"},
+        "data": {"class_path": "DigitsDataModule", "init_args": {"noise": "symmetric", "noise_rate": 0.3}},
+        "model": {"init_args": {"student": "mlp-8"}},
+    },
+    "teacher": {"model": {"class_path": "Supervised", "init_args": {"student": "mlp-16"}}},
+    "methods": {
+        NASTY: {"model": {"class_path": "KD"}},
+        "ALM-KD": {"model": {"class_path": "ALMKD", "init_args": {"rule": RULE}}},
+    },
+}
+SMALL = Path("runs") / "small"
+VOID = {"meta", "br", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Reads a page; refuses tags that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def compare() -> None:
+    Path("small.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    call("compare", "small.yaml", "--jobs", 1)
+
+
+def read() -> Page:
+    return Page((SMALL / "report.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the recipe was run."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        compare()
+    return folder
+
+
+@pytest.fixture
+def _again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of it as the current directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_again")
+class TestPage:
+    def test_it_needs_no_network(self) -> None:
+        page = read()
+        for tag, attributes in page.tags:
+            assert tag not in ("script", "link", "iframe", "object")
+            for name in ("src", "href", "xlink:href", "style"):
+                value = (attributes.get(name) or "").split(";base64,")[0]
+                assert not re.search(r"(https?:)?//|url\((?!#)", value), (tag, name, value[:80])
+        style = re.findall(r"<style.*?</style>", (SMALL / "report.html").read_text(), flags=re.DOTALL)
+        assert not re.search(r"url\((?!#)|@import", "".join(style))
+
+    def test_the_table_is_the_written_one(self) -> None:
+        lines = (SMALL / "table.md").read_text().splitlines()
+        expected = [[c.strip().strip("*") for c in line[1:-1].split("|")] for line in (lines[0], *lines[2:])]
+        assert read().rows == expected
+        assert len(expected) == 4
+
+    def test_names_are_text(self) -> None:
+        page = read()
+        assert [row[0] for row in page.rows[1:]] == ["teacher", NASTY, "ALM-KD"]
+        assert page.text.count(NASTY) >= 5  # table, captions, legends
+
+    def test_pictures_tell_what_they_show(self) -> None:
+        page = read()
+        images = [attributes for tag, attributes in page.tags if tag == "img"]
+        drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+        assert all(a["alt"] and a["title"] for a in images)
+        assert all(a["role"] == "img" for a in drawings)
+        titles = [tag for tag, _ in page.tags].count("title")
+        assert titles == 1 + len(drawings)
+        # accuracy, two curves, reliability of three, confidence of two, histogram and course
+        assert len(drawings) == 1 + 2 + 3 + 2 + 2
+        assert len(images) == 16
+        for attributes in images:
+            kind, content = str(attributes["src"]).split(",")
+            assert kind == "data:image/png;base64"
+            assert Image.open(io.BytesIO(base64.b64decode(content))).size == (8, 8)
+
+    def test_the_distrusted_samples(self) -> None:
+        kept = np.load(SMALL / "alm-kd" / "seed-0" / "samples.npz")
+        shown = [str(a["title"]) for tag, a in read().tags if tag == "img"]
+        weights = kept["weights"][:, 0]
+        for told in shown:
+            index, label, weight = re.findall(r"sample (\d+);.*label: (\d).*weight: ([\d.]+);", told)[0]
+            assert kept["label"][int(index)] == int(label)
+            assert f"{weights[int(index)]:.2f}" == weight
+            truly = re.findall(r"truly: (\d)", told)
+            assert truly == ([str(kept["true"][int(index)])] if kept["noisy"][int(index)] else [])
+        assert sorted(kept["shown_weight"]) == pytest.approx(np.sort(weights)[:16])
+
+
+@pytest.mark.usefixtures("_again")
+class TestAgain:
+    def test_it_is_written_again_without_training(self) -> None:
+        before = (SMALL / "report.html").read_text()
+        (SMALL / "report.html").unlink()
+        kept = {path: state for path, state in files(SMALL).items() if len(path.relative_to(SMALL).parts) > 1}
+        compare()
+        assert (SMALL / "report.html").read_text() == before
+        assert kept.items() <= files(SMALL).items()
+
+    def test_old_results_lack_pictures_only(self) -> None:
+        for path in SMALL.rglob("evidence.npz"):
+            path.unlink()
+        for path in SMALL.rglob("samples.npz"):
+            old = ("weights", "label", "true", "noisy", "teachers")
+            np.savez(path, **{name: value for name, value in np.load(path).items() if name in old})
+        for path in SMALL.rglob("metrics.csv"):
+            rows = read_csv(path)
+            with path.open("w", newline="") as file:
+                names = [name for name in rows[0] if not name.startswith("samples/")]
+                writer = csv.DictWriter(file, names, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+        expected = read().rows
+        compare()
+        page = read()
+        assert page.rows == expected
+        assert [tag for tag, _ in page.tags].count("svg") == 1 + 2 + 1  # accuracy, curves, histogram
+        assert "3 trainings were made by a version of lit_kd that kept less" in page.text
+
+
+@pytest.mark.usefixtures("_again")
+class TestEvidence:
+    def test_it_is_what_the_checkpoints_say(self) -> None:
+        for row in read_csv(SMALL / "results.csv"):
+            taught = row["method"] != "teacher"
+            folder = {"teacher": "teacher", "ALM-KD": "alm-kd"}.get(row["method"])
+            [run] = SMALL.glob(f"{folder}/seed-{row['seed']}" if folder else f"kd-b*/seed-{row['seed']}")
+            kept = np.load(run / "evidence.npz")
+            data = DigitsDataModule(seed=int(row["seed"]), noise="symmetric", noise_rate=0.3)
+            data.setup()
+            x, y = (torch.cat(parts) for parts in zip(*((b.x, b.y) for b in data.test_dataloader()), strict=True))
+            with torch.no_grad():
+                said = load_student(run / "best.ckpt")(x).softmax(1)
+                teacher = load_student(SMALL / "teacher" / f"seed-{row['seed']}" / "best.ckpt")(x).softmax(1)
+            assert kept["confidence"] == pytest.approx(said.amax(1).numpy(), abs=1e-6)
+            assert (kept["correct"] == (said.argmax(1) == y).numpy()).all()
+            assert kept["correct"].mean() == pytest.approx(float(row["test_accuracy"]), abs=1e-6)
+            bins = np.ceil(15 * kept["confidence"]).astype(int)
+            gaps = [abs((kept["confidence"] - kept["correct"])[bins == b].sum()) for b in range(1, 16)]
+            assert sum(gaps) / len(bins) == pytest.approx(float(row["ece"]), abs=1e-4)
+            assert taught == ("teacher_log_odds" in kept)
+            if taught:
+                named = teacher.argmax(1, keepdim=True)
+                logit = torch.logit(teacher.gather(1, named)[:, 0]).numpy()
+                assert kept["teacher_log_odds"] == pytest.approx(logit, abs=1e-3)
+                assert kept["student_log_odds"] == pytest.approx(torch.logit(said.gather(1, named)[:, 0]), abs=1e-3)
+                line = np.polyfit(kept["teacher_log_odds"], kept["student_log_odds"], 1)
+                assert slopes([kept]) == [pytest.approx(line[0], rel=1e-4)]
+
+    def test_the_sure_stay_finite_and_several_teachers_are_averaged(self) -> None:
+        logits = torch.tensor([[90.0, 0.0, 0.0]])
+        found = evidence(logits, torch.tensor([0]), [logits, logits])
+        assert found["student_log_odds"].item() == pytest.approx(90 - np.log(2), abs=1e-4)
+        found = evidence(logits, torch.tensor([1]), [torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.full((1, 3), 1 / 3)])
+        mean = (0.6 + 1 / 3) / 2
+        assert found["teacher_log_odds"].item() == pytest.approx(np.log(mean / (1 - mean)), abs=1e-6)
+        assert not found["correct"].item()
+
+
+def test_no_number_lies_over_the_teacher_s_line() -> None:
+    accuracies = {"teacher": [0.90], "A": [0.80, 0.88], "B": [0.89, 0.895], "C": [0.902, 0.905], "D": [0.7]}
+    figure = accuracy_picture(copy.deepcopy(accuracies), ["teacher"])
+    figure.savefig(io.BytesIO(), format="png")
+    [axes] = figure.axes
+    [line] = (line for line in axes.lines if line.get_linestyle() == "--")
+    at = line.get_window_extent()
+    numbers = [text for text in axes.texts if re.fullmatch(r"\d+\.\d", text.get_text())]
+    assert [text.get_text() for text in numbers] == ["84.0", "89.2", "90.3", "70.0"]
+    for text in numbers:
+        box = text.get_window_extent()
+        assert box.x0 > at.x1 or box.x1 < at.x0
