@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint docs clean
+.PHONY: help install demo test test-slow bench-scale lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(READY)  ## Run the tests
 
 test-slow: $(READY)  ## Run the long studies
 	$(BIN)/pytest -m slow
+
+bench-scale: $(READY)  ## Measure how time and memory grow with the number of samples (minutes)
+	$(BIN)/python tests/benchmarks/scale.py
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

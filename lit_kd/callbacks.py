@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
@@ -41,13 +44,14 @@ class WritePredictions(BasePredictionWriter):
         path = unused(Path(trainer.default_root_dir) / f"{stem}.csv")
         rows = [row for loader in batch_indices for batch in loader for row in batch]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["row", "class", "probability"])
-            values = [
-                (c, p) for b in predictions for c, p in zip(b["class"].tolist(), b["probability"].tolist(), strict=True)
-            ]
-            writer.writerows((row, c, f"{p:.6f}") for row, (c, p) in zip(rows, values, strict=True))
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["row", "class", "probability"])
+        values = [
+            (c, p) for b in predictions for c, p in zip(b["class"].tolist(), b["probability"].tolist(), strict=True)
+        ]
+        writer.writerows((row, c, f"{p:.6f}") for row, (c, p) in zip(rows, values, strict=True))
+        write_whole(path, text.getvalue())
         rank_zero_info(f"predictions written to {path}")
 
 
@@ -100,12 +104,41 @@ class SaveConfig(SaveConfigCallback):
                 logger.experiment.add_text("config", "```\n" + text + "\n```")
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Replaces a local checkpoint at once: whatever happens, either the old or the new one is there.
+
+    Lightning's own writes into the system's folder for temporary files and moves the file from there: between two file
+    systems, such as a ``/tmp`` in memory and a disk, that is a copy onto the old checkpoint, which a kill or a full
+    disk leaves half done.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: If it cannot be written; see `lit_kd.files.write_whole`.
+        """
+        if storage_options is not None or "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # in memory first: what torch.save says of a full disk helps nobody
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getbuffer())
+
+
 class BestAndLast(ModelCheckpoint):
     """Keeps the best epoch and the last.
 
     Lightning's own, since 2.6, writes ``last.ckpt`` only after an epoch that it keeps for being the best so far: a
     training would resume there, and lose all epochs since.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let checkpoints be replaced at once, unless the trainer was given a way of its own to write them."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)

@@ -31,7 +31,7 @@ def check_batch(batch: Batch, outputs: Mapping[str, Outputs], num_classes: int, 
         lowest: The lowest label that is allowed.
 
     Raises:
-        ValueError: If labels are not integers ``(B,)`` in ``[lowest, C)``, or logits not ``(B, C)``.
+        ValueError: If labels are not integers ``(B,)`` in ``[lowest, C)``, or logits not ``(B, C)``, or B is 0.
     """
     if batch.y.dim() != 1 or batch.y.dtype != torch.int64:
         raise ValueError(
@@ -44,6 +44,8 @@ def check_batch(batch: Batch, outputs: Mapping[str, Outputs], num_classes: int, 
                 f"expected {name}'s logits of shape {(len(batch.y), num_classes)} (batch, num_classes), found "
                 f"{tuple(given.logits.shape)}: student, teacher and num_classes must agree on the classes"
             )
+    if not len(batch.y):
+        raise ValueError("expected batches of at least one row, found an empty one: let the loader leave it out")
     low, high = int(batch.y.min()), int(batch.y.max())
     if high >= num_classes or low < lowest:
         raise ValueError(

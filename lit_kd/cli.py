@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
+from opcode import opmap
+from types import TracebackType
 
 from lit_kd.version import __version__
 
@@ -76,14 +77,22 @@ def _run(args: Sequence[str] | None) -> None:
 
 
 def raised_here(error: BaseException | None) -> BaseException | None:
-    """The error, or its cause, that the parser or a check of this package raised: it says all there is to say."""
+    """The error, or its cause, that the parser or a check of this package raised: it says all there is to say.
+
+    One that happened here without a ``raise``, such as an index out of range, is a bug and keeps its traceback.
+    """
     while error is not None:
-        frames = list(traceback.walk_tb(error.__traceback__))  # none, in what stands for another process's traceback
-        if isinstance(error, ArgumentError) or (frames and _is_ours(frames[-1][0].f_globals.get("__name__"))):
+        last = error.__traceback__  # none, in what stands for another process's traceback
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if isinstance(error, ArgumentError) or (last is not None and _is_check(last)):
             return error
         error = error.__cause__
     return None
 
 
-def _is_ours(module: object) -> bool:
-    return str(module).startswith("lit_kd.")
+def _is_check(where: TracebackType) -> bool:
+    """Whether it is a ``raise`` statement of this package."""
+    code = where.tb_frame.f_code.co_code
+    ours = str(where.tb_frame.f_globals.get("__name__")).startswith("lit_kd.")
+    return ours and code[where.tb_lasti] == opmap["RAISE_VARARGS"]

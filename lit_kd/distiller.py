@@ -283,6 +283,8 @@ class Distiller(Saved):
         if self._reading:
             self._checked.add(stage)
             check_batch(batch, outputs, self.num_classes, UNLABELED if self.trainer.training else 0)
+            if self.trainer.training and not outputs["student"].logits.requires_grad:
+                raise ValueError("expected a student whose logits have gradients, found them detached from its layers")
         for name, given in outputs.items():
             self.watch_finite(f"{name}'s logits", given.logits)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -42,7 +43,14 @@ def logits_of(model: Callable[..., Any], x: Tensor | Mapping[str, Tensor]) -> Te
     Raises:
         TypeError: If the model returns something else.
     """
-    out = model(**x) if isinstance(x, Mapping) else model(x)
+    return _logits(model, _run(model, x))
+
+
+def _run(model: Callable[..., Any], x: Tensor | Mapping[str, Tensor]) -> Any:
+    return model(**x) if isinstance(x, Mapping) else model(x)
+
+
+def _logits(model: Callable[..., Any], out: Any) -> Tensor:
     logits = getattr(out, "logits", out)
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -91,14 +99,38 @@ class Tapped:
         return layers[tap]
 
     def __call__(self, x: Tensor | Mapping[str, Tensor]) -> Outputs:
-        """Run the model on a batch."""
+        """Run the model on a batch.
+
+        Raises:
+            ValueError: If the model does not take it.
+        """
         features: dict[str, Tensor] = {}
         hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
         try:
-            return Outputs(logits_of(self.model, x), features)
+            out = _run(self.model, x)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+        ) as error:  # whatever layers say of a wrong shape
+            raise ValueError(
+                f"expected {type(self.model).__name__} to take inputs of shape {_shape(x)}, found that it does not "
+                f"({type(error).__name__}: {error}). Give a model made for such inputs, or other data"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
+        return Outputs(_logits(self.model, out), features)
+
+
+def _shape(x: Any) -> str:
+    if isinstance(x, Mapping):
+        return ", ".join(f"{name}: {_shape(part)}" for name, part in x.items()) or "{}"
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> RemovableHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -14,11 +15,23 @@ EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors
 """Formats of exported students, and how their files' names end."""
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk: then a file of this name is as it was before.
+    """
+    part = path.with_name(f"{path.name}.part")  # beside it: only within a file system is a file replaced at once
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        kept = "the file that is there is as it was" if path.exists() else "no file was left"
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {kept}") from error
 
 
 def check_checkpoint_file(path: Path) -> None:

@@ -120,8 +120,10 @@ def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: T
     Returns:
         Weights in (0, 1], ``(B,)``.
     """
-    mean = distortions.to(margins.device)[neighbours(margins)].mean(1)
-    return 1 / mean.clamp(min=1)
+    known = distortions.to(margins.device)
+    # in parts, for a row has many neighbours
+    mean = [known[neighbours(part)].mean(1) for part in torch.split(margins, 2**16)]
+    return 1 / torch.cat(mean).clamp(min=1)
 
 
 # student-label mixing

@@ -6,6 +6,7 @@ import copy
 import json
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -330,6 +331,38 @@ def test_killed_while_two_train_side_by_side(finished: Path, tmp_path: Path, mon
     side_by_side = [row for row in numbers() if row["method"] != "Held"]
     monkeypatch.chdir(finished)
     assert side_by_side == [row for row in numbers() if row["seed"] == "0"]
+
+
+def test_killed_three_times(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At moments drawn by chance; forked, which spares the seconds that imports take."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(0)
+    done: dict[Path, tuple[int, int, bytes]] = {}
+    one_seed = (RECIPE, "--jobs", 1, "--seeds", 0)
+    for wanted in (1, 2, 3):  # of 4; the teacher comes first
+        running = multiprocessing.get_context("fork").Process(target=compare, args=one_seed)
+        running.start()
+        deadline = time.monotonic() + 200
+        while len(stamps()) < wanted and running.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.5))  # anywhere in the next training
+        running.kill()  # -9
+        running.join()
+        assert done.items() <= stamps().items()
+        done = stamps()
+    compare(*one_seed)
+    assert done.items() <= stamps().items()  # neither lost nor trained again
+    assert len(stamps()) == 4
+    now = numbers()
+    monkeypatch.chdir(finished)
+    assert now == [row for row in numbers() if row["seed"] == "0"]
+
+
+def stamps() -> dict[Path, tuple[int, int, bytes]]:
+    """Every finished run's result, with what changes if it is written again."""
+    found = {path: path.stat() for path in TINY.glob("*/*/result.json")}
+    return {path: (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in found.items()}
 
 
 def children(pid: int) -> list[int]:

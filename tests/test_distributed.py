@@ -1,6 +1,6 @@
-"""Two and three processes learn what one process learns with the same global batch.
+"""Two, three and four processes learn what one process learns with the same global batch.
 
-Run as a script, this file starts them: ``python test_distributed.py DIRECTORY PORT PORT``.
+Run as a script, this file starts them: ``python test_distributed.py DIRECTORY PORT PORT PORT``.
 """
 
 from __future__ import annotations
@@ -47,8 +47,14 @@ CASES: dict[str, dict[str, Any]] = {
     # of a row that two processes have, the table holds the mean: with one process there is no such row
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
     "almkd-paper, uneven": {"val": 22, "drop_last": True},
+    "weighted, uneven": {"val": 22, "labeled": 0.5},
 }
-SIZES = {2: list(CASES)[:13], 3: ["almkd-robust", *list(CASES)[13:]]}
+SIZES = {
+    2: list(CASES)[:14],
+    3: ["almkd-robust", *list(CASES)[13:16]],
+    4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven"],
+}
+PADDED = {case for case, options in CASES.items() if "uneven" in case and "drop_last" not in options}
 TIMEOUT = 300.0
 
 
@@ -116,7 +122,7 @@ RUNS = [(processes, case) for processes, cases in SIZES.items() for case in case
 
 @pytest.mark.parametrize(("processes", "case"), RUNS)
 def test_several_processes_equal_one(processes: int, case: str, several: dict[tuple[int, str], dict[str, Any]]) -> None:
-    one = learn(case, 1, processes if case == "kd, uneven" else 1)
+    one = learn(case, 1, processes if case in PADDED else 1)
     assert one is not None
     found = several[processes, case]
     assert found["steps"] == one["steps"]

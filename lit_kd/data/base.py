@@ -88,6 +88,8 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, found {batch_size}. Give the rows of one batch.")
+        if num_workers < 0:
+            raise ValueError(f"expected num_workers of at least 0, found {num_workers}: 0 loads in the main process")
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"expected noise_rate in [0, 1], found {noise_rate}. It is a probability, e.g. 0.4.")
         if transition is not None and (noise is not None or noise_rate or pairs is not None):
@@ -221,6 +223,11 @@ class DataModule(LightningDataModule, ABC):
         if needs_meta or joined:
             self.require_meta(type(module).__name__ if needs_meta or trains_on_meta else "train_on_meta")
         stream = self.parts.train_rows(joined)
+        if self.drop_last and len(stream) < self.batch_size * (1 if self.trainer is None else self.trainer.world_size):
+            raise ValueError(
+                f"expected with drop_last at least one full batch in each process, found {len(stream)} training rows "
+                f"for batch_size {self.batch_size}: lower batch_size, or set drop_last=false"
+            )
         train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
         if not needs_meta:
             return train

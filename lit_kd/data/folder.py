@@ -61,7 +61,7 @@ class ImageFolderDataModule(DataModule):
     def _read(self, name: str, augment: bool = False) -> tuple[ItemRows, Labels]:
         from torchvision.datasets import ImageFolder
 
-        folder = ImageFolder(str(self.root / name), self._transform(augment))
+        folder = ImageFolder(str(self.root / name), self._transform(augment), loader=_read_image)
         assert self.class_names is not None
         unknown = sorted(set(folder.classes) - set(self.class_names))
         if unknown:
@@ -85,6 +85,18 @@ class ImageFolderDataModule(DataModule):
         """Names of the files, which tell data sets apart; decoded pixels depend on the library."""
         paths = (Path(path).relative_to(self.root).as_posix() for path, _ in rows.dataset.samples)
         return "\n".join(paths).encode()
+
+
+def _read_image(path: str) -> Any:
+    """Return the decoded file; the decoder's own error would not name it."""
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except (OSError, ValueError, SyntaxError) as error:  # the last of a PNG with a broken chunk
+        raise ValueError(
+            f"expected an image in {path}, found a damaged file or another ({error}): replace or remove it"
+        ) from error
 
 
 def _subfolders(folder: Path, also: str = "") -> list[str]:

@@ -18,7 +18,7 @@ def count_rows(size: int | float, total: int, name: str) -> int:
     """
     if size > 1 and float(size).is_integer():
         size = int(size)  # jsonargparse reads the 100 of a config as 100.0 or 100, by what was imported before
-    if size < 0 or (isinstance(size, float) and size >= 1):
+    if not size >= 0 or (isinstance(size, float) and size >= 1):
         raise ValueError(
             f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}. "
             "Write a count without a decimal point."

@@ -81,11 +81,16 @@ class _TorchvisionDataModule(DataModule):
 
         try:
             return getattr(datasets, self.dataset)(self.root, train=train, download=download)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, IndexError, AssertionError, EOFError) as error:
+            folder = Path(self.root).expanduser().resolve() / self.folder
             # Also of a file that is there but has the wrong checksum; not of a failed download.
             if "not found" not in str(error):
-                raise
-            folder = Path(self.root).expanduser().resolve() / self.folder
+                if download:
+                    raise
+                raise ValueError(
+                    f"expected in {folder} the files of {self.dataset}, found damaged ones ({error}). Replace them, or "
+                    "remove them and set download=true."
+                ) from error
             found = [name for name in self.files if (folder / name).exists()]
             state = "all, but not all intact" if len(found) == len(self.files) else ", ".join(found) or "none"
             raise FileNotFoundError(

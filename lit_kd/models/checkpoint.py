@@ -98,6 +98,8 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
     """
     if isinstance(spec, nn.Module):
         return spec
+    if not isinstance(spec, (str, os.PathLike)):
+        raise ValueError(f"expected a network: an nn.Module, a model's name or a checkpoint's path; found {spec!r}")
     spec = os.fspath(spec)
     if not spec.endswith(_SUFFIXES) and not Path(spec).is_file():
         return build_model(spec, num_classes, input_shape)

@@ -14,6 +14,8 @@ Array = NDArray[np.float64]
 
 LAPSE = 0.1
 """Share of trusted rows that may look like noise."""
+FITTED = 10**6
+"""About how many rows suffice to fit three numbers: of more, every k-th is taken."""
 
 
 class PUFit(NamedTuple):
@@ -60,7 +62,7 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     least = 1e-6 * np.abs(away).max(axis=0) + np.finfo(np.float64).tiny
     # Wider below: how far a row lies outside of what trusted rows show is what tells it from a hard clean one.
     x = np.clip(away / np.maximum((high - low) / 1.35, least), -12, 4)
-    positive, unlabeled = x[trusted], x[~trusted]
+    positive, unlabeled = (part[:: len(part) // FITTED + 1] for part in (x[trusted], x[~trusted]))
 
     def negative_bound(theta: Array) -> tuple[float, Array]:
         p, others = expit(theta[0] + positive @ theta[1:]), expit(theta[0] + unlabeled @ theta[1:])
@@ -78,7 +80,7 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
         best = minimize(
             negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9}
         )
-    rows = len(positive) * len(unlabeled) / len(x)
+    rows = len(positive) * len(unlabeled) / (len(positive) + len(unlabeled))
     if 2 * rows * -best.fun <= proof:
         return PUFit(np.ones(len(x)), 0.0)
     clean = expit(best.x[0] + x @ best.x[1:])

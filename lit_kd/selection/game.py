@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -168,9 +169,7 @@ def dep_round(marginals: ArrayLike, generator: np.random.Generator) -> Indices:
     chosen = q >= 1 - 1e-12
     open_rows = np.flatnonzero(~chosen & (q > 1e-12))
     carried, left, taken = -1, 0.0, []
-    for row, own, draw in zip(
-        open_rows.tolist(), q[open_rows].tolist(), generator.random(len(open_rows)).tolist(), strict=True
-    ):
+    for row, own, draw in _triples(open_rows, q, generator):
         total = left + own
         if total < 1:  # one of the two gets all, the other nothing
             if draw * total >= left:
@@ -187,6 +186,13 @@ def dep_round(marginals: ArrayLike, generator: np.random.Generator) -> Indices:
     if carried >= 0 and left > 0.5:  # 1 but for rounding, else 0
         chosen[carried] = True
     return np.flatnonzero(chosen)
+
+
+def _triples(rows: Indices, q: Floats, generator: np.random.Generator) -> Iterator[tuple[int, float, float]]:
+    """Rows with their marginals and a draw each, as Python's numbers: some at a time, for these are large."""
+    for first in range(0, len(rows), 10**5):
+        some = rows[first : first + 10**5]
+        yield from zip(some.tolist(), q[some].tolist(), generator.random(len(some)).tolist(), strict=True)
 
 
 def _game(gain: ArrayLike, mistakes: float, penalty: ArrayLike | None) -> tuple[Floats, Floats]:

@@ -1,0 +1,298 @@
+"""What is left when a training is cut off, the disk is full, or a file is damaged."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import QUIET, call, configs, train_teacher
+from lightning import Callback
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from methods import Blobs, build, trained_teachers, trainer
+from PIL import Image
+from torch import Tensor, nn
+
+from lit_kd import KD
+from lit_kd.callbacks import BestAndLast, WholeCheckpoints, WritePredictions
+from lit_kd.cli import main
+from lit_kd.data import CIFAR10DataModule, ImageFolderDataModule, MNISTDataModule
+from lit_kd.files import write_columns, write_whole
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes: the system fails a write half-way, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class At(Callback):
+    """Does something at the start of a training batch."""
+
+    def __init__(self, epoch: int, batch: int, act: Callable[[], None]) -> None:
+        self.at = (epoch, batch)
+        self.act = act
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            self.act()
+
+
+class Stop(At):
+    """Ends this process's training, as another program or the user's Ctrl-C would."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(1, 3, lambda: os.kill(os.getpid(), getattr(signal, how)))
+
+
+class TestFullDisk:
+    @pytest.mark.parametrize("before", [None, b"as it was"])
+    @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+    def test_a_table(self, name: str, before: bytes | None, tmp_path: Path) -> None:
+        path = tmp_path / name
+        if before is not None:
+            path.write_bytes(before)
+        kept = "no file was left" if before is None else "the file that is there is as it was"
+        with small_files(1000), pytest.raises(OSError, match=rf"cannot write {path}: File too large; {kept}"):
+            write_columns(path, {"index": list(range(5000))}, overwrite=True)
+        assert content(tmp_path) == ({} if before is None else {name: before})
+
+    def test_whatever_else_happens(self, tmp_path: Path) -> None:
+        write_whole(tmp_path / "a.txt", "old")
+        with pytest.raises(TypeError):
+            write_whole(tmp_path / "a.txt", 3)  # type: ignore[arg-type]
+        assert content(tmp_path) == {"a.txt": b"old"}
+
+    def test_predictions(self, tmp_path: Path) -> None:
+        writer = WritePredictions()
+        fitted = trainer(default_root_dir=tmp_path, callbacks=writer)
+        with small_files(50), pytest.raises(OSError, match=r"cannot write .*predictions\.csv: File too large"):
+            fitted.predict(build("supervised"), Blobs())
+        assert not content(tmp_path)
+
+    @pytest.mark.parametrize("method", ["kd", "almkd-robust"])
+    def test_a_checkpoint(self, method: str, tmp_path: Path) -> None:
+        kept: dict[str, bytes] = {}
+
+        def fill() -> None:
+            kept.update(content(tmp_path))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+        keep = BestAndLast(tmp_path, "best", monitor="val/nll", save_last=True)
+        fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[keep, At(2, 1, fill)])
+        with (
+            small_files(10**9),
+            pytest.raises(OSError, match=r"cannot write .*\.ckpt: File too large; the file that is there is as it was"),
+        ):
+            fitted.fit(build(method), Blobs())
+        assert content(tmp_path) == kept
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 1
+        again = trainer(max_epochs=4)
+        again.fit(build(method), Blobs(), ckpt_path=tmp_path / "last.ckpt")
+        assert again.current_epoch == 4
+
+    def test_the_first_checkpoint(self, tmp_path: Path) -> None:
+        keep = BestAndLast(tmp_path, "best", save_last=True)
+        with small_files(5000), pytest.raises(OSError, match=r"cannot write .*\.ckpt: .*no file was left"):
+            trainer(enable_checkpointing=True, callbacks=keep).fit(build("kd"), Blobs())
+        assert not content(tmp_path)
+
+    def test_the_command_says_so_without_a_traceback(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--model.student=mlp-2048"]
+        args = ["fit", *configs("supervised"), *QUIET, *short, "--checkpoint.dirpath=."]
+        monkeypatch.setattr(sys, "argv", ["lit-kd", *map(str, args)])
+        with small_files(200_000), pytest.raises(SystemExit) as done:
+            main()
+        assert str(done.value.code).startswith(f"lit-kd: error: [Errno 27] cannot write {tmp_path}/")
+        assert not list(Path().rglob("*.ckpt*"))
+
+    def test_a_way_of_the_users_own_stays(self, tmp_path: Path) -> None:
+        class Own(TorchCheckpointIO):
+            pass
+
+        for plugin, expected in ((Own(), Own), (None, WholeCheckpoints)):
+            fitted = trainer(
+                max_steps=1,
+                enable_checkpointing=True,
+                callbacks=BestAndLast(tmp_path / expected.__name__),
+                plugins=[plugin] if plugin else None,
+            )
+            fitted.fit(build("kd"), Blobs())
+            assert type(fitted.strategy.checkpoint_io) is expected
+
+
+class Sick(nn.Module):
+    """A teacher that after some batches gives no numbers any more."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.net = trained_teachers()[1]
+        self.batches = batches
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches -= 1
+        return self.net(x) * (1.0 if self.batches >= 0 else torch.nan)
+
+
+class Exploding(KD):
+    """A loss that becomes infinite."""
+
+    def distill(self, *args: Any) -> dict[str, Tensor]:
+        grown = torch.tensor(torch.inf if self.current_epoch == 2 else 0.0)
+        return super().distill(*args) | {"extra": grown}
+
+
+@pytest.mark.parametrize("who", ["teacher", "loss", "almkd teacher"])
+def test_no_number_leaves_the_last_good_checkpoint(who: str, tmp_path: Path) -> None:
+    kept: dict[str, bytes] = {}
+    keep = BestAndLast(tmp_path, "best", monitor="val/nll", save_last=True)
+    copied = At(2, 0, lambda: kept.update(content(tmp_path)))
+    fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[keep, copied])
+    if who == "loss":
+        model = Exploding("mlp-8", trained_teachers()[0], num_classes=3, input_shape=[1, 4, 4])
+        match, data = "expected finite numbers in train/extra", Blobs()
+    else:  # 6 training and 3 validation batches an epoch, 9 of the former with the meta rows
+        almkd = who == "almkd teacher"
+        model = build("almkd-robust" if almkd else "kd", teachers=[Sick(26 if almkd else 20)])
+        match, data = "expected finite numbers in teacher 0's logits", Blobs()
+    with pytest.raises(ValueError, match=match):
+        fitted.fit(model, data)
+    assert fitted.current_epoch == 2
+    assert {"best.ckpt", "last.ckpt"} == set(kept)
+    assert content(tmp_path) == kept
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(part.isfinite().all() for part in state.values())
+
+
+# interrupted, and taken up again
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher and, by method, uninterrupted trainings."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_teacher(folder)
+        shutil.move("last.ckpt", "teacher.ckpt")
+        for method in ("almkd", "kd"):
+            fit(method, folder, method)
+    return folder
+
+
+def fit(method: str, whole: Path, folder: str, *args: object) -> None:
+    """Three epochs of noisy digits."""
+    noise = ("--data.noise=symmetric", "--data.noise_rate=0.3", "--trainer.max_epochs=3")
+    models = ("--checkpoint.filename=best", "--model.student=mlp-8", f"--model.teacher={whole / 'teacher.ckpt'}")
+    call("fit", *configs(method), *QUIET, *noise, *models, f"--checkpoint.dirpath={folder}", *args)
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What a training has come to."""
+    found = torch.load(path, weights_only=True)
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "sample_table", "epoch", "global_step")
+    return {name: found[name] for name in names if name in found}
+
+
+@pytest.mark.parametrize(("method", "how", "workers"), [("almkd", "SIGTERM", 2), ("kd", "SIGINT", 0)])
+def test_stopped_in_an_epoch_and_resumed(
+    method: str, how: str, workers: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.num_workers={workers}"]
+    stop = ["--trainer.callbacks=test_survival.Stop", f"--trainer.callbacks.how={how}"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit):
+            fit(method, whole, "cut", *options, *stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert state(Path("cut/last.ckpt"))["epoch"] == 0
+    fit(method, whole, "cut", *options, "--ckpt_path=cut/last.ckpt")
+    from test_every_method import assert_same
+
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same(state(Path("cut") / name), state(whole / method / name))
+
+
+# damaged data
+
+
+def idx(path: Path, shape: tuple[int, ...], high: int) -> None:
+    """A file in MNIST's format."""
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randint(high, shape, dtype=torch.uint8, generator=draw)
+    head = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    path.write_bytes(head + values.numpy().tobytes())
+
+
+class TestDamagedData:
+    @pytest.mark.parametrize("number", range(4))
+    @pytest.mark.parametrize("length", [0, 3, 10, 40])
+    def test_mnist(self, number: int, length: int, tmp_path: Path) -> None:
+        folder = tmp_path / MNISTDataModule.folder
+        folder.mkdir(parents=True)
+        for name, shape in zip(MNISTDataModule.files, [(100, 28, 28), (100,)] * 2, strict=True):
+            idx(folder / name, shape, 10)
+        MNISTDataModule(str(tmp_path), meta=20, val=20).setup()
+        broken = folder / MNISTDataModule.files[number]
+        broken.write_bytes(broken.read_bytes()[:length])
+        match = rf"expected in {folder} the files of MNIST, found damaged ones.*Replace them, or .*download=true"
+        with pytest.raises(ValueError, match=match):
+            MNISTDataModule(str(tmp_path)).setup()
+
+    def test_cifar_runs_no_code_from_a_file(self, tmp_path: Path) -> None:
+        folder = tmp_path / CIFAR10DataModule.folder
+        folder.mkdir()
+        for name in CIFAR10DataModule.files:
+            (folder / name).write_bytes(pickle.dumps(Evil(tmp_path / "code-was-run")))
+        with pytest.raises(FileNotFoundError, match="found all, but not all intact"):
+            CIFAR10DataModule(root=str(tmp_path)).setup()
+        assert not (tmp_path / "code-was-run").exists()
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_image(self, workers: int, tmp_path: Path) -> None:
+        draw = torch.Generator().manual_seed(0)
+        for split in ("train", "test"):
+            for name in "ab":
+                (tmp_path / split / name).mkdir(parents=True)
+                for i in range(10):
+                    pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8, generator=draw).numpy()
+                    Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+        data = ImageFolderDataModule(str(tmp_path), 32, batch_size=4, meta=2, val=2, num_workers=workers)
+        data.setup()
+        broken = tmp_path / "train" / "b" / "3.png"
+        for damaged in (broken.read_bytes()[:600], b"no image", b"")[workers:][: 3 - 2 * workers]:
+            broken.write_bytes(damaged)
+            loaders = chain(data.train_dataloader(), data.val_dataloader())
+            with pytest.raises(ValueError, match=rf"expected an image in {broken}, found a damaged file or another"):
+                list(loaders)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
