@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench-scale lint docs clean
+.PHONY: help install demo test test-slow bench bench-scale lint docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test: $(READY)  ## Run the tests
 
 test-slow: $(READY)  ## Run the long studies
 	$(BIN)/pytest -m slow
+
+bench: $(READY)  ## Time lit_kd beside bare loops and other libraries: one table (minutes; on the GPU where there is one)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
 
 bench-scale: $(READY)  ## Measure how time and memory grow with the number of samples (minutes)
 	$(BIN)/python tests/benchmarks/scale.py

@@ -23,13 +23,17 @@ from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.rows_pass import RowOutputs, module_pass
 from lit_kd.saved import Saved, distrust_files
 from lit_kd.schedule import cosine, planned_length
+from lit_kd.speed import Speed, lay_out, prepare_student
 from lit_kd.teacher_cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
 
 
 def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
     """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4; RepDistiller's has no Nesterov."""
-    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    params = list(params)
+    # one kernel for all parameters; on a GPU it would refuse to clip gradients in 16-mixed, and is fast without
+    fused = all(p.device.type == "cpu" and p.is_floating_point() for p in params) or None
+    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused)
 
 
 class Distiller(Saved):
@@ -49,13 +53,16 @@ class Distiller(Saved):
             keeps the learning rate.
         lr_interval: Whether the scheduler steps once an epoch or once an update.
         teacher_cache: ``"memory"`` or a directory: ask teachers once a row, see `lit_kd.teacher_cache.TeacherCache`.
+        channels_last: The layout of convolutions: faster; ``None``: where it is safe, see `lit_kd.speed`.
+        compile: Compile student and teachers (`torch.compile`), which takes minutes.
+        teacher_precision: ``"bf16"`` runs teachers in bfloat16; ``None``: as the trainer says.
     """
 
     needs_teacher: ClassVar[bool] = True
     """Whether training is impossible without a teacher."""
     needs_meta: ClassVar[bool] = False
     """Whether a training batch is ``{"train": ..., "meta": ...}``, the second from the meta split."""
-    student_taps: ClassVar[tuple[str, ...]] = ()
+    student_taps: tuple[str, ...] = ()
     """Layers of the student whose features `distill` wants."""
     teacher_taps: ClassVar[tuple[str, ...]] = ()
     """The same for the teachers."""
@@ -71,6 +78,9 @@ class Distiller(Saved):
         lr_scheduler: Literal["cosine"] | LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         teacher_cache: str | TeacherCache | None = None,
+        channels_last: bool | None = None,
+        compile: bool = False,
+        teacher_precision: Literal["bf16"] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -86,6 +96,8 @@ class Distiller(Saved):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.teacher_cache = TeacherCache.of(teacher_cache)
+        self.speed = Speed(channels_last, compile, teacher_precision)
+        self._laid_out: list[nn.Conv2d] = []
         self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
         self._teacher_specs = as_specs(teacher)
         if any(spec is self.student for spec in self._teacher_specs):
@@ -176,6 +188,7 @@ class Distiller(Saved):
     def setup(self, stage: str) -> None:
         """Load the teachers: required for training, used for evaluation where they are at hand."""
         distrust_files(self.trainer)
+        self._laid_out = prepare_student(self.student, self.student_taps, self.speed)
         self.tapped_student = Tapped(self.student, self.student_taps)
         self._checked, self._watched, self._sums, self._begun = set(), {}, {}, False
         training = stage == "fit"
@@ -193,13 +206,17 @@ class Distiller(Saved):
             rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
             return
         models = load_teachers(self._teacher_specs, self.student, self.num_classes, self.input_shape)
-        self.teachers = Teachers(models, self.teacher_taps)
+        self.teachers = Teachers(models, self.teacher_taps, self.speed)
         dtype = cast(torch.dtype, self.dtype)
         self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
 
     def configure_callbacks(self) -> Any:
         """What fills the cache; a method that overrides this adds to it."""
         return [FillTeacherCache()] if self.teacher_cache else []
+
+    def teardown(self, stage: str) -> None:
+        """Give the student's weights their usual layout back."""
+        lay_out(self._laid_out, torch.contiguous_format)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """Teachers follow the student to a device or dtype, though they are no submodules."""

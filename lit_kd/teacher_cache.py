@@ -171,7 +171,8 @@ def _fill_one(
         store = RowStore(rows, shapes, options.dtype)
     else:
         model, given = module.teachers.models[k], {part: str(dtype) for part, dtype in dtypes.items()}
-        own = of_all(of_teacher(model), data_print, options.dtype, str(trainer.precision), repr(given))[:32]
+        precision = f"{trainer.precision} {module.speed.teacher_precision}"
+        own = of_all(of_teacher(model), data_print, options.dtype, precision, repr(given))[:32]
         own = trainer.strategy.broadcast(own)
         about = {"teacher": type(model).__name__, "data": type(data).__name__, "given": given}
         store = RowFiles(Path(options.where) / own, rows, shapes, options.dtype, about)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.data.batch import Batch
-from lit_kd.features import Outputs, Tapped
+from lit_kd.features import Outputs
 from lit_kd.models import Network, resolve_model
+from lit_kd.speed import USUAL, Frozen, Speed
 
 
 class Teachers:
@@ -24,11 +24,12 @@ class Teachers:
     Args:
         models: The teachers; they are put into eval mode and frozen.
         taps: Layers whose features are wanted, see `lit_kd.features.Tapped`.
+        speed: How they are run.
     """
 
-    def __init__(self, models: Sequence[nn.Module] = (), taps: Sequence[str] = ()) -> None:
+    def __init__(self, models: Sequence[nn.Module] = (), taps: Sequence[str] = (), speed: Speed = USUAL) -> None:
         self.models = [model.eval().requires_grad_(False) for model in models]
-        self._tapped = [Tapped(model, taps) for model in self.models]
+        self._frozen = [Frozen(model, taps, speed) for model in self.models]
         self.cache: Callable[[Tensor | None], list[Outputs]] | None = None  # of the training data, by sample index
 
     def __len__(self) -> int:
@@ -40,9 +41,8 @@ class Teachers:
 
     def one(self, k: int, x: Tensor | Mapping[str, Tensor]) -> Outputs:
         """The outputs of teacher k alone."""
-        # not inference_mode: its tensors may not take part in a loss that is differentiated
-        with torch.no_grad():
-            return self._tapped[k](x)
+        # without gradients, but not in inference_mode: its tensors may not take part in a loss that is differentiated
+        return self._frozen[k](x)
 
     def trained_on(self, batch: Batch) -> list[Outputs]:
         """The outputs for a batch of training or meta rows: no teacher is called where they are cached."""
@@ -50,8 +50,9 @@ class Teachers:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move every parameter and buffer, as `torch.nn.Module._apply` does: device and dtype follow the student's."""
-        for model in self.models:
+        for model, frozen in zip(self.models, self._frozen, strict=True):
             model._apply(fn)  # type: ignore[no-untyped-call]
+            frozen.forget()
 
 
 def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:

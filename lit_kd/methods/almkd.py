@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
-from lit_kd.features import Outputs, Tapped
+from lit_kd.features import Outputs
 from lit_kd.lookahead import LOOK_AHEADS
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.manual import check_manual, check_trainer_options, learning_rate, manual_update, step_plateaus
@@ -97,9 +97,15 @@ class ALMKD(TableDistiller):
         self.start_weights = start_weights
         self.revision = Revision(revise, select, damping)
         self.meta_gradient = meta_gradient
+        self.student_taps = LOOK_AHEADS[meta_gradient].taps
         self._look_ahead_checked = False
         if meta_gradient == "last_layer":
             last_linear(self.student)  # fail now if there is none
+        elif self.speed.compile:
+            raise ValueError(
+                f"expected compile=False with meta_gradient {meta_gradient!r}, which differentiates the student as no "
+                "compiled one can be: take one of the two"
+            )
 
     @property
     def trains_on_meta(self) -> bool:
@@ -127,7 +133,6 @@ class ALMKD(TableDistiller):
                 )
             wanted = min(self.rule.meta_rows or 0, data.meta_size)
             self.look_ahead = LOOK_AHEADS[self.meta_gradient](self.student, max(wanted, 1) / self.trainer.world_size)
-            self.tapped_student = Tapped(self.student, self.look_ahead.taps)
 
     @property
     def table_maker(self) -> str:

@@ -91,10 +91,12 @@ class KD(Distiller):
 
     def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
         """Two terms, ``label`` and ``teacher``."""
-        draws = torch.rand(len(teachers), generator=self._draws)
-        kept = draws >= self.drop
-        kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
-        heard = [teacher.logits for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
+        heard = [teacher.logits for teacher in teachers]
+        if len(heard) > 1:
+            draws = torch.rand(len(heard), generator=self._draws)
+            kept = draws >= self.drop
+            kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
+            heard = [logits for logits, keep in zip(heard, kept.tolist(), strict=True) if keep]
         together = mean_teacher(heard, self.temperature, self.average)
         target = self.revision.teacher(together, batch.y, self.temperature)
         taught = (
