@@ -132,3 +132,8 @@ def data_of(module: LightningModule, meta: bool) -> DataModule:
             f"found {'none' if data is None else type(data).__name__}"
         )
     return data
+
+
+def stalls(device: torch.device) -> bool:
+    """Whether to read a value is to wait for all work that the device was given."""
+    return device.type != "cpu"

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_kd.checks import check_batch, check_finite, data_of, keep_plain
+from lit_kd.checks import check_batch, check_finite, data_of, keep_plain, stalls
 from lit_kd.data import DataModule
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.data.rows import Indexed
@@ -187,7 +187,8 @@ class Distiller(Saved):
 
     def setup(self, stage: str) -> None:
         """Load the teachers: required for training, used for evaluation where they are at hand."""
-        distrust_files(self.trainer)
+        if self._trainer is not None:
+            distrust_files(self._trainer)
         self._laid_out = prepare_student(self.student, self.student_taps, self.speed)
         self.tapped_student = Tapped(self.student, self.student_taps)
         self._checked, self._watched, self._sums, self._begun = set(), {}, {}, False
@@ -296,7 +297,7 @@ class Distiller(Saved):
         finite is read at the end of a training epoch.
         """
         stage = str(self.trainer.state.stage)
-        self._reading = stage not in self._checked or batch.y.device.type == "cpu"
+        self._reading = stage not in self._checked or not stalls(batch.y.device)
         if self._reading:
             self._checked.add(stage)
             check_batch(batch, outputs, self.num_classes, UNLABELED if self.trainer.training else 0)

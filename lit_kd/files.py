@@ -31,7 +31,7 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         if not isinstance(error, OSError):
             raise
         kept = "the file that is there is as it was" if path.exists() else "no file was left"
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {kept}") from error
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {kept}") from error
 
 
 def check_checkpoint_file(path: Path) -> None:

@@ -72,8 +72,8 @@ def distrust_files(trainer: Trainer) -> None:
 
     Only an explicit ``weights_only=False`` is heeded. What is refused is refused with a message of one line.
     """
-    files = trainer.strategy.checkpoint_io
-    if not isinstance(files.load_checkpoint, partial):
+    files = getattr(trainer.strategy, "checkpoint_io", None)  # none in strategies that save by themselves
+    if files is not None and not isinstance(files.load_checkpoint, partial):
         setattr(files, "load_checkpoint", partial(_load, files.load_checkpoint))  # noqa: B010 - a method, says mypy
 
 

@@ -310,7 +310,7 @@ class TestNotFinite:
         self, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """To read each batch would stall it; no weights are renewed with what it said, and no checkpoint is written."""
-        monkeypatch.setattr(lit_kd.distiller, "_stalls", lambda device: True)
+        monkeypatch.setattr(lit_kd.distiller, "stalls", lambda device: True)
         teachers = [Sick(torch.nan, 4), trained_teachers()[0]]
         model = build(method, teachers=teachers)
         if isinstance(model, ALMKD):
@@ -324,7 +324,7 @@ class TestNotFinite:
         assert not list(tmp_path.iterdir())
 
     def test_on_an_accelerator_at_the_first_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lit_kd.distiller, "_stalls", lambda device: True)
+        monkeypatch.setattr(lit_kd.distiller, "stalls", lambda device: True)
         refused(build("kd", teachers=[Sick(torch.nan)]), "expected finite numbers in teacher 0's logits", Blobs())
 
     def test_what_was_wrong_is_forgotten(self) -> None:

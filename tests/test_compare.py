@@ -415,7 +415,7 @@ class TestRecipes:
             call("compare", tmp_path / "tiny.yaml")
 
     def test_no_file(self) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no recipe at gone.yaml: expected a YAML file such as"):
+        with pytest.raises(FileNotFoundError, match=r"no recipe at gone.yaml: expected a YAML file"):
             call("compare", "gone.yaml")
 
     @pytest.mark.parametrize(

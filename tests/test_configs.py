@@ -92,6 +92,12 @@ def test_recipes(path: Path, tmp_path: Path) -> None:
     teachers = {f"teacher {name}": own for name, own in recipe.get("teachers", {}).items()}
     parts = (teachers or {"teacher": recipe["teacher"]}) | recipe["methods"]
     recipe["defaults"]["trainer"]["limit_train_batches"] = 3
+    if "root" in recipe["defaults"]["data"]["init_args"]:  # a large data set, of which we write a few rows
+        write_mnist(Path("data"), "FashionMNIST", train=400)
+        recipe["defaults"]["data"]["init_args"]["labeled"] = 40
+        for part in recipe["methods"].values():
+            if "budget" in part["model"].get("init_args", {}):
+                part["model"]["init_args"]["budget"] = 20
     (tmp_path / path.name).write_text(yaml.safe_dump(recipe, sort_keys=False))
     epochs = max(stretches(part) for part in parts.values())
     call("compare", path.name, "--max_epochs", epochs, "--seeds", 0, "--jobs", 1, "--root", tmp_path)

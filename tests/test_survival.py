@@ -223,6 +223,7 @@ def test_stopped_in_an_epoch_and_resumed(
     stop = ["--trainer.callbacks=test_survival.Stop", f"--trainer.callbacks.how={how}"]
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without it
         with pytest.raises(SystemExit):
             fit(method, whole, "cut", *options, *stop)
     finally:
