@@ -23,17 +23,14 @@ from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.rows_pass import RowOutputs, module_pass
 from lit_kd.saved import Saved, distrust_files
 from lit_kd.schedule import cosine, planned_length
-from lit_kd.speed import Speed, lay_out, prepare_student
+from lit_kd.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.teacher_cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
 
 
 def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
     """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4; RepDistiller's has no Nesterov."""
-    params = list(params)
-    # one kernel for all parameters; on a GPU it would refuse to clip gradients in 16-mixed, and is fast without
-    fused = all(p.device.type == "cpu" and p.is_floating_point() for p in params) or None
-    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused)
+    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 class Distiller(Saved):
@@ -97,7 +94,6 @@ class Distiller(Saved):
         self.lr_interval = lr_interval
         self.teacher_cache = TeacherCache.of(teacher_cache)
         self.speed = Speed(channels_last, compile, teacher_precision)
-        self._laid_out: list[nn.Conv2d] = []
         self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
         self._teacher_specs = as_specs(teacher)
         if any(spec is self.student for spec in self._teacher_specs):
@@ -189,7 +185,9 @@ class Distiller(Saved):
         """Load the teachers: required for training, used for evaluation where they are at hand."""
         if self._trainer is not None:
             distrust_files(self._trainer)
-        self._laid_out = prepare_student(self.student, self.student_taps, self.speed)
+        self._channels_last = reads_channels_last(self.student, self.student_taps, self.speed)
+        if self.speed.compile:
+            compile_in_place(self.student, self.student_taps)
         self.tapped_student = Tapped(self.student, self.student_taps)
         self._checked, self._watched, self._sums, self._begun = set(), {}, {}, False
         training = stage == "fit"
@@ -215,10 +213,6 @@ class Distiller(Saved):
         """What fills the cache; a method that overrides this adds to it."""
         return [FillTeacherCache()] if self.teacher_cache else []
 
-    def teardown(self, stage: str) -> None:
-        """Give the student's weights their usual layout back."""
-        lay_out(self._laid_out, torch.contiguous_format)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         """Teachers follow the student to a device or dtype, though they are no submodules."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -235,7 +229,7 @@ class Distiller(Saved):
         """The student's and the teachers' outputs for a batch."""
         # first, while no activations of the student take memory
         teachers = self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
-        student = self.tapped_student(batch.x)
+        student = self.tapped_student(channels_last(batch.x) if self._channels_last else batch.x)
         # teachers first: where one gives no numbers, the student soon gives none either
         self._check(batch, {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student})
         return student, teachers
@@ -325,6 +319,7 @@ class Distiller(Saved):
         """
         self._sums, self._rows, self._watched = {}, 0, {}
         seed_epoch(self.current_epoch, self.global_rank)
+        self.teachers.forget()
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:

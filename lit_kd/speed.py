@@ -28,9 +28,9 @@ class Speed(NamedTuple):
     """How networks are run.
 
     Attributes:
-        channels_last: Whether 2d convolutions work on that layout, while a training or evaluation lasts. ``None``: in
-            teachers that give the same outputs so, and in students all of whose layers are from the `KNOWN` packages;
-            but not where layers are tapped whose features have that layout too.
+        channels_last: Whether 2d convolutions work on that layout. ``None``: in teachers that give the same outputs so,
+            and in students all of whose layers are from the `KNOWN` packages; but not where layers are tapped whose
+            features have that layout too.
         compile: Whether student and teachers are compiled; tapped layers and what holds them are left out.
         teacher_precision: ``"bf16"``: teachers run under autocast to bfloat16, and give float32.
     """
@@ -43,30 +43,34 @@ class Speed(NamedTuple):
 USUAL = Speed()
 
 
-def prepare_student(student: nn.Module, taps: Sequence[str], speed: Speed) -> list[nn.Conv2d]:
-    """Lay a student's convolutions out channels last, and compile it in place: its keys and values stay.
+def reads_channels_last(student: nn.Module, taps: Sequence[str], speed: Speed) -> bool:
+    """Whether a student is given its images channels last: its convolutions then work so, and its weights stay.
 
     Args:
         student: The student.
         taps: Layers whose features are wanted: their readers may depend on the layout.
         speed: Where the layout is left open, it is channels last for networks of the `KNOWN` packages.
-
-    Returns:
-        Layers that were laid out anew.
     """
-    auto = set(taps) <= {PENULTIMATE} and all(type(m).__module__.split(".")[0] in KNOWN for m in student.modules())
-    changes = auto if speed.channels_last is None else speed.channels_last
-    layers = [m for m in student.modules() if type(m) is nn.Conv2d and m.weight.is_contiguous()] if changes else []
-    lay_out(layers, torch.channels_last)
-    if speed.compile:
-        _compile(student, set(Tapped(student, taps).layers.values()))
-    return layers
+    if speed.channels_last is not None:
+        return speed.channels_last
+    return set(taps) <= {PENULTIMATE} and all(_is_known(m) for m in student.modules())
 
 
-def lay_out(layers: Sequence[nn.Conv2d], layout: torch.memory_format) -> None:
-    """Lay weights out in another way, in place."""
-    for layer in layers:
-        layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
+def _is_known(layer: nn.Module) -> bool:
+    made_of_others = isinstance(layer, (fx.GraphModule, torch.jit.ScriptModule))
+    return type(layer).__module__.split(".")[0] in KNOWN and not made_of_others
+
+
+def channels_last(x: Tensor | Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
+    """Images ``(B, C, H, W)`` in that layout; other inputs as they are."""
+    if isinstance(x, Tensor) and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def compile_in_place(student: nn.Module, taps: Sequence[str]) -> None:
+    """Compile a student: its keys and values stay."""
+    _compile(student, set(Tapped(student, taps).layers.values()))
 
 
 def _compile(model: nn.Module, tapped: set[nn.Module]) -> None:
@@ -83,7 +87,9 @@ class Frozen:
 
     At its first batch a second network is made that shares the first one's tensors, but has BatchNorm folded into the
     convolution before it and convolutions laid out channels last. It takes the first one's place if it gives the same
-    outputs; else, or where it cannot be made, the network runs as it is. A change of the weights is noticed.
+    outputs; else, where it cannot be made, or where the network takes notes while it runs, that runs as it is. Changed
+    weights or layers are noticed; but what is written through ``.data`` only when `forget` is called, which a distiller
+    does at the start of each epoch.
 
     Args:
         model: The network, without gradients.
@@ -94,20 +100,19 @@ class Frozen:
     def __init__(self, model: nn.Module, taps: Sequence[str], speed: Speed) -> None:
         self._plain = Tapped(model, taps)
         self._taps = tuple(taps)
-        self._speed = speed
+        self.speed = speed
         self.forget()
 
     def forget(self) -> None:
         """The network has changed, or is somewhere else."""
         self._run: Tapped | None = None
-        self._copied: list[Tensor] = []
-        self._versions = 0
+        self._state: list[tuple[int, ...]] = []
 
     def __call__(self, x: Tensor | Mapping[str, Tensor]) -> Outputs:
         """The outputs for a batch; with ``teacher_precision`` calculated in that, and given in float32."""
-        low = self._speed.teacher_precision == "bf16"
+        low = self.speed.teacher_precision == "bf16"
         with torch.no_grad(), _bf16(x) if low else nullcontext():
-            if self._run is None or sum(t._version for t in self._copied) != self._versions:
+            if self._run is None or (self._state and _state(self._plain.model) != self._state):
                 self._run = self._fastest(x)
             outputs = self._run(x)
         if not low:
@@ -118,23 +123,35 @@ class Frozen:
     def _fastest(self, x: Tensor | Mapping[str, Tensor]) -> Tapped:
         self.forget()
         model, run = self._plain.model, self._plain
-        channels_last = self._speed.channels_last
-        if channels_last is None:
-            channels_last = set(self._taps) <= {PENULTIMATE}
+        last = self.speed.channels_last
+        if last is None:
+            last = set(self._taps) <= {PENULTIMATE}
         try:
-            fast, copied = folded(model, self._taps, channels_last)
-            if copied and self._same(fast, x):
-                run, self._copied, self._versions = Tapped(fast, self._taps), copied, sum(t._version for t in copied)
+            fast = folded(model, self._taps, last)
+            if fast is not None and self._same(fast, x):
+                run, self._state = Tapped(fast, self._taps), _state(model)
         except Exception:  # whatever a foreign network does: it runs as it is, and then says what is wrong
             pass
-        if self._speed.compile and not isinstance(model, torch.jit.ScriptModule):
+        if self.speed.compile and not isinstance(model, torch.jit.ScriptModule):
             run = Tapped(_twin(model) if run is self._plain else run.model, self._taps)
             _compile(run.model, set(run.layers.values()))
         return run
 
     def _same(self, fast: nn.Module, x: Tensor | Mapping[str, Tensor]) -> bool:
+        """Whether it gives the same outputs, and none of the network's layers keeps anything of a batch."""
+        model = self._plain.model
         with isolate_rng():  # extra passes, which a resumed run takes at another time
-            return _agree(Tapped(fast, self._taps)(x), self._plain(x))
+            held, state = [(m, dict(vars(m))) for m in model.modules()], _state(model)
+            expected = self._plain(x)
+            notes = any(vars(m).get(k) is not v for m, kept in held for k, v in kept.items())
+            notes = notes or any(len(vars(m)) != len(kept) for m, kept in held) or _state(model) != state
+            return not notes and _agree(Tapped(fast, self._taps)(x), expected)
+
+
+def _state(model: nn.Module) -> list[tuple[int, ...]]:
+    """Changes where a layer or tensor is replaced, or written to other than through ``.data``."""
+    tensors = ((m, t) for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()))
+    return [(id(m), id(t), t.data_ptr(), t._version) if t is not None else (id(m),) for m, t in tensors]
 
 
 def _bf16(x: Tensor | Mapping[str, Tensor]) -> torch.autocast:
@@ -142,7 +159,7 @@ def _bf16(x: Tensor | Mapping[str, Tensor]) -> torch.autocast:
     return torch.autocast(first.device.type, torch.bfloat16)
 
 
-def folded(model: nn.Module, taps: Iterable[str] = (), channels_last: bool = True) -> tuple[nn.Module, list[Tensor]]:
+def folded(model: nn.Module, taps: Iterable[str] = (), channels_last: bool = True) -> nn.Module | None:
     """A network for inference that shares all other tensors with a given one.
 
     Args:
@@ -151,10 +168,9 @@ def folded(model: nn.Module, taps: Iterable[str] = (), channels_last: bool = Tru
         channels_last: Whether the weights of 2d convolutions are laid out channels last.
 
     Returns:
-        The network, and those tensors of ``model`` that it does not share but copied in changed form.
+        The network; ``None`` where there is nothing to fold or lay out.
     """
-    twin = _twin(model)
-    copied: list[Tensor] = []
+    twin, changed = _twin(model), False
     for conv_path, norm_path in _pairs(model, tuple(taps)):
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, CONVOLUTIONS)
@@ -165,13 +181,13 @@ def folded(model: nn.Module, taps: Iterable[str] = (), channels_last: bool = Tru
         twin.get_submodule(conv_path)._parameters = dict(zip(("weight", "bias"), frozen, strict=True))
         parent, _, name = norm_path.rpartition(".")
         twin.get_submodule(parent)._modules[name] = nn.Identity().eval()
-        copied += [p for layer in (conv, norm) for p in layer.parameters()] + [mean, variance]
-    for path, layer in twin.named_modules():
+        changed = True
+    for layer in twin.modules():
         if channels_last and type(layer) is nn.Conv2d:
             laid_out = layer.weight.contiguous(memory_format=torch.channels_last)
             layer._parameters["weight"] = nn.Parameter(laid_out, requires_grad=False)
-            copied.append(model.get_parameter(f"{path}.weight"))
-    return twin, copied
+            changed = True
+    return twin if changed else None
 
 
 def _twin(model: nn.Module, memo: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
@@ -193,7 +209,7 @@ def _pairs(model: nn.Module, taps: tuple[str, ...]) -> list[tuple[str, str]]:
         return []
     try:
         with warnings.catch_warnings(action="ignore"), isolate_rng():
-            graph = fx.Tracer().trace(model)
+            graph = fx.Tracer().trace(_twin(model))  # whose layers may keep what they are given
     except Exception:  # control flow that depends on the data, inputs that are no tensors, ...
         return []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")

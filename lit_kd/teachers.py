@@ -48,6 +48,12 @@ class Teachers:
         """The outputs for a batch of training or meta rows: no teacher is called where they are cached."""
         return self(batch.x) if self.cache is None else self.cache(batch.index)
 
+    def forget(self) -> None:
+        """Notice whatever has changed in the teachers since they were called; compiled ones are not compiled again."""
+        for frozen in self._frozen:
+            if not frozen.speed.compile:
+                frozen.forget()
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move every parameter and buffer, as `torch.nn.Module._apply` does: device and dtype follow the student's."""
         for model, frozen in zip(self.models, self._frozen, strict=True):

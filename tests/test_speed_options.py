@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lit_kd import ALMKD
+from lit_kd import ALMKD, KD
 from lit_kd.exact import MetaInputs, validation_gradient
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.models import build_model
-from lit_kd.speed import Frozen, Speed, folded
+from lit_kd.speed import Frozen, Speed, channels_last, folded, reads_channels_last
 from lit_kd.teachers import Teachers
 
 
@@ -121,7 +122,8 @@ def test_any_teacher_gives_what_it_gave(kind: type[nn.Module]) -> None:
 )
 def test_batch_norm_is_folded_where_a_convolution_comes_before(name: str, shape: tuple[int, ...], left: int) -> None:
     model = alive(build_model(name, CLASSES, shape))
-    fast, _ = folded(model)
+    fast = folded(model)
+    assert fast is not None
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.modules()) == left
     x = torch.randn(3, *shape)
     torch.testing.assert_close(
@@ -237,11 +239,61 @@ def test_students_of_others_keep_their_layout_unless_told() -> None:
         (Own, True, True),
     ]:
         student = kind(*copy.deepcopy(layers))
-        seen = []
-        student[1].register_forward_hook(lambda layer, *_, seen=seen: seen.append(layer.weight.stride(1)))
-        _fit(build("kd", student, channels_last=told), epochs=1)
-        assert set(seen) == {1 if expected else 9}
-        assert student[1].weight.is_contiguous()  # for its owner, after the training
+        model = build("kd", student, channels_last=told)
+        _fit(model, epochs=1)
+        assert reads_channels_last(student, (), model.speed) == expected
+        assert {weight.is_contiguous() for weight in student.parameters()} == {True}
+    x = torch.randn(2, 3, 4, 5)
+    assert channels_last(x).is_contiguous(memory_format=torch.channels_last)
+    traced = fx.symbolic_trace(nn.Sequential(*layers))
+    assert not reads_channels_last(traced, (), Speed())  # it may be anybody's code
+
+
+def test_a_student_reads_images_channels_last() -> None:
+    student = build_model("cnn-2", CLASSES, (3, 8, 8))
+    seen = set()
+    student.register_forward_pre_hook(lambda _, given: seen.add(given[0].stride(1)))
+    model = KD(student, build_model("cnn-2", CLASSES, (3, 8, 8)), num_classes=CLASSES)
+    data = DataLoader(TensorDataset(torch.randn(12, 3, 8, 8), torch.arange(12) % CLASSES), 4)
+    trainer(max_epochs=1).fit(model, data)
+    assert seen == {1}
+
+
+class Notes(nn.Sequential):
+    """Keeps what it saw."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = super().forward(x)
+        return self.seen
+
+
+def test_a_network_that_takes_notes_runs_as_it_is() -> None:
+    layers = (nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, CLASSES))
+    model = Notes(*layers).eval()
+    frozen = Frozen(model, (), Speed())
+    for x in torch.randn(3, 5, *SHAPE):
+        torch.testing.assert_close(frozen(x).logits, model.seen)
+    assert type(model.seen) is Tensor
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned", "layer", "data"])
+def test_changes_of_a_teacher_are_noticed(how: str) -> None:
+    model = alive(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, CLASSES))).eval()
+    teachers, x = Teachers([model]), torch.randn(5, *SHAPE)
+    before = teachers(x)[0].logits
+    with torch.no_grad():
+        if how == "in place":
+            model[0].weight.mul_(2)
+        elif how == "assigned":
+            model.load_state_dict({k: v * 2 for k, v in model.state_dict().items()}, assign=True)
+        elif how == "layer":
+            model[3] = nn.Linear(8, CLASSES)
+        else:
+            model[0].weight.data.mul_(2)
+            teachers.forget()  # as at the start of an epoch
+    after = teachers(x)[0].logits
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_the_exact_meta_gradient_refuses_a_compiled_student() -> None:
