@@ -19,8 +19,7 @@ from lit_kd.teachers import is_path
 from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
-Besides the subcommands below: lit-kd compare RECIPE.yaml trains a recipe's methods side by side,
-lit-kd samples writes what ALM-KD learned about each training sample, and lit-kd inspect RUN ranks these by distrust."""
+Besides the subcommands below there are others, which lit-kd --help lists."""
 
 
 class Narrow(DefaultHelpFormatter):
