@@ -85,7 +85,8 @@ def raised_here(error: BaseException | None) -> BaseException | None:
         last = error.__traceback__  # none, in what stands for another process's traceback
         while last is not None and last.tb_next is not None:
             last = last.tb_next
-        if isinstance(error, ArgumentError) or (last is not None and _is_check(last)):
+        check = last is not None and _is_check(last) and not isinstance(error, AssertionError)  # an assert raises too
+        if check or isinstance(error, ArgumentError):
             return error
         error = error.__cause__
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ def find_config(name: str | Path, kind: str = "") -> Path | None:
         >>> [find_config(name).stem for name in ("configs/methods/kd.yaml", "data/digits")]
         ['kd', 'digits']
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))  # Path's own fails for a user that is not there
     if path.exists() or path.is_absolute() or ".." in path.parts:
         return path if path.is_file() else None
     shipped = shipped_configs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -82,6 +83,8 @@ class Distiller(Saved):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"expected num_classes of at least 2, found {num_classes}")
+        if teacher_precision not in ("bf16", None):
+            raise ValueError(f"expected a teacher_precision 'bf16', or None, found {teacher_precision!r}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape)
         if isinstance(student, (str, os.PathLike)) and is_path(os.fspath(student)):
@@ -113,6 +116,9 @@ class Distiller(Saved):
         Lightning calls this before it copies them: a teacher is never copied.
         """
         super()._set_hparams(hp)
+        cache = self.hparams.get("teacher_cache")
+        if isinstance(cache, TeacherCache):
+            self.hparams["teacher_cache"] = asdict(cache)
         keep_plain(self.hparams)
 
     @property
@@ -317,6 +323,11 @@ class Distiller(Saved):
 
         So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
         """
+        if self.teacher_cache and self.teachers.cache is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"expected a filled teacher_cache, found none: let {type(self).__name__}'s configure_callbacks "
+                "return super().configure_callbacks() with its own callbacks, or leave teacher_cache unset"
+            )
         self._sums, self._rows, self._watched = {}, 0, {}
         seed_epoch(self.current_epoch, self.global_rank)
         self.teachers.forget()

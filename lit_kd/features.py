@@ -117,6 +117,10 @@ class Tapped:
             LookupError,
             AttributeError,
         ) as error:  # whatever layers say of a wrong shape
+            from lightning.pytorch.utilities.memory import is_oom_error  # heavy, and export needs none of it
+
+            if is_oom_error(error):  # the CPU allocator's is a bare RuntimeError
+                raise
             raise ValueError(
                 f"expected {type(self.model).__name__} to take inputs of shape {_shape(x)}, found that it does not "
                 f"({type(error).__name__}: {error}). Give a model made for such inputs, or other data"

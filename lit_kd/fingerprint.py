@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from lit_kd.checks import is_plain
 
+TORCHS = {*vars(nn.Module()), "_compiled_call_impl"}
+"""Attributes that each module has."""
+
 
 def of_all(*parts: str) -> str:
     """Hex hash of several texts in their order.
@@ -32,16 +35,28 @@ def of_inputs(x: Any) -> str:
 
 
 def of_teacher(model: nn.Module) -> str:
-    """Hex hash of a model's layers with their settings, and of its weights and buffers; not of its code."""
+    """Hex hash of a model's layers with their settings, tensors and functions by name; not of its code."""
     digest = hashlib.sha256()
     for path, part in model.named_modules():
+        digest.update(f"{path}: {_name(type(part))}\n".encode())
         # what torch itself keeps has an underscore, and changes with its version
-        settings = {k: v for k, v in sorted(vars(part).items()) if is_plain(v) and k != "training" and k[0] != "_"}
-        digest.update(f"{path}: {type(part).__module__}.{type(part).__qualname__} {settings}\n".encode())
+        theirs = type(part).__module__.split(".")[0] == "torch"
+        for key, value in sorted(vars(part).items()):
+            if key in TORCHS or (theirs and key[0] == "_"):
+                continue
+            if is_plain(value) or isinstance(value, Tensor):
+                digest.update(f"{key}: ".encode())
+                _add(digest, value)
+            elif callable(value) and hasattr(value, "__qualname__"):
+                digest.update(f"{key}: {_name(value)}\n".encode())
     for path, value in {**model.state_dict(), **dict(model.named_buffers())}.items():
         digest.update(f"{path}: ".encode())
         _add(digest, value)
     return digest.hexdigest()
+
+
+def _name(value: Any) -> str:
+    return f"{getattr(value, '__module__', None)}.{value.__qualname__}"
 
 
 def _add(digest: Any, value: Any) -> None:

@@ -59,7 +59,7 @@ class Revision:
         heads = [last_linear(model)[1] for model in models]
         n, parts = data.train_size, data.parts
         plain = Indexed(parts.plain, parts.positions["train"], data.labels[:n], torch.arange(n))
-        module.teachers = Teachers(models, (PENULTIMATE,))
+        module.teachers = Teachers(models, (PENULTIMATE,), module.speed)
         try:
             train, meta = module.predict_rows(plain), module.predict_rows(parts.meta_rows())
         finally:

@@ -13,7 +13,11 @@ from typing import IO, Any, Self
 from lightning import LightningModule, Trainer
 
 from lit_kd.images import ImageInput
+from lit_kd.manual import SHARDED
 from lit_kd.models.checkpoint import read_checkpoint
+
+FILES = {"student", "teacher", "start_weights", "teacher_cache", "where"}
+"""Options that may name a file or a directory, and never a class."""
 
 
 class Saved(LightningModule):
@@ -75,6 +79,10 @@ def distrust_files(trainer: Trainer) -> None:
     files = getattr(trainer.strategy, "checkpoint_io", None)  # none in strategies that save by themselves
     if files is not None and not isinstance(files.load_checkpoint, partial):
         setattr(files, "load_checkpoint", partial(_load, files.load_checkpoint))  # noqa: B010 - a method, says mypy
+    strategy = trainer.strategy
+    if isinstance(strategy, SHARDED) and not isinstance(strategy.load_checkpoint, partial):
+        # they open files by themselves
+        setattr(strategy, "load_checkpoint", partial(_load_checked, strategy.load_checkpoint))  # noqa: B010
 
 
 def _load(
@@ -91,6 +99,14 @@ def _load(
         raise
 
 
+def _load_checked(
+    load: Callable[..., dict[str, Any]], checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
+) -> dict[str, Any]:
+    if weights_only is not False and Path(checkpoint_path).is_file():
+        check_checkpoint(checkpoint_path)
+    return load(checkpoint_path, weights_only=weights_only)
+
+
 def _check_imports(value: Any, path: str, key: object = None) -> None:
     """Refuse hyperparameters that name a class of a module not imported yet: making the class would import it."""
     if isinstance(value, Mapping):
@@ -99,7 +115,7 @@ def _check_imports(value: Any, path: str, key: object = None) -> None:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _check_imports(inner, path, key)
-    elif isinstance(value, str) and key not in ("student", "teacher") and "." in value:
+    elif isinstance(value, str) and key not in FILES and "." in value:
         module = value.split(".")[0]
         if module.isidentifier() and module not in sys.modules and find_spec(module) is not None:
             raise ValueError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ from lit_kd.samples import all_sum
 if TYPE_CHECKING:
     from lit_kd.distiller import Distiller
 
-READ = 1024
-"""How many rows, evenly spread, tell one data set from another, beside what is in memory."""
+READ = 20000
+"""How many rows, evenly spread, tell one data set from another, beside what is in memory: all of smaller ones."""
 COMPARED = 64
 """How many of them are read again, to find augmentation."""
 PROBED = 8
@@ -44,7 +45,11 @@ LOGITS = "logits"
 class TeacherCache:
     """Where and how teachers' outputs are kept: each teacher is asked once about each training and meta row.
 
-    Needs data of `lit_kd.data`. The features of `Distiller.teacher_taps` are kept too.
+    Needs data of `lit_kd.data`. The features of `Distiller.teacher_taps` are kept too. ``select`` asks once more, for
+    features that are not.
+
+    In a directory, data are told apart by their inputs: all that are in memory, and of those that are read from files
+    or a data set of yours 20000 rows, evenly spread. Where there are more, remove the directory after a change of few.
 
     Attributes:
         where: ``"memory"``, for one training; or a directory, for later ones too: those with the same teacher, inputs
@@ -77,17 +82,22 @@ class TeacherCache:
 
 
 class FillTeacherCache(Callback):
-    """Fills a distiller's cache before the training, and lets it go after it."""
+    """Fills a distiller's cache before the training, and lets it go after it; a later one may be of another module."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the module's own hook, which may use it."""
-        module = cast("Distiller", pl_module)
-        if module.teacher_cache:
+        if getattr(pl_module, "teacher_cache", None) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            module = cast("Distiller", pl_module)
             module.teachers.cache = fill(module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the memory."""
-        cast("Distiller", pl_module).teachers.cache = None
+        if getattr(pl_module, "teacher_cache", None):
+            cast("Distiller", pl_module).teachers.cache = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free it where the training fails, too."""
+        self.on_fit_end(trainer, pl_module)
 
 
 class Cached:
@@ -95,22 +105,39 @@ class Cached:
 
     Args:
         kept: Of each teacher the arrays by name, ``(N + M, ...)``, and the dtypes that it gave them in.
+        plain: Gives rows ``(B,)`` as teachers saw them, to compare the first training batch with; ``None``: don't.
     """
 
-    def __init__(self, kept: list[dict[str, tuple[Tensor, torch.dtype]]]) -> None:
+    def __init__(
+        self, kept: list[dict[str, tuple[Tensor, torch.dtype]]], plain: Callable[[Indices], Batch] | None = None
+    ) -> None:
         self._kept = kept
+        self._plain = plain
 
-    def __call__(self, index: Tensor | None) -> list[Outputs]:
-        """The outputs for rows ``(B,)``, on the index's device.
+    def __call__(self, batch: Batch) -> list[Outputs]:
+        """The outputs for a batch of training or meta rows, on the index's device.
 
         Raises:
-            ValueError: If there is no index.
+            ValueError: If there is no index, or the first training batch has other inputs than the data.
         """
-        if index is None:
+        if batch.index is None:
             raise ValueError(
                 "expected batches with sample indices, (x, y, index), to look cached teacher outputs up; found one "
                 "without: a hook or callback that changes batches must keep the index"
             )
+        if self._plain is not None and torch.is_grad_enabled():  # in a pass over rows, nothing is between data and us
+            # whole, as what rows are padded to may depend on the others
+            if of_inputs(batch.x) != of_inputs(self._plain(batch.index.cpu().numpy()).x):
+                raise ValueError(
+                    "expected training batches that hold the data's inputs, to look up what teachers give for them; "
+                    "found other inputs: a callback or hook changes batch.x in training. Set teacher_cache's "
+                    "plain_view to true (teachers see inputs as the data give them), or leave teacher_cache unset"
+                )
+            self._plain = None
+        return self.rows(batch.index)
+
+    def rows(self, index: Tensor) -> list[Outputs]:
+        """The outputs for rows ``(B,)``, on the index's device."""
         outputs = []
         for arrays in self._kept:
             found = {
@@ -148,7 +175,12 @@ def fill(module: Distiller) -> Cached:
         kept = [_fill_one(module, data, k, data_print, read) for k in range(len(module.teachers))]
     # under autocast, the training would find casts of the weights that know nothing of gradients
     torch.clear_autocast_cache()
-    return Cached(kept)
+
+    def plain(index: Indices) -> Batch:
+        with isolate_rng():
+            return _look(data, index, read)
+
+    return Cached(kept, None if options.plain_view else plain)
 
 
 def _fill_one(
@@ -160,28 +192,36 @@ def _fill_one(
     def ask(batch: Batch) -> dict[str, Tensor]:
         outputs = module.teachers.one(k, batch.x)
         check_batch(batch, {name: outputs}, module.num_classes, UNLABELED)
+        for tap, values in outputs.features.items():
+            if not isinstance(values, Tensor):
+                raise ValueError(
+                    f"expected tensors as {name}'s features, to cache them, found a {type(values).__name__} at the "
+                    f"layer {tap}: tap a layer that gives a tensor, or leave teacher_cache unset"
+                )
         return {LOGITS: outputs.logits} | {f"features.{tap}": values for tap, values in outputs.features.items()}
 
-    some = _spread(np.arange(rows), PROBED)
-    probe = ask(_look(data, some, read))
-    shapes = {part: tuple(values.shape[1:]) for part, values in probe.items()}
-    dtypes = {part: values.dtype for part, values in probe.items()}
-    store: RowStore
-    if options.where == "memory":
-        store = RowStore(rows, shapes, options.dtype)
-    else:
-        model, given = module.teachers.models[k], {part: str(dtype) for part, dtype in dtypes.items()}
+    some, own, about = _spread(np.arange(rows), PROBED), "", {}
+    with _together(module, name):
+        probe = ask(_look(data, some, read))
+        shapes = {part: tuple(values.shape[1:]) for part, values in probe.items()}
+        dtypes = {part: values.dtype for part, values in probe.items()}
         precision = f"{trainer.precision} {module.speed.teacher_precision}"
-        own = of_all(of_teacher(model), data_print, options.dtype, precision, repr(given))[:32]
-        own = trainer.strategy.broadcast(own)
-        about = {"teacher": type(model).__name__, "data": type(data).__name__, "given": given}
-        store = RowFiles(Path(options.where) / own, rows, shapes, options.dtype, about)
-    error: Exception | None = None
-    try:
+        if options.where != "memory":
+            model, given = module.teachers.models[k], {part: str(dtype) for part, dtype in dtypes.items()}
+            own = of_all(of_teacher(model), data_print, options.dtype, precision, repr(given))[:32]
+            about = {"teacher": type(model).__name__, "data": type(data).__name__, "given": given}
+    own = trainer.strategy.broadcast(own)
+    store: RowStore
+    with _together(module, name):
+        if options.where == "memory":
+            store = RowStore(rows, shapes, options.dtype)
+        else:
+            store = RowFiles(Path(options.where) / own, rows, shapes, options.dtype, about)
         share = np.array_split(np.arange(rows), trainer.world_size)[trainer.global_rank]
         missing = share[~store.written(share)]
         if isinstance(store, RowFiles):
-            _check_kept(store, name, some, _as_stored(probe, options.dtype))
+            limit = 0.05 if "16" in precision else 0.01
+            _check_kept(store, name, some, _as_stored(probe, options.dtype), limit)
             _announce(store, missing, share, trainer.world_size)
         loader: Any = data._loader(_rows(data, missing)) if len(missing) else []
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
@@ -190,13 +230,6 @@ def _fill_one(
             index = batch.index.numpy()
             _check_values(name, index, values, shapes, options.dtype)
             store.write(index, values)
-    except Exception as caught:  # the others must not wait for this process for ever
-        error = caught
-    failed = all_sum(torch.tensor(float(error is not None), device=module.device))
-    if error is not None:
-        raise error
-    if failed:
-        raise RuntimeError(f"expected all processes to fill the cache of {name}, found one that failed: see its error")
     if isinstance(store, RowFiles) and not store.begun(np.arange(rows)).all():
         raise ValueError(f"{store.folder}: expected a directory that all processes share, found rows of others missing")
     arrays = {part: torch.from_numpy(array) for part, array in store.finished().items()}
@@ -204,6 +237,21 @@ def _fill_one(
         for block in (part for array in arrays.values() for part in torch.split(array, 2**16)):
             block.copy_(all_sum(block.to(module.device)))  # 0 but for one process's row
     return {part: (_placed(array, module.device), dtypes[part]) for part, array in arrays.items()}
+
+
+@contextmanager
+def _together(module: Distiller, name: str) -> Iterator[None]:
+    """If one process fails, all do: the others must not wait for it for ever."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    failed = all_sum(torch.tensor(float(error is not None), device=module.device))
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError(f"expected all processes to fill the cache of {name}, found one that failed: see its error")
 
 
 def _placed(array: Tensor, device: torch.device) -> Tensor:
@@ -245,12 +293,12 @@ def _check_views(module: Distiller, data: DataModule, read: Callable[[Batch], Ba
         )
 
 
-def _check_kept(store: RowFiles, name: str, index: Indices, values: dict[str, Array]) -> None:
-    """Refuse files that hold something else than the teacher gives."""
+def _check_kept(store: RowFiles, name: str, index: Indices, values: dict[str, Array], limit: float) -> None:
+    """Refuse files that hold something else than the teacher gives, up to so large a part of the largest value."""
     sound = store.written(index)
     for part, rows in values.items():
         found, now = store.arrays[part][index[sound]].astype(np.float64), rows[sound].astype(np.float64)
-        if len(now) and not np.abs(found - now).max() <= 0.05 * np.abs(now).max():
+        if len(now) and not np.abs(found - now).max() <= limit * np.abs(now).max():
             raise ValueError(
                 f"{store.folder}: expected what {name} gives now, found other {part}, though its weights and layers "
                 "are the same: the code of teacher or data has changed. Remove the folder, to have it filled again"

@@ -30,7 +30,7 @@ class Teachers:
     def __init__(self, models: Sequence[nn.Module] = (), taps: Sequence[str] = (), speed: Speed = USUAL) -> None:
         self.models = [model.eval().requires_grad_(False) for model in models]
         self._frozen = [Frozen(model, taps, speed) for model in self.models]
-        self.cache: Callable[[Tensor | None], list[Outputs]] | None = None  # of the training data, by sample index
+        self.cache: Callable[[Batch], list[Outputs]] | None = None  # of the training data, by sample index
 
     def __len__(self) -> int:
         return len(self.models)
@@ -46,7 +46,7 @@ class Teachers:
 
     def trained_on(self, batch: Batch) -> list[Outputs]:
         """The outputs for a batch of training or meta rows: no teacher is called where they are cached."""
-        return self(batch.x) if self.cache is None else self.cache(batch.index)
+        return self(batch.x) if self.cache is None else self.cache(batch)
 
     def forget(self) -> None:
         """Notice whatever has changed in the teachers since they were called; compiled ones are not compiled again."""

@@ -12,12 +12,13 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lit_kd.distiller
 from lit_kd import ALMKD, KD, Distiller, Supervised
 from lit_kd.data import DigitsDataModule, DistillationDataModule, TensorRows, transition_matrix
+from lit_kd.features import Tapped
 from lit_kd.models import build_model
 
 DISTILLED = [method for method in METHODS if method != "supervised"]
@@ -363,6 +364,18 @@ class TestArguments:
     def test_num_classes(self, method: str, classes: int) -> None:
         with pytest.raises(ValueError, match=rf"expected num_classes of at least 2, found {classes}"):
             build(method, num_classes=classes)
+
+    def test_teacher_precision(self) -> None:
+        with pytest.raises(ValueError, match="expected a teacher_precision 'bf16', or None, found 'fp16'"):
+            build("kd", teacher_precision="fp16")
+
+    def test_out_of_memory_is_no_wrong_shape(self) -> None:
+        class Greedy(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.empty(2**60)
+
+        with pytest.raises(RuntimeError, match="memory"):
+            Tapped(Greedy())(torch.zeros(2, 3))
 
     @pytest.mark.parametrize("method", [m for m in DISTILLED if hasattr(build(m), "temperature")])
     @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])

@@ -14,6 +14,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Union
 
 import pytest
@@ -32,6 +33,7 @@ from lit_kd import KD, Distiller
 from lit_kd.cli import raised_here
 from lit_kd.data import DataModule
 from lit_kd.data.rows import as_is
+from lit_kd.manual import learning_rate
 from lit_kd.models import build_model
 from lit_kd.samples import SampleTable
 from lit_kd.tabled import TableDistiller
@@ -423,6 +425,9 @@ class TestFound:
             with pytest.raises((KeyError, AttributeError)) as bug:
                 call_wrongly()
             assert raised_here(bug.value) is None
+        with pytest.raises(AssertionError) as asserted:
+            learning_rate(SimpleNamespace(optimizers=lambda: None), torch.ones(1))  # type: ignore[arg-type]
+        assert raised_here(asserted.value) is None
         with pytest.raises(ValueError, match="belongs to another data set") as check:
             SampleTable(2, "").check(3, "")
         assert raised_here(check.value) is check.value

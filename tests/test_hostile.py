@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from commands import QUIET, call, configs
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from methods import CLASSES, SHAPE, Blobs, trainer
 
-from lit_kd import KD, Supervised
+from lit_kd import ALMKD, KD, Supervised
+from lit_kd.saved import distrust_files
+from lit_kd.teacher_cache import TeacherCache
 
 
 class Attack:
@@ -122,3 +125,33 @@ def test_hyperparameters_import_nothing(named: Any, tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=r"evil.ckpt: .* found hostile_module.Attack as \w+: importing it would run"):
         Supervised.load_from_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("value", ["test.csv", "weights.csv"])
+def test_names_of_files_are_no_imports(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a module or a folder of that name could be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("weights").mkdir()
+    model = KD("mlp-4", num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache=TeacherCache(value, "float16"))
+    almkd = ALMKD("mlp-4", num_classes=CLASSES, input_shape=list(SHAPE), start_weights=value)
+    for each in (model, almkd):
+        content = {"state_dict": each.state_dict(), "hyper_parameters": dict(each.hparams)}
+        torch.save(content | {"pytorch-lightning_version": "2.6.6"}, "a.ckpt")
+        assert type(each).load_from_checkpoint("a.ckpt").hparams == each.hparams
+
+
+@quiet
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_strategies_that_open_files_themselves(strategy: type[Any], hostile: Path, monkeypatch: Any) -> None:
+    loads: list[Any] = []
+    monkeypatch.setattr(strategy, "load_checkpoint", lambda _, path, weights_only=None: loads.append(path))
+    fitted = trainer()
+    monkeypatch.setattr(fitted._accelerator_connector, "strategy", strategy())
+    distrust_files(fitted)
+    distrust_files(fitted)  # of the next stage
+    with pytest.raises(ValueError, match=r"evil\.ckpt: "):
+        fitted.strategy.load_checkpoint(hostile)
+    fitted.strategy.load_checkpoint(hostile.parent)
+    assert loads == [hostile.parent]
+    assert not Path("harm").exists()

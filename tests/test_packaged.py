@@ -65,6 +65,12 @@ class TestFindConfig:
         Path("methods/kd.yaml").write_text("{}")
         assert find_config("methods/kd.yaml") == Path("methods/kd.yaml")
 
+    def test_of_the_home_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(Path.cwd()))
+        Path("mine.yaml").write_text("{}")
+        assert find_config("~/mine.yaml") == Path.cwd() / "mine.yaml"
+        assert find_config("~nobody-of-this-name/mine.yaml") is None
+
     @pytest.mark.parametrize("name", ["../configs/methods/kd.yaml", "/methods/kd.yaml", "methods/none.yaml", "methods"])
     def test_nothing_else(self, name: str) -> None:
         assert find_config(name) is None

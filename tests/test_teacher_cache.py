@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from commands import QUIET, call, configs, version
-from lightning import LightningDataModule, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import LightningDataModule, LightningModule, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from test_every_method import NOISE, Augmented, Each, Keyword, assert_same, module, saved
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lit_kd import KD, Distiller
 from lit_kd.data import DataModule, DistillationDataModule, Source, TensorRows
 from lit_kd.features import Outputs
+from lit_kd.fingerprint import of_teacher
 from lit_kd.row_store import RowFiles
 from lit_kd.teacher_cache import PROBED, TeacherCache
 
@@ -38,10 +39,12 @@ places = pytest.mark.parametrize("where", ["memory", "directory"])
 
 
 class Watched:
-    """A copy of a trained teacher, and how many rows it was asked about."""
+    """A teacher, and how many rows it was asked about: an MLP, as one with convolutions is run twice to begin with."""
 
     def __init__(self, k: int = 0, ask: Callable[[int], Any] = lambda rows: None) -> None:
-        self.model, self.rows = trained_teachers()[k], 0
+        self.model, self.rows = trained_teachers()[1], 0
+        for parameter in self.model.parameters():
+            parameter.data += 0.1 * k  # another one
 
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.rows += len(inputs[0])
@@ -65,7 +68,7 @@ def kd(teacher: nn.Module, where: Any = "memory", **options: Any) -> KD:
 def held(model: Distiller, data: DataModule | None = None) -> list[Outputs]:
     """What the cache holds, of all rows, while the model is trained."""
     found: list[list[Outputs]] = []
-    watch = Each(lambda *_: found.append(model.teachers.cache(torch.arange(ROWS))), "on_train_start")  # type: ignore[misc]
+    watch = Each(lambda *_: found.append(model.teachers.cache.rows(torch.arange(ROWS))), "on_train_start")  # type: ignore[union-attr]
     fit(model, data, callbacks=watch, max_steps=1)
     return found[0]
 
@@ -246,7 +249,7 @@ class TestFill:
             assert file.read_bytes() == (tmp_path / "whole" / folder.name / file.name).read_bytes()
 
     def test_damaged_rows_are_asked_again(self, tmp_path: Path) -> None:
-        fit(kd(trained_teachers()[0], tmp_path))
+        fit(kd(Watched().model, tmp_path))
         [folder] = folders(tmp_path)
         values = np.load(folder / "logits.npy", mmap_mode="r+")
         values[[0, 5, 60]] += 1
@@ -391,10 +394,45 @@ class TestFingerprint:
             fit(kd(trained_teachers()[0], tmp_path), given, max_steps=1)
             assert len(folders(tmp_path)) == max(1, number - len(same) + 2)
 
+    def test_one_other_row_of_data_of_your_own(self, tmp_path: Path) -> None:
+        """Which is read from its data set, as no tensor of it is at hand."""
+
+        class Drawn(Dataset[Any]):
+            def __init__(self, shift: float) -> None:
+                self.shift = shift
+
+            def __len__(self) -> int:
+                return 1200
+
+            def __getitem__(self, item: int) -> tuple[Tensor, int]:
+                return torch.full(SHAPE, item / 1200) + (item == 333) * self.shift, item % CLASSES
+
+        for shift in (0.0, 0.0, 1e-3):
+            fit(kd(trained_teachers()[1], tmp_path), foreign(Drawn(shift)), max_steps=1)
+        assert len(folders(tmp_path)) == 2
+
+    def test_attributes_that_are_no_buffers(self) -> None:
+        class Layer(nn.Module):
+            def __init__(self, scale: Tensor, act: Any, power: float) -> None:
+                super().__init__()
+                self.scale, self.act, self._power = scale, act, power
+
+        one = Layer(torch.ones(3), torch.relu, 2.0)
+        same = Layer(torch.ones(3), torch.relu, 2.0)
+        same.train().compile()
+        assert of_teacher(one) == of_teacher(same)
+        others = [
+            Layer(2 * torch.ones(3), torch.relu, 2.0),
+            Layer(torch.ones(3), torch.tanh, 2.0),
+            Layer(torch.ones(3), nn.functional.gelu, 2.0),
+            Layer(torch.ones(3), torch.relu, 3.0),
+        ]
+        assert len({of_teacher(layer) for layer in (one, *others)}) == 5
+
     def test_other_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         teacher = Scaled(*trained_teachers()[1])  # type: ignore[misc]
         fit(kd(teacher, tmp_path))
-        monkeypatch.setattr(Scaled, "scale", 1.2)
+        monkeypatch.setattr(Scaled, "scale", 1.02)
         with pytest.raises(ValueError, match=r"expected what teacher 0 gives now, found other logits.*code of teacher"):
             fit(kd(teacher, tmp_path))
 
@@ -454,6 +492,20 @@ class TestViews:
         with pytest.raises(ValueError, match="found random ones, and no view of the data without augmentation"):
             fit(kd(trained_teachers()[0], plain_view=True), data())
 
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+    def test_a_callback_that_changes_the_inputs(self, precision: Any) -> None:
+        class Mixing(Callback):
+            def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+                batch.x[-1] += batch.x[0]
+
+        fit(kd(trained_teachers()[0]), precision=precision)
+        for options in ({}, {"plain_view": True}):
+            refused = pytest.raises(
+                ValueError, match=r"expected training batches that hold the data's inputs.*callback"
+            )
+            with contextlib.nullcontext() if options else refused:
+                fit(kd(trained_teachers()[0], **options), callbacks=Mixing(), precision=precision)
+
     def test_foreign_data(self) -> None:
         data, watched = foreign(Random(0.0)), Watched()
         fit(kd(watched.model), data)
@@ -482,7 +534,75 @@ class Sick(nn.Module):
         return out
 
 
+class TestLife:
+    def test_a_later_fit_of_another_module(self) -> None:
+        class Plain(LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(16, CLASSES)
+
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                out: Tensor = self.layer(batch.x.flatten(1)).sum()
+                return out
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), 0.1)
+
+        fitted = fit(kd(trained_teachers()[1]), max_epochs=1)
+        fitted.fit_loop.max_epochs = 2
+        fitted.fit(Plain(), Blobs())
+        assert fitted.current_epoch == 2
+
+    def test_callbacks_without_it_are_refused(self) -> None:
+        class Own(KD):
+            def configure_callbacks(self) -> Any:
+                return []
+
+        model = Own(
+            "mlp-8", trained_teachers()[1], num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache="memory"
+        )
+        with pytest.raises(ValueError, match=r"expected a filled teacher_cache, found none: let Own's configure_callb"):
+            fit(model)
+
+    def test_freed_after_an_error(self) -> None:
+        def stop(*_: Any) -> None:
+            raise OSError("no space")
+
+        model = kd(trained_teachers()[1])
+        with pytest.raises(OSError, match="no space"):
+            fit(model, callbacks=Each(stop, "on_train_start"))
+        assert model.teachers.cache is None
+
+    def test_fast_dev_run_fills_nothing(self, tmp_path: Path) -> None:
+        watched = Watched()
+        fit(kd(watched.model, tmp_path), fast_dev_run=True)
+        assert watched.rows == 8 + 8  # a training and a validation batch
+        assert folders(tmp_path) == []
+
+    def test_checkpoints_know_it(self, tmp_path: Path) -> None:
+        options = TeacherCache("memory", "float16", plain_view=True)
+        model = KD("mlp-8", trained_teachers()[1], num_classes=3, input_shape=list(SHAPE), teacher_cache=options)
+        fit(model, max_steps=1).save_checkpoint(tmp_path / "a.ckpt")
+        assert KD.load_from_checkpoint(tmp_path / "a.ckpt").teacher_cache == options
+
+
 class TestRefused:
+    def test_a_tapped_layer_that_gives_no_tensor(self) -> None:
+        class Two(nn.Module):
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                return x, x
+
+        class First(nn.Module):
+            def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+                return x[0]
+
+        class Tapping(KD):
+            teacher_taps = ("0",)
+
+        teacher = nn.Sequential(Two(), First(), trained_teachers()[1])
+        with pytest.raises(ValueError, match=r"expected tensors as teacher 0's features.*found a tuple at the layer"):
+            fit(Tapping("mlp-8", teacher, num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache="memory"))
+
     @pytest.mark.parametrize(
         ("value", "dtype", "match"),
         [
