@@ -86,7 +86,9 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let Lightning save it where it knows the run's directory."""
+        """Let Lightning save it where it knows the run's directory; only a fit is a run."""
+        if stage != TrainerFn.FITTING:
+            return  # what is read again, as by lit-kd inspect, are trainings
         self.save_to_log_dir = not trainer.loggers or isinstance(trainer.loggers[0], (CSVLogger, TensorBoardLogger))
         super().setup(trainer, pl_module, stage)
 

@@ -91,6 +91,11 @@ def suspects(table: SampleTable, data: DataModule, index: Tensor, logits: Tensor
     return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
+def any_distrusted(found: Sequence[Suspect]) -> bool:
+    """Whether one of the samples is believed less than another could be; early in a training none is."""
+    return any(one.distrust > 1e-6 for one in found)
+
+
 def knows_truth(data: DataModule) -> bool:
     """Whether the data module made the label noise or took labels away, so that the true labels are known."""
     return data.noise_matrix() is not None or bool((data.labels != data.clean_labels).any())
@@ -125,7 +130,8 @@ def as_pictures(x: Inputs) -> npt.NDArray[np.uint8] | None:
     scale = LARGEST / max(x.shape[2:])
     x = x.float().cpu()
     if scale < 1:
-        x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+        size = [max(1, round(side * scale)) for side in x.shape[2:]]
+        x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     x = (x - low) / (high - low).clamp(min=1e-12)
     shown: npt.NDArray[np.uint8] = (255 * x).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
@@ -144,4 +150,4 @@ def file_names(data: DataModule) -> list[str] | None:
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
     """A class as people call it."""
-    return str(names[label]) if names else str(label)
+    return names[label] if names else str(label)

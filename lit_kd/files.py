@@ -16,14 +16,14 @@ EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file so that it is there whole or not at all; in text, names of files that are no UTF-8 stay as they are.
 
     Raises:
         OSError: If it cannot be written, as on a full disk: then a file of this name is as it was before.
     """
     part = path.with_name(f"{path.name}.part")  # beside it: only within a file system is a file replaced at once
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         os.replace(part, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -73,7 +73,9 @@ def check_unused(path: Path, overwrite: bool) -> None:
         FileExistsError: If it is.
     """
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already: give another path, or overwrite=True (--overwrite)")
+        raise FileExistsError(
+            f"{path} is there already: give another path (--output), or overwrite it (--overwrite; overwrite=True)"
+        )
 
 
 def check_new(path: Path, overwrite: bool) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_kd.files import check_new, write_columns, write_whole
+from lit_kd.files import check_new, read_yaml, write_columns, write_whole
 from lit_kd.samples_command import read_run
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def main(args: Sequence[str]) -> None:
     if options.samples < 1:
         parser.error(f"expected --samples of at least 1, found {options.samples}")
     config = options.config or find_config(run)
-    checkpoint = options.ckpt_path or find_checkpoint(config.parent, run)
+    checkpoint = options.ckpt_path or find_checkpoint(*_folders(config, run))
     output = output or run / "inspect.csv"
     sheet = output.with_suffix(".png")
     check_new(output, options.overwrite)
@@ -48,7 +49,8 @@ def main(args: Sequence[str]) -> None:
         raise FileExistsError(f"{sheet} is there already: give another --output, or --overwrite")
     table, data = read_run(config, checkpoint)
 
-    from lit_kd.distrust import as_pictures, file_names, most_distrusted, rows_of, suspects
+    from lit_kd.data.labels import known_names
+    from lit_kd.distrust import any_distrusted, as_pictures, file_names, most_distrusted, rows_of, suspects
     from lit_kd.models import load_student
     from lit_kd.pictures import contact_sheet, image_to_png
     from lit_kd.sample_file import sample_columns
@@ -57,14 +59,14 @@ def main(args: Sequence[str]) -> None:
     if not len(index):
         raise ValueError(f"{checkpoint}: expected training samples with a label, found none: there is none to distrust")
     found = suspects(table, data, index, _predict(load_student(checkpoint), data, index))
-    names, files = getattr(data, "class_names", None), file_names(data)
+    names, files = known_names(data.class_names, data.num_classes), file_names(data)
     columns: dict[str, Sequence[Any]] = {"index": [one.index for one in found]}
     if files is not None:
         columns["file"] = [files[one.index] for one in found]
     columns["label"] = [one.label for one in found]
     columns["student_class"] = [one.believed for one in found]
     if names:
-        columns |= {f"{name}_name": [str(names[c]) for c in columns[name]] for name in ("label", "student_class")}
+        columns |= {f"{name}_name": [names[c] for c in columns[name]] for name in ("label", "student_class")}
     columns["student_probability"] = [one.probability for one in found]
     columns["distrust"] = [one.distrust for one in found]
     known = sample_columns(table, data).items()
@@ -77,13 +79,14 @@ def main(args: Sequence[str]) -> None:
     if pictures is None:
         print("no contact sheet: the samples are no pictures (1 or 3 channels, height and width)")
         return
-    title = f"{len(pictures)} of {len(found)} training samples, the most distrusted first"
+    order = "the most distrusted first" if any_distrusted(found) else "no label is distrusted"
+    title = f"{len(pictures)} of {len(found)} training samples, {order}"
     write_whole(sheet, image_to_png(contact_sheet(pictures, found[: len(pictures)], names, title)))
     print(f"the first {len(pictures)} are shown in {sheet}")
 
 
 def find_config(run: Path) -> Path:
-    """The config.yaml in a run's directory, or in the only logged version below it.
+    """The config.yaml in a run's directory, or the only one of a logged run below it, whatever the logger.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -93,7 +96,7 @@ def find_config(run: Path) -> Path:
         raise FileNotFoundError(f"no directory at {run}: expected one that a lit_kd run wrote")
     if (run / "config.yaml").is_file():
         return run / "config.yaml"
-    below = sorted([*run.glob("version_*/config.yaml"), *run.glob("lightning_logs/version_*/config.yaml")])
+    below = sorted([*run.glob("*/config.yaml"), *run.glob("*/*/config.yaml")], key=_by_number)
     if not below:
         raise FileNotFoundError(f"no config.yaml in {run}: expected the directory of a lit_kd run, or give --config")
     if len(below) > 1:
@@ -106,13 +109,34 @@ def find_checkpoint(*folders: Path) -> Path:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If there are those of several runs.
     """
     for folder in folders:
         for path in (f / name for f in (folder, folder / "checkpoints") for name in ("last.ckpt", "best.ckpt")):
             if path.is_file():
+                later = sorted(path.parent.glob("*-v[0-9]*.ckpt"), key=_by_number)
+                if later:
+                    raise ValueError(
+                        f"{path.parent}: expected the checkpoints of one run, found {path.name} and {later[-1].name}, "
+                        "which a later fit into the same directory wrote: give the one that belongs to the config as "
+                        "--ckpt_path"
+                    )
                 return path
     looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
     raise FileNotFoundError(f"no last.ckpt or best.ckpt in {looked}, nor in checkpoints/ there: give --ckpt_path")
+
+
+def _folders(config: Path, run: Path | None) -> list[Path]:
+    """Where a run's checkpoints may lie: beside its config, in its directory, or where the config sends them."""
+    content = read_yaml(config) if config.is_file() else None
+    options = content.get("checkpoint") if isinstance(content, dict) else None
+    sent = options.get("dirpath") if isinstance(options, dict) else None
+    return [config.parent, *([run] if run else []), *([Path(sent)] if sent else [])]
+
+
+def _by_number(path: Path) -> list[str | int]:
+    """Sorts version_10 after version_9."""
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", str(path))]
 
 
 def _predict(student: Any, data: DataModule, index: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ class Cli(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What the data knows is told to the model; the best and the last epoch are kept."""
+        """What the data knows is told to the model; the best and the last epoch are kept; a run is shown."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         # a list, which YAML has a word for
         parser.link_arguments("data.input_shape", "model.init_args.input_shape", _as_list, apply_on="instantiate")
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.add_lightning_class_args(ShowRun, "show")
         parser.set_defaults(
             {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
         )
@@ -110,4 +111,4 @@ def make_cli(args: ArgsType = None, **kwargs: Any) -> Cli:
 
 def run(args: list[str] | None) -> None:
     """Run one of Lightning's subcommands."""
-    make_cli(args, trainer_defaults={"callbacks": [WritePredictions(), ResumeAsBefore(), ShowRun()]})
+    make_cli(args, trainer_defaults={"callbacks": [WritePredictions(), ResumeAsBefore()]})

@@ -102,7 +102,7 @@ def weights_picture(
 def contact_sheet(
     pictures: npt.NDArray[np.uint8], found: Sequence[Suspect], names: Sequence[str] | None, title: str
 ) -> Image.Image:
-    """Samples side by side, each above its given label, the student's class and the label's weight.
+    """Samples side by side, each above its index, its given label, the student's class and the label's weight.
 
     Where the truth is known, wrong labels have a red frame and right ones a blue one.
 
@@ -114,7 +114,7 @@ def contact_sheet(
     """
     cell, edge, line, gap, top = 96, 3, 15, 12, 34
     width, columns = cell + 2 * edge, min(8, max(5, len(found)))
-    height = width + 3 * line
+    height = width + 4 * line
     rows = -(-len(found) // columns)
     sheet = Image.new("RGB", (gap + columns * (width + gap), top + rows * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -133,6 +133,7 @@ def contact_sheet(
         picture = picture.resize(size, Image.Resampling.NEAREST)
         sheet.paste(picture, (x + (width - size[0]) // 2, y + (width - size[1]) // 2))
         for text, font in (
+            (f"#{suspect.index}", plain),
             (f"label: {class_name(names, suspect.label)}", bold),
             (f"student: {class_name(names, suspect.believed)} ({100 * suspect.probability:.0f}%)", plain),
             (f"weight: {suspect.weight:.2f}", plain),

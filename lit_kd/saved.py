@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 
 from lightning import LightningModule, Trainer
 
+from lit_kd.data.labels import known_names
 from lit_kd.images import ImageInput
 from lit_kd.manual import SHARDED
 from lit_kd.models.checkpoint import read_checkpoint
@@ -27,10 +28,8 @@ class Saved(LightningModule):
         """Under ``data``, what who uses the student must know; an override calls ``super().on_save_checkpoint``."""
         data = getattr(self.trainer, "datamodule", None)
         names, shape, images = (getattr(data, name, None) for name in ("class_names", "input_shape", "image_input"))
-        if not isinstance(names, (list, tuple)) or len(names) != self.num_classes:
-            names = None
         checkpoint["data"] = {
-            "class_names": [str(name) for name in names] if names else None,
+            "class_names": known_names(names, int(self.hparams["num_classes"])),
             "input_shape": [int(size) for size in shape] if shape else None,
             "image_input": images.plain() if isinstance(images, ImageInput) else None,
         }

@@ -18,7 +18,17 @@ from PIL import Image
 
 from lit_kd.callbacks import run_directory, unused
 from lit_kd.data import UNLABELED
-from lit_kd.distrust import Suspect, as_pictures, class_name, most_distrusted, noise_auc, rows_of, suspects
+from lit_kd.data.labels import known_names
+from lit_kd.distrust import (
+    Suspect,
+    any_distrusted,
+    as_pictures,
+    class_name,
+    most_distrusted,
+    noise_auc,
+    rows_of,
+    suspects,
+)
 from lit_kd.files import write_whole
 from lit_kd.pictures import contact_sheet, image_to_png, to_png, weights_picture
 from lit_kd.tabled import TableDistiller
@@ -33,17 +43,19 @@ class ShowRun(Callback):
     Every epoch: where labels are known to be wrong, the mean weights of right and of wrong ones, and how well weights
     tell them apart, ``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``; in W&B and
     TensorBoard a histogram of the labels' weights. Every few epochs and at the end: a picture of the weights, and the
-    most distrusted samples, with their pictures where they are images. W&B gets a table of these, TensorBoard images,
-    and where there is another logger or none, PNG files are written to the folder ``pictures`` of the run's directory.
+    most distrusted samples, with their pictures where they are images: as PNG files in the folder ``pictures`` of the
+    run's directory, and in W&B a table of the samples, in TensorBoard images. On the command line the options are
+    ``--show.every_n_epochs`` and ``--show.samples``.
 
     Args:
-        every_n_epochs: How often pictures are drawn, which takes some tenths of a second; ``None``: at the end only.
+        every_n_epochs: How often pictures are drawn, which takes some tenths of a second; ``None``: at the end only;
+            0: nothing is shown at all, no figures either.
         samples: How many of the most distrusted samples are shown.
     """
 
     def __init__(self, every_n_epochs: int | None = 10, samples: int = 24) -> None:
-        if every_n_epochs is not None and every_n_epochs < 1:
-            raise ValueError(f"expected every_n_epochs of at least 1, or None; found {every_n_epochs}")
+        if every_n_epochs is not None and every_n_epochs < 0:
+            raise ValueError(f"expected every_n_epochs of at least 1, or None, or 0 for off; found {every_n_epochs}")
         if samples < 1:
             raise ValueError(f"expected samples of at least 1, found {samples}")
         self.every_n_epochs = every_n_epochs
@@ -69,7 +81,7 @@ class ShowRun(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log figures and histogram, and draw the pictures if it is time."""
-        if not isinstance(pl_module, TableDistiller) or getattr(trainer, "fast_dev_run", False):
+        if self._is_off(trainer) or not isinstance(pl_module, TableDistiller):
             return
         weights, label, noisy = _weights(pl_module)
         known = label != UNLABELED
@@ -88,10 +100,13 @@ class ShowRun(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last pictures."""
-        if isinstance(pl_module, TableDistiller) and not getattr(trainer, "fast_dev_run", False) and self.course:
+        if not self._is_off(trainer) and isinstance(pl_module, TableDistiller) and self.course:
             epoch = int(self.course[-1]["epoch"])
             if epoch > self._drawn:
                 self._draw(trainer, pl_module, epoch)
+
+    def _is_off(self, trainer: Trainer) -> bool:
+        return self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
 
     def _draw(self, trainer: Trainer, model: TableDistiller, epoch: int) -> None:
         """Draw and send all pictures; each process must call it, as all of them predict."""
@@ -106,7 +121,7 @@ class ShowRun(Callback):
         found = suspects(model.table, data, index, model.predict_rows(rows, teachers=False).student.logits.cpu())
         if not trainer.is_global_zero:
             return
-        names = getattr(data, "class_names", None)
+        names = known_names(data.class_names, data.num_classes)
         area = noise_auc(weights, label, noisy)
         title = f"epoch {epoch}" + ("" if area is None else f": low weights find wrong labels with AUC {area:.3f}")
         kinds = [kind for kind in self.course[-1] if kind != "epoch"]
@@ -121,9 +136,9 @@ class ShowRun(Callback):
         images = {WEIGHTS: to_png(figure)}
         pixels = as_pictures(rows.rows.fetch(rows.positions.tolist()))
         if pixels is not None:
-            told = f"epoch {epoch}: the {len(found)} most distrusted labels"
+            most = f"the {len(found)} most distrusted labels"
+            told = f"epoch {epoch}: {most if any_distrusted(found) else 'no label is distrusted'}"
             images[DISTRUSTED] = image_to_png(contact_sheet(pixels, found, names, told))
-        files = not trainer.loggers
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_table(logger, found, pixels, names, _image(images[WEIGHTS]), trainer.global_step)
@@ -131,10 +146,7 @@ class ShowRun(Callback):
                 for name, image in images.items():
                     array = np.asarray(_image(image).convert("RGB"))
                     logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
-            else:
-                files = True
-        if files:
-            self._write(trainer, images)
+        self._write(trainer, images)
 
     def _write(self, trainer: Trainer, images: dict[str, bytes]) -> None:
         if self._folder is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import UserDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -110,6 +111,20 @@ class TestWrapping:
         inner.num_classes, inner.input_shape, inner.class_names = 4, (1,), list("abcd")  # type: ignore[attr-defined]
         data = DistillationDataModule(inner)
         assert (data.num_classes, data.input_shape, data.class_names) == (4, (1,), list("abcd"))
+
+    @pytest.mark.parametrize(
+        ("names", "adopted"),
+        [
+            (np.array(["a", "b\n c", "d"]), ["a", "b c", "d"]),
+            (["a", "b"], None),
+            ({0: "a", 1: "b", 2: "d"}, None),
+            (range(3), None),
+        ],
+    )
+    def test_inner_s_class_names(self, names: Any, adopted: list[str] | None) -> None:
+        inner = Inner()
+        inner.class_names = names  # type: ignore[attr-defined]
+        assert wrap(inner).class_names == adopted  # the number of classes is counted
 
     def test_inner_is_set_up_as_needed(self) -> None:
         inner = Inner()

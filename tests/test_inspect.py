@@ -15,6 +15,7 @@ from PIL import Image
 
 from lit_kd.cli import main
 from lit_kd.data import DigitsDataModule
+from lit_kd.inspect_command import find_config
 from lit_kd.models import load_student
 
 SHORT = (*QUIET, "--trainer.limit_train_batches=4", "--trainer.max_epochs=1", "--data.noise=symmetric")
@@ -108,6 +109,22 @@ class TestRanking:
             assert files(RUN) == before
             (RUN / name).unlink()
 
+    def test_a_second_run_s_checkpoints_are_not_passed_over(self) -> None:
+        for name in ("last-v1", "last-v10"):
+            shutil.copy(RUN / "checkpoints" / "last.ckpt", RUN / "checkpoints" / f"{name}.ckpt")
+        with pytest.raises(ValueError, match=r"found last.ckpt and last-v10.ckpt, .* --ckpt_path"):
+            call("inspect", RUN)
+        call("inspect", RUN, "--ckpt_path", RUN / "checkpoints" / "last-v1.ckpt")
+
+    def test_a_run_of_wandb_and_many_versions(self) -> None:
+        for name in ("version_9", "version_10"):
+            shutil.copytree(RUN, Path("many") / name)
+        with pytest.raises(ValueError, match=r"found 2: give one of them, e.g. many/version_10"):
+            call("inspect", "many")
+        shutil.rmtree("many")
+        RUN.rename(RUN.with_name("x4f9k2"))
+        assert find_config(Path()) == Path("lightning_logs/x4f9k2/config.yaml")
+
     @pytest.mark.parametrize(
         ("args", "message"),
         [
@@ -143,6 +160,17 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_in_tmp_path")
 class TestOtherRuns:
+    @pytest.mark.parametrize("where", ["runs/student", "runs/student/lightning_logs/version_0"])
+    def test_checkpoints_sent_elsewhere_and_a_test_since(self, where: str) -> None:
+        sent = ("--checkpoint.dirpath=runs/student", "--checkpoint.filename=best")
+        saved = "--trainer.logger.save_dir=runs/student"
+        call("fit", "--config", CONFIGS / "data" / "digits.yaml", *ALMKD, *sent, saved)
+        config = Path("runs/student/lightning_logs/version_0/config.yaml")
+        call("test", "--config", config, "--ckpt_path", "runs/student/best.ckpt")
+        assert list(Path().rglob("config.yaml")) == [config]
+        call("inspect", where)
+        assert len(read_csv(Path(where) / "inspect.csv")) > 1000
+
     def test_a_method_without_weights(self) -> None:
         call("fit", *configs("supervised"), *SHORT, "--model.student=mlp-8")
         with pytest.raises(ValueError, match=r"last.ckpt: expected a checkpoint with a sample table, found none in it"):

@@ -20,7 +20,8 @@ from commands import call, files, read_csv
 from PIL import Image
 
 from lit_kd.compare.evidence import evidence
-from lit_kd.compare.page_pictures import slopes
+from lit_kd.compare.page_pictures import curves_picture, slopes
+from lit_kd.compare.page_text import results, weights
 from lit_kd.compare.pictures import accuracy_picture
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
@@ -117,7 +118,9 @@ class TestPage:
 
     def test_the_table_is_the_written_one(self) -> None:
         lines = (SMALL / "table.md").read_text().splitlines()
-        expected = [[c.strip().strip("*") for c in line[1:-1].split("|")] for line in (lines[0], *lines[2:])]
+        unescaped = [re.sub(r"\\(.)", r"\1", line) for line in (lines[0], *lines[2:])]
+        expected = [[c.strip().strip("*") for c in line[1:-1].split("|")] for line in unescaped]
+        assert "KD \\<b>&amp; $x\\_1$" in lines[3]
         assert read().rows == expected
         assert len(expected) == 4
 
@@ -164,6 +167,19 @@ class TestAgain:
         compare()
         assert (SMALL / "report.html").read_text() == before
         assert kept.items() <= files(SMALL).items()
+
+    def test_rows_without_an_epoch_and_unknown_truth(self) -> None:
+        for path in SMALL.rglob("metrics.csv"):
+            head = path.read_text().splitlines()[0].split(",")
+            path.write_text(path.read_text() + ",".join("7" if name == "step" else "" for name in head) + "\n")
+        [path] = SMALL.rglob("samples.npz")
+        kept = dict(np.load(path))
+        kept |= {"noisy": np.zeros_like(kept["noisy"]), "shown_true": np.full_like(kept["shown_true"], -1)}
+        np.savez(path, **kept)
+        compare()
+        text = read().text
+        assert text.lower().count("which labels are wrong is not known") >= 3  # section, histogram's caption and title
+        assert "no label is wrong" not in text
 
     def test_old_results_lack_pictures_only(self) -> None:
         for path in SMALL.rglob("evidence.npz"):
@@ -237,3 +253,28 @@ def test_no_number_lies_over_the_teacher_s_line() -> None:
     for text in numbers:
         box = text.get_window_extent()
         assert box.x0 > at.x1 or box.x1 < at.x0
+
+
+@pytest.mark.parametrize("students", [1, 2, 10])
+def test_few_rows_leave_room_for_all_texts(students: int) -> None:
+    accuracies = {"teacher": [0.9]} | {f"method {n}": [0.8 + n / 100] for n in range(students)}
+    figure = accuracy_picture(accuracies, ["teacher"])
+    figure.savefig(io.BytesIO(), format="png")
+    [axes] = figure.axes
+    [teacher] = (text for text in axes.texts if text.get_text() == "teacher 90.0")
+    box, [caption] = teacher.get_window_extent(), [text for text in figure.texts if "test accuracy" in text.get_text()]
+    assert axes.get_window_extent().y1 < box.y0 < box.y1 <= figure.bbox.y1
+    ticks = [tick.get_window_extent().y0 for tick in axes.get_xticklabels()]
+    assert caption.get_window_extent().y1 <= min(ticks)
+
+
+def test_a_name_with_an_underscore_is_in_the_legend() -> None:
+    figure = curves_picture({"_own": [[(0, 0.5), (1, 0.6)]], "KD": [[(0, 0.4)]]}, [])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_own", "KD"]
+
+
+def test_what_the_words_claim() -> None:
+    assert "dashed" not in results(0, True) + results(2, True)
+    assert "dashed line is the teacher" in results(1, False)
+    assert "±" not in results(1, False) + weights(True, False)
+    assert "All seeds together" in weights(False, True)

@@ -167,7 +167,7 @@ class TestWandb:
             assert shown["samples/most_distrusted"]["nrows"] == 24
             check_table(kept, data, saved / "checkpoints")
             assert Image.open(run / "files" / shown["samples/weights"]["path"]).size > (600, 200)
-        assert not list(Path.cwd().rglob("pictures"))  # W&B has them
+            assert len(list(saved.glob("pictures/*.png"))) == 2
 
     def test_a_comparison_is_a_group(self) -> None:
         data = {"class_path": "DigitsDataModule", "init_args": {"noise": "symmetric", "noise_rate": 0.3}}
@@ -198,7 +198,7 @@ class TestWandb:
             assert any("samples/label_weights" in line for line in history) == (folder == "alm-kd")
 
 
-KEYS = ("seed_everything", "trainer", "model", "data", "checkpoint", "ckpt_path", "weights_only")
+KEYS = ("seed_everything", "trainer", "model", "data", "checkpoint", "show", "ckpt_path", "weights_only")
 
 
 def test_without_wandb_a_comparison_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_without_wandb_a_comparison_does_not_start(monkeypatch: pytest.MonkeyPat
 
 
 def test_curves_and_png_files_with_the_csv_logger() -> None:
-    call(*ALMKD_FIT, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.")
+    call(*ALMKD_FIT, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.", "--show.samples=3")
     data = DigitsDataModule(seed=0, noise="symmetric", noise_rate=0.3)
     data.setup()
     noisy = (data.labels != data.clean_labels)[: data.train_size]
@@ -220,6 +220,8 @@ def test_curves_and_png_files_with_the_csv_logger() -> None:
     assert [float(rows[-1][name]) for name in NAMES] == pytest.approx([float(e) for e in expected], abs=1e-5)
     pictures = version(0) / "pictures"
     assert sorted(path.name for path in pictures.iterdir()) == ["most_distrusted.png", "weights.png"]
+    assert yaml.safe_load((version(0) / "config.yaml").read_text())["show"] == {"every_n_epochs": 10, "samples": 3}
+    assert Image.open(pictures / "most_distrusted.png").height < 250  # one row of samples
     for path in pictures.iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 10  # something is drawn
 
@@ -246,7 +248,7 @@ class TestInPython:
         histograms = read.Histograms("samples/label_weights")
         assert [h.histogram_value.num for h in histograms] == [48] * 3
         assert set(NAMES) <= set(read.Tags()["scalars"])
-        assert not list(folder.rglob("pictures"))
+        assert len(list(folder.glob("pictures/*.png"))) == 2
 
     def test_a_second_logger_has_files(self) -> None:
         loggers = [CSVLogger("logs"), TensorBoardLogger("tb")]
@@ -284,11 +286,24 @@ class TestInPython:
         fit(ShowRun(), Blobs(seed=0, labeled=24), build(method), max_epochs=1)
         assert not Path("run").exists()
 
+    def test_without_distrust_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        titles = []
+        monkeypatch.setattr("lit_kd.show.contact_sheet", lambda *args: titles.append(args[3]) or Image.new("L", (1, 1)))
+        fit(ShowRun(every_n_epochs=1), max_epochs=2)  # the first epoch warms up
+        assert titles == ["epoch 0: no label is distrusted", "epoch 1: the 24 most distrusted labels"]
+
+    def test_switched_off(self) -> None:
+        shown = ShowRun(every_n_epochs=0)
+        fit(shown, logger=CSVLogger("logs"), log_every_n_steps=1)
+        assert shown.course == []
+        assert "noise_auc" not in next(Path("logs").rglob("metrics.csv")).read_text()
+        assert not list(Path.cwd().rglob("*.png"))
+
     def test_a_trial_run_writes_nothing(self) -> None:
         fit(ShowRun(every_n_epochs=1), fast_dev_run=True)
         assert set(files(Path.cwd())) <= {Path.cwd() / "last.ckpt"}
 
-    @pytest.mark.parametrize("wrong", [{"every_n_epochs": 0}, {"samples": 0}])
+    @pytest.mark.parametrize("wrong", [{"every_n_epochs": -1}, {"samples": 0}])
     def test_refused(self, wrong: dict[str, int]) -> None:
         with pytest.raises(ValueError, match="of at least 1"):
             ShowRun(**wrong)
@@ -301,6 +316,9 @@ def test_large_pictures_are_made_small_and_others_are_none() -> None:
     shown = as_pictures(3 * torch.randn(2, 3, 192, 96, generator=draw) - 5)
     assert shown is not None
     assert (shown.shape, shown.min(), shown.max()) == ((2, 96, 48, 3), 0, 255)
+    long = as_pictures(torch.randn(2, 1, 12, 5000, generator=draw))
+    assert long is not None
+    assert (long.shape, long.max()) == ((2, 1, 96, 3), 255)
     grey = as_pictures(torch.linspace(-1, 1, 16).view(1, *SHAPE))
     assert grey is not None
     assert grey[0, :, :, 0].ravel().tolist() == [17 * i for i in range(16)]

@@ -21,14 +21,19 @@ from lit_kd.compare.page_pictures import (
     Arrays,
     confidence_picture,
     curves_picture,
-    mean_and_deviation,
     reliability_picture,
     slopes,
     to_svg,
     weights_pictures,
 )
-from lit_kd.compare.page_text import CONFIDENCE, CURVES, DISTRUSTED, PAGE, RELIABILITY, RESULTS, WEIGHTS
-from lit_kd.compare.pictures import accuracy_picture, pooled_weights
+from lit_kd.compare.page_text import CONFIDENCE, CURVES, PAGE, RELIABILITY, distrusted, results, weights
+from lit_kd.compare.pictures import (
+    accuracy_picture,
+    knows_wrong,
+    mean_and_deviation,
+    pooled_weights,
+    wrong_labels,
+)
 from lit_kd.compare.recipe import Job
 from lit_kd.compare.training import SAMPLES, Result
 from lit_kd.distrust import class_name
@@ -80,13 +85,20 @@ def write_page(
     teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
     runs = {method: [_read(job) for job, _ in done if job.method == method] for method in methods}
     accuracies = {m: [r["test_accuracy"] for r in (r for j, r in done if j.method == m)] for m in methods}
+    kept = [run.samples for each in runs.values() for run in each if run.samples]
+    several = len({job.seed for job, _ in done}) > 1
+    known = knows_wrong(kept)
     parts = [
-        _section("Results", RESULTS, _table(*table) + _cards([_accuracy(accuracies, teachers)])),
+        _section(
+            "Results", results(len(teachers), several), _table(*table) + _cards([_accuracy(accuracies, teachers)])
+        ),
         _section("While they learned", CURVES, _cards(_curves(runs, teachers))),
         _section("Are they as sure as they should be?", RELIABILITY, _cards(_reliability(runs), "small")),
         _section("Student against teacher", CONFIDENCE, _cards(_confidence(runs), "small")),
-        _section("Which labels were believed?", WEIGHTS, _cards(_weights(runs))),
-        _section("Most distrusted labels", DISTRUSTED, "".join(_distrusted(*each) for each in runs.items())),
+        _section("Which labels were believed?", weights(known, several), _cards(_weights(runs))),
+        _section(
+            "Most distrusted labels", distrusted(known, several), "".join(_distrusted(*each) for each in runs.items())
+        ),
         _section("More pictures", "", _cards([_png(text, file) for text, file in pictures.items()])),
     ]
     body = "\n".join(part for part in parts if part)
@@ -102,6 +114,8 @@ def _read(job: Job) -> Run:
     for file in sorted(job.folder.glob("lightning_logs/version_*/metrics.csv"))[-1:]:
         with file.open(newline="") as opened:
             for row in csv.DictReader(opened):
+                if not row["epoch"]:
+                    continue  # some callbacks, such as LearningRateMonitor, log without
                 values = {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
                 epochs.setdefault(int(row["epoch"]), {}).update(values)
     kept = [dict(np.load(file)) if (file := job.folder / name).is_file() else {} for name in (EVIDENCE, SAMPLES)]
@@ -219,13 +233,14 @@ def _weights(runs: Mapping[str, Sequence[Run]]) -> list[str]:
         seeds = [run for run in each if run.samples]
         if not seeds:
             continue
-        weights, wrong, areas = pooled_weights([run.samples for run in seeds])
-        if not len(weights):
+        kept = [run.samples for run in seeds]
+        pooled, wrong, _ = pooled_weights(kept)
+        if not len(pooled):
             continue
         epochs, means = _course(seeds)
-        found = f"finds wrong labels with AUC {mean_and_deviation(areas, 2)}" if areas else "no label is wrong"
+        found = wrong_labels(kept, 2)
         titles = (f"{method}: weights after training", f"{method}: weights by epoch")
-        for title, figure in zip(titles, weights_pictures(weights, wrong, epochs, means), strict=False):
+        for title, figure in zip(titles, weights_pictures(pooled, wrong, epochs, means), strict=False):
             cards.append(_card(title, to_svg(figure, f"{title}; {found}"), found))
     return cards
 
@@ -262,7 +277,8 @@ def _distrusted(method: str, runs: Sequence[Run]) -> str:
         label_line, *others = (html.escape(line) for line in lines)
         caption = "<br>".join([f"<b>{label_line}</b>", *others])
         cards.append(f'<figure class="{kind}" title="{told}">{picture}<figcaption>{caption}</figcaption></figure>')
-    return f'<h3>{html.escape(method)}</h3><div class="samples">{"".join(cards)}</div>'
+    none = "" if (kept["shown_distrust"] > 1e-6).any() else "<p>No label is distrusted.</p>"
+    return f'<h3>{html.escape(method)}</h3>{none}<div class="samples">{"".join(cards)}</div>'
 
 
 def _png(title: str, path: Path) -> str:

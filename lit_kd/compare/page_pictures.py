@@ -6,7 +6,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import matplotlib as mpl
@@ -55,6 +55,7 @@ def curves_picture(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], 
     with mpl.rc_context(COLOURS):
         figure = Figure(figsize=(WIDE, 3.0 + 0.1 * len(curves)), layout="constrained")
         axes = figure.subplots()
+        lines = []
         for number, (method, seeds) in enumerate(curves.items()):
             at: dict[int, list[float]] = {}
             for epoch, value in (pair for seed in seeds for pair in seed):
@@ -63,11 +64,12 @@ def curves_picture(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], 
             y = [mean(at[epoch]) for epoch in x]
             teacher = method in teachers
             color = _INK if teacher else f"C{number % 10}"
-            axes.plot(x, y, "--" if teacher else "-", color=color, label=method, lw=1.5, marker="." * (len(x) == 1))
+            lines += axes.plot(x, y, "--" if teacher else "-", color=color, lw=1.5, marker="." * (len(x) == 1))
         axes.set_xlabel("epoch")
         axes.set_ylabel("%")
         axes.grid(color=PLAIN, alpha=0.25)
-        figure.legend(frameon=False, loc="outside lower center", ncols=2)
+        # given by name, as matplotlib leaves out what begins with an underscore
+        figure.legend(lines, list(curves), frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -150,16 +152,3 @@ def weights_pictures(
         if means:
             draw_course(figures[1].subplots(), epochs, means)
     return figures
-
-
-def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several values, standard deviation.
-
-    Examples:
-        >>> mean_and_deviation([1.0, 3.0], 1), mean_and_deviation([2.0], 1), mean_and_deviation([], 1)
-        ('2.0 ± 1.4', '2.0', '')
-    """
-    if not values:
-        return ""
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{deviation}"

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from string import Template
 
-RESULTS = (
-    "Each row is a way to train; numbers are means over the random seeds ± their standard deviation, and the best "
-    "student is <b>bold</b>. In the picture, a circle with a bar is a mean with its standard deviation, each grey dot "
-    "one seed, and the dashed line the teacher."
-)
 CURVES = (
     "Measured after each pass over the training data (an epoch), on validation samples that nobody trains on. A curve "
     "that rises and then falls has begun to learn wrong labels by heart. Dashed: teachers."
@@ -24,17 +19,40 @@ CONFIDENCE = (
     "are equally sure. The red line is the least-squares fit: with a slope of 1 the student is sure where the teacher "
     "is sure; near 0 it does not care how sure the teacher is; above 1 it exaggerates."
 )
-WEIGHTS = (
-    "These methods learn a weight for each training label: how much to listen to it. Blue are labels that are right, "
-    "red those known to be wrong, which the methods are not told. The better the colours are apart, the better a "
-    "method has found out. The AUC says how well: 1 is perfect, 0.5 is chance. All seeds together; bands: from the "
-    "lowest to the highest seed."
-)
-DISTRUSTED = (
-    "The training samples whose label was believed least, the most distrusted first (first seed). Under each: the "
-    "label that it came with, what the student takes it for and how sure it is, and the weight of the label. A red "
-    "frame: the label is wrong indeed; blue: it is right."
-)
+
+
+def results(teachers: int, several: bool) -> str:
+    """Of how many teachers, and whether there are several seeds."""
+    numbers = (
+        "are means over the random seeds ± their standard deviation" if several else "are those of one random seed"
+    )
+    mark = "a circle with a bar is a mean with its standard deviation, each grey dot one seed" if several else ""
+    marks = [mark] * several + ["the dashed line is the teacher"] * (teachers == 1)
+    picture = f" In the picture, {', and '.join(marks)}." if marks else ""
+    return f"Each row is a way to train; numbers {numbers}, and the best student is <b>bold</b>.{picture}"
+
+
+def weights(known: bool, several: bool) -> str:
+    """Whether it is known which labels are wrong, and whether there are several seeds."""
+    truth = (
+        "Blue are labels that are right, red those known to be wrong, which the methods are not told. The better the "
+        "colours are apart, the better a method has found out. The AUC says how well: 1 is perfect, 0.5 is chance."
+        if known
+        else "Which labels are wrong is not known here."
+    )
+    seeds = " All seeds together; bands: from the lowest to the highest seed." if several else ""
+    return f"These methods learn a weight for each training label: how much to listen to it. {truth}{seeds}"
+
+
+def distrusted(known: bool, several: bool) -> str:
+    """As `weights`."""
+    first = " (first seed)" if several else ""
+    frames = "A red frame: the label is wrong indeed; blue: it is right." if known else "Which are wrong is not known."
+    return (
+        f"The training samples whose label was believed least, the most distrusted first{first}. Under each: the label "
+        f"that it came with, what the student takes it for and how sure it is, and the weight of the label. {frames}"
+    )
+
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

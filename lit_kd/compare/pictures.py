@@ -38,7 +38,7 @@ def accuracy_picture(accuracies: Mapping[str, Sequence[float]], teachers: Sequen
     best = max((name for name in students if name not in teachers), key=lambda name: mean(students[name]), default=None)
     with mpl.rc_context(STYLE):
         ink, paper = mpl.rcParams["text.color"], mpl.rcParams["axes.facecolor"]
-        figure = Figure(figsize=(width, 0.9 + 0.36 * len(students)), layout="constrained")
+        figure = Figure(figsize=(width, max(2.0, 1.2 + 0.36 * len(students))), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(len(students))
         axes.hlines(rows, 0, 100, color=PLAIN, lw=1, alpha=0.25)
@@ -53,14 +53,15 @@ def accuracy_picture(accuracies: Mapping[str, Sequence[float]], teachers: Sequen
             teacher = 100 * mean(accuracies[line])
             points.append(teacher)
             axes.axvline(teacher, color=ink, ls="--", lw=1)
-            axes.text(teacher, -0.75, f"{line} {teacher:.1f}", ha="center", va="bottom", fontsize=8)
+            name = f"{line} {teacher:.1f}"
+            axes.text(teacher, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
         low, high = min(points), max(points)
         room = max(high - low, 1.0)
         axes.set_xlim(low - 0.1 * room, high + 0.1 * room)
         for row, value in enumerate(means):  # in a column of their own, where nothing else is drawn
             axes.text(1.01, row, f"{value:.1f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
         axes.set_yticks(rows, list(students))
-        axes.invert_yaxis()
+        axes.set_ylim(len(students) - 0.5, -0.5)  # the first one at the top
         label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
         figure.supxlabel(textwrap.fill(label, round(13 * width)), fontsize=9)
     return figure
@@ -75,14 +76,13 @@ def draw_weights(method: str, samples: Sequence[Path], path: Path) -> None:
             ``noisy``, bool ``(N,)``.
         path: Where the PNG is written.
     """
-    weights, wrong, areas = pooled_weights([np.load(file) for file in samples])
+    seeds = [np.load(file) for file in samples]
+    weights, wrong, _ = pooled_weights(seeds)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 3.0), layout="constrained")
         axes = figure.subplots()
         draw_histogram(axes, weights, wrong)
-        spread = f" ± {stdev(areas):.3f}" if len(areas) > 1 else ""
-        found = f"; finds wrong labels with AUC {mean(areas):.3f}{spread}" if areas else "; no label is wrong"
-        axes.set_title(f"{method}{found}", fontsize=10)
+        axes.set_title(f"{method}: {wrong_labels(seeds, 3)}", fontsize=10)
         save(figure, path)
 
 
@@ -96,6 +96,26 @@ def pooled_weights(
     return weights[given != UNLABELED], wrong[given != UNLABELED], areas
 
 
+def wrong_labels(seeds: Sequence[Mapping[str, npt.NDArray[Any]]], digits: int) -> str:
+    """How well the wrong labels were found, in words.
+
+    Args:
+        seeds: As for `pooled_weights`.
+        digits: Of the AUC.
+    """
+    _, wrong, areas = pooled_weights(seeds)
+    if areas:
+        return f"finds wrong labels with AUC {mean_and_deviation(areas, digits)}"
+    if wrong.any():
+        return "every label is wrong"
+    return "no label is wrong" if knows_wrong(seeds) else "which labels are wrong is not known"
+
+
+def knows_wrong(seeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> bool:
+    """Whether it is known which labels are wrong; what shows samples keeps their true class where it is."""
+    return any(seed["noisy"].any() or ("shown_true" in seed and seed["shown_true"].max() >= 0) for seed in seeds)
+
+
 def draw_queries(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path) -> None:
     """Accuracy against the number of queries: a line of means for each method, and a band of a standard deviation.
 
@@ -106,7 +126,8 @@ def draw_queries(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], pa
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.5), layout="constrained")
         axes = figure.subplots()
-        for number, (method, seeds) in enumerate(curves.items()):
+        lines = []
+        for number, seeds in enumerate(curves.values()):
             at: dict[int, list[float]] = {}
             for queries, accuracy in (pair for seed in seeds for pair in seed):
                 at.setdefault(queries, []).append(100 * accuracy)
@@ -114,10 +135,23 @@ def draw_queries(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], pa
             means = np.array([mean(at[queries]) for queries in x])
             errors = np.array([stdev(at[queries]) if len(at[queries]) > 1 else 0.0 for queries in x])
             color = f"C{number}"
-            axes.plot(x, means, "o-", color=color, ms=4, lw=1.6, label=method)
+            lines += axes.plot(x, means, "o-", color=color, ms=4, lw=1.6)
             axes.fill_between(x, means - errors, means + errors, color=color, alpha=0.06, lw=0)  # many lie over another
         axes.set_xlabel("rows that the teacher was asked about")
         axes.set_ylabel("validation accuracy, %: mean ± standard deviation")
         axes.grid(color="#e6e8eb")
-        figure.legend(frameon=False, loc="outside right upper")
+        figure.legend(lines, list(curves), frameon=False, loc="outside right upper")
         save(figure, path)
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Mean and, of several values, standard deviation.
+
+    Examples:
+        >>> mean_and_deviation([1.0, 3.0], 1), mean_and_deviation([2.0], 1), mean_and_deviation([], 1)
+        ('2.0 ± 1.4', '2.0', '')
+    """
+    if not values:
+        return ""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"

@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_kd.compare.page import write_page
-from lit_kd.compare.page_pictures import mean_and_deviation
-from lit_kd.compare.pictures import draw_accuracy, draw_queries, draw_weights
+from lit_kd.compare.pictures import draw_accuracy, draw_queries, draw_weights, mean_and_deviation
 from lit_kd.compare.recipe import Job, slug
 from lit_kd.compare.regions import draw_regions
 from lit_kd.compare.teachers import draw_teachers
@@ -59,7 +58,8 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     by_method = {method: [r for r in results if r["method"] == method] for method in methods}
     teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
     head, rows = _table(by_method, teachers)
-    lines = [head, ["---"] * len(head), *rows]
+    named = [[re.sub(r"([\\*_<`])", r"\\\1", name), *cells] for name, *cells in rows]  # a name is no markup
+    lines = [head, ["---"] * len(head), *named]
     write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
     accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
     draw_accuracy(accuracies, teachers, folder / "accuracy.png")

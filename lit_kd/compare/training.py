@@ -23,10 +23,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lit_kd.compare.evidence import EVIDENCE, KeepEvidence
 from lit_kd.compare.recipe import Job, merge
 from lit_kd.data import UNLABELED, DataModule
+from lit_kd.data.labels import known_names
 from lit_kd.distrust import as_pictures, most_distrusted, noise_auc, rows_of, suspects
 from lit_kd.files import write_whole
 from lit_kd.lightning_cli import make_cli
-from lit_kd.show import ShowRun
 from lit_kd.tabled import TableDistiller
 from lit_kd.teachers import Teachers
 from lit_kd.version import __version__
@@ -68,12 +68,12 @@ def train(job: Job) -> Result:
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     (job.folder / "config.yaml").write_text(yaml.safe_dump(job.config, sort_keys=False))
-    kept, shown = KeepEvidence(), ShowRun(every_n_epochs=None)
+    kept = KeepEvidence()
     cli = make_cli(
         merge(_surroundings(job.folder), job.config),
         run=False,
         save_config_callback=None,
-        trainer_defaults={"callbacks": [kept, shown]},
+        trainer_defaults={"callbacks": [kept]},
     )
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if job.project is not None:
@@ -143,6 +143,7 @@ def _surroundings(folder: Path) -> dict[str, Any]:
             "default_root_dir": str(folder),
         },
         "checkpoint": {"dirpath": str(folder), "filename": "best"},
+        "show": {"every_n_epochs": None},
     }
 
 
@@ -199,7 +200,7 @@ def _keep_shown(model: TableDistiller, data: DataModule) -> dict[str, npt.NDArra
     with torch.no_grad():
         found = suspects(model.table, data, index, model(move_data_to_device(x, model.device)).cpu())
     kept = {f"shown_{f.name}": np.array([getattr(one, f.name) for one in found]) for f in fields(found[0])}
-    pixels, names = as_pictures(x), getattr(data, "class_names", None)
+    pixels, names = as_pictures(x), known_names(data.class_names, data.num_classes)
     return kept | ({} if pixels is None else {"pictures": pixels}) | ({"class_names": np.array(names)} if names else {})
 
 

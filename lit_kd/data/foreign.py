@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 from lit_kd.data.augmentation import is_random, with_transform_of
 from lit_kd.data.base import DataModule
 from lit_kd.data.batch import Batch
-from lit_kd.data.labels import read_labels
+from lit_kd.data.labels import known_names, read_labels
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows
 
@@ -134,6 +134,7 @@ class DistillationDataModule(DataModule):
         if not hasattr(self, "num_classes"):
             highest = [y.max(initial=-1) for y in (labels, source.val_labels) if y is not None]
             self.num_classes = int(max(highest)) + 1
+            self._adopt_shapes()
         return source
 
     def test_dataloader(self) -> Any:
@@ -155,11 +156,14 @@ class DistillationDataModule(DataModule):
 
     def _adopt_shapes(self) -> None:
         """Take over what the wrapped module knows of its data, now or only once it is set up."""
-        for name in ("num_classes", "input_shape", "class_names", "image_input"):
+        for name in ("num_classes", "input_shape", "image_input"):
             value = self._given.get(name)
             value = getattr(self.inner, name, None) if value is None else value
             if value is not None:
                 setattr(self, name, value)
+        names = getattr(self.inner, "class_names", None)
+        if names is not None and hasattr(self, "num_classes"):
+            self.class_names = known_names(names, self.num_classes)
 
     def _adopt_loader(self, loader: DataLoader[Any]) -> None:
         if self._given["batch_size"] is None:

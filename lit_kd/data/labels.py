@@ -18,6 +18,19 @@ MANY = 2000
 """Rows above which a walk over the data set is announced."""
 
 
+def known_names(names: object, num_classes: int) -> list[str] | None:
+    r"""The classes' names as a list of texts in one line each; ``None`` if they are no names of just these classes.
+
+    Examples:
+        >>> known_names(np.array(["a", "b\n c"]), 2), known_names(["a"], 2), known_names({0: "a", 1: "b"}, 2)
+        (['a', 'b c'], None, None)
+    """
+    names = names.tolist() if isinstance(names, np.ndarray) else names
+    if not isinstance(names, (list, tuple)) or len(names) != num_classes:
+        return None
+    return [" ".join(str(name).split()) for name in names]
+
+
 def read_labels(dataset: Any, name: str) -> Labels:
     """Read the label of every item of a map-style data set of ``(x, y)`` items.
 
