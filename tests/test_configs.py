@@ -92,7 +92,7 @@ def test_recipes(path: Path, tmp_path: Path) -> None:
     teachers = {f"teacher {name}": own for name, own in recipe.get("teachers", {}).items()}
     parts = (teachers or {"teacher": recipe["teacher"]}) | recipe["methods"]
     recipe["defaults"]["trainer"]["limit_train_batches"] = 3
-    if "root" in recipe["defaults"]["data"]["init_args"]:  # a large data set, of which we write a few rows
+    if "root" in recipe["defaults"]["data"].get("init_args", {}):  # a large data set, of which we write a few rows
         write_mnist(Path("data"), "FashionMNIST", train=400)
         recipe["defaults"]["data"]["init_args"]["labeled"] = 40
         for part in recipe["methods"].values():
