@@ -313,7 +313,7 @@ class TestWrite:
         assert table is not None
         path = tmp_path / "samples.csv"
         path.write_text("mine")
-        with pytest.raises(FileExistsError, match=r"samples\.csv is there already: give another path \(--output\), or overwrite"):
+        with pytest.raises(FileExistsError, match=r"samples\.csv is there already: give another path"):
             write_samples(path, table, data)
         with pytest.raises(ValueError, match=r"expected a path that ends in \.csv or \.parquet, found .*samples\.txt"):
             write_samples(tmp_path / "samples.txt", table, data)
