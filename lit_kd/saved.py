@@ -24,12 +24,14 @@ FILES = {"student", "teacher", "start_weights", "teacher_cache", "where"}
 class Saved(LightningModule):
     """Saves what is known of the data, and reads back tensors and plain values only."""
 
+    num_classes: int
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Under ``data``, what who uses the student must know; an override calls ``super().on_save_checkpoint``."""
         data = getattr(self.trainer, "datamodule", None)
         names, shape, images = (getattr(data, name, None) for name in ("class_names", "input_shape", "image_input"))
         checkpoint["data"] = {
-            "class_names": known_names(names, int(self.hparams["num_classes"])),
+            "class_names": known_names(names, self.num_classes),
             "input_shape": [int(size) for size in shape] if shape else None,
             "image_input": images.plain() if isinstance(images, ImageInput) else None,
         }
