@@ -46,7 +46,7 @@ def check_batch(batch: Batch, outputs: Mapping[str, Outputs], num_classes: int, 
             )
     if not len(batch.y):
         raise ValueError("expected batches of at least one row, found an empty one: let the loader leave it out")
-    low, high = int(batch.y.min()), int(batch.y.max())
+    low, high = (int(label) for label in batch.y.aminmax())
     if high >= num_classes or low < lowest:
         raise ValueError(
             f"expected labels in [0, {num_classes}), found {low} to {high}: correct the labels or num_classes"

@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_kd.checks import check_batch, check_finite, data_of, keep_plain, stalls
+from lit_kd.checks import check_batch, data_of, keep_plain, stalls
 from lit_kd.data import DataModule
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch
 from lit_kd.features import Outputs, Tapped
+from lit_kd.ledger import Ledger
 from lit_kd.metrics import EvaluationMetrics
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.rows_pass import RowOutputs, module_pass
@@ -103,10 +104,7 @@ class Distiller(Saved):
             raise ValueError("expected a teacher other than the student itself; pass a copy that is trained already")
         self.teachers = Teachers()
         self._checked: set[str] = set()
-        self._sums: dict[str, Tensor] = {}  # of loss terms over the epoch's rows
-        self._watched: dict[str, Tensor] = {}  # sums that tell whether all values were finite
-        self._reading = False  # whether the values of this batch are read
-        self._rows = 0
+        self._ledger = Ledger()
         self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
         self._begun = False  # whether this epoch is prepared
 
@@ -195,7 +193,8 @@ class Distiller(Saved):
         if self.speed.compile:
             compile_in_place(self.student, self.student_taps)
         self.tapped_student = Tapped(self.student, self.student_taps)
-        self._checked, self._watched, self._sums, self._begun = set(), {}, {}, False
+        self._ledger.clear()
+        self._checked, self._begun = set(), False
         training = stage == "fit"
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
@@ -235,10 +234,14 @@ class Distiller(Saved):
         """The student's and the teachers' outputs for a batch."""
         # first, while no activations of the student take memory
         teachers = self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
-        student = self.tapped_student(channels_last(batch.x) if self._channels_last else batch.x)
+        student = self.tapped_student(self.laid_out(batch).x)
         # teachers first: where one gives no numbers, the student soon gives none either
         self._check(batch, {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student})
         return student, teachers
+
+    def laid_out(self, batch: Batch) -> Batch:
+        """A batch as the student reads it: channels last, where its convolutions are faster so."""
+        return batch._replace(x=channels_last(batch.x)) if self._channels_last else batch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Sum the method's loss terms."""
@@ -248,22 +251,14 @@ class Distiller(Saved):
 
     def total(self, terms: dict[str, Tensor], batch: Batch) -> Tensor:
         """The sum of the terms' means, a scalar; logs the epoch's means as ``train/<term>`` and ``train/loss``."""
-        means = {f"train/{name}": term.mean() for name, term in terms.items()}
-        loss = torch.stack(list(means.values())).sum()
-        # Lightning's own sums take a millisecond a term and step
-        for name, mean in {**means, "train/loss": loss}.items():
-            self._sums[name] = self._sums.get(name, 0) + len(batch.y) * mean.detach()
-        self._rows += len(batch.y)
-        if self._reading:
-            check_finite(self._sums)
-        return loss
+        return self._ledger.add({f"train/{name}": term.mean() for name, term in terms.items()}, len(batch.y))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss terms."""
         self._begun = False
         self.check_finite()
-        for name, total in self._sums.items():
-            self.log(name, total / self._rows, sync_dist=True, prog_bar=name == "train/loss")
+        for name, mean in self._ledger.means().items():
+            self.log(name, mean, sync_dist=True, prog_bar=name == "train/loss")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure on a validation batch."""
@@ -297,8 +292,8 @@ class Distiller(Saved):
         finite is read at the end of a training epoch.
         """
         stage = str(self.trainer.state.stage)
-        self._reading = stage not in self._checked or not stalls(batch.y.device)
-        if self._reading:
+        self._ledger.reads = stage not in self._checked or not stalls(batch.y.device)
+        if self._ledger.reads:
             self._checked.add(stage)
             check_batch(batch, outputs, self.num_classes, UNLABELED if self.trainer.training else 0)
             if self.trainer.training and not outputs["student"].logits.requires_grad:
@@ -308,13 +303,11 @@ class Distiller(Saved):
 
     def watch_finite(self, name: str, values: Tensor) -> None:
         """Refuse values that are not finite, at the latest when `check_finite` is called."""
-        self._watched[name] = self._watched.get(name, 0) + values.detach().sum(dtype=torch.float32)
-        if self._reading:
-            check_finite({name: self._watched[name]})
+        self._ledger.watch(name, values)
 
     def check_finite(self) -> None:
         """Refuse what was not finite in this epoch: logits, loss terms, watched values. Stalls an accelerator."""
-        check_finite(self._watched | self._sums)
+        self._ledger.check()
 
     # optimisation
 
@@ -328,7 +321,7 @@ class Distiller(Saved):
                 f"expected a filled teacher_cache, found none: let {type(self).__name__}'s configure_callbacks "
                 "return super().configure_callbacks() with its own callbacks, or leave teacher_cache unset"
             )
-        self._sums, self._rows, self._watched = {}, 0, {}
+        self._ledger.clear()
         seed_epoch(self.current_epoch, self.global_rank)
         self.teachers.forget()
         self._begin_epoch()

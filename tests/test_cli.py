@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from commands import CONFIGS, QUIET, call, configs, files, read_csv, read_yaml, train_teacher, version
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 import lit_kd.methods
 from lit_kd import KD, __version__
 from lit_kd.cli import main
 from lit_kd.data import DigitsDataModule
+from lit_kd.lightning_cli import REDRAWS, make_cli
 
 TINY = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4")
 ONE, TWO = "--trainer.max_epochs=1", "--trainer.max_epochs=2"
@@ -232,6 +234,24 @@ def keys(tree: Any) -> Iterator[str]:
     for key, value in tree.items() if isinstance(tree, dict) else ():
         yield key
         yield from keys(value)
+
+
+class TestProgressBar:
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ((), (RichProgressBar, REDRAWS)),
+            (("--trainer.callbacks+=RichProgressBar", "--trainer.callbacks.refresh_rate=3"), (RichProgressBar, 3)),
+            (("--trainer.callbacks+=TQDMProgressBar",), (TQDMProgressBar, 1)),
+            (("--trainer.enable_progress_bar=false",), None),
+        ],
+    )
+    def test_drawn_seldom_unless_the_user_chose_one(
+        self, options: tuple[str, ...], expected: tuple[type, int] | None
+    ) -> None:
+        args = [str(arg) for arg in (*configs("supervised"), *options)]
+        bar: Any = make_cli(args, run=False).trainer.progress_bar_callback
+        assert (bar and (type(bar), bar.refresh_rate)) == expected
 
 
 class TestHelp:

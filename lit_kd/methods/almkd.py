@@ -187,7 +187,7 @@ class ALMKD(TableDistiller):
         lr = learning_rate(self, self.look_ahead.parameter)  # fails now if the parameter is frozen
         if not self._look_ahead_checked:
             with torch.no_grad():
-                self.look_ahead.check(train, student)
+                self.look_ahead.check(self.laid_out(train), student)
             self._look_ahead_checked = True
         if self.rule.active(self.current_epoch):
             # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
@@ -219,7 +219,8 @@ class ALMKD(TableDistiller):
 
     def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs], lr: float) -> MetaStep:
         assert train.index is not None
-        look = self.look_ahead.derivative(train, student, meta, used=all_rows(train.index))
+        used = all_rows(train.index)
+        look = self.look_ahead.derivative(self.laid_out(train), student, self.laid_out(meta), used)
 
         def derivative(pull: Tensor, lr: float) -> Tensor:
             moved = look(pull, lr)

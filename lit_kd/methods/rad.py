@@ -277,7 +277,7 @@ class RobustActiveDistillation(Distiller):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As in the base, but for the teacher, which has been asked before."""
         batch = as_batch(batch)
-        student = self.tapped_student(batch.x)
+        student = self.tapped_student(self.laid_out(batch).x)
         self._check(batch, {"student": student})
         return self.total(self.distill(student, [], batch), batch)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,6 +18,7 @@ from turns import Source, Turns
 from lit_kd import KD, Distiller
 from lit_kd.data import DataModule, TensorRows
 from lit_kd.data import Source as Rows
+from lit_kd.lightning_cli import REDRAWS
 from lit_kd.models import build_model
 
 CLASSES, TEMPERATURE, WEIGHT, LR = 10, 4.0, 0.9, 0.05
@@ -116,8 +117,8 @@ class PlainKD(LightningModule):
         return sgd(self.student)
 
 
-def trainer(setting: Setting, logs: bool) -> Trainer:
-    """A trainer that writes no checkpoints; with ``logs``, Lightning's default logger and a progress bar."""
+def trainer(setting: Setting, bar: ProgressBar | None) -> Trainer:
+    """A trainer that writes no checkpoints; with a progress bar, also Lightning's default logger."""
     quiet = {"logger": False, "enable_progress_bar": False}
     return Trainer(
         accelerator="cpu" if setting.device == "cpu" else "gpu",
@@ -127,7 +128,7 @@ def trainer(setting: Setting, logs: bool) -> Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         default_root_dir="runs/bench",
-        **({"callbacks": [TQDMProgressBar()]} if logs else quiet),
+        **(quiet if bar is None else {"callbacks": [bar]}),
     )
 
 
@@ -135,7 +136,8 @@ def plain(setting: Setting, logs: bool = False) -> Callable[[Turns], None]:
     """Plain Lightning."""
 
     def loop(turns: Turns) -> None:
-        trainer(setting, logs).fit(PlainKD(setting, logs), Source(turns, setting.batches()))
+        bar = TQDMProgressBar() if logs else None
+        trainer(setting, bar).fit(PlainKD(setting, logs), Source(turns, setting.batches()))
 
     return loop
 
@@ -158,13 +160,18 @@ class Data(DataModule):
         return Source(self.turns, super().train_dataloader())
 
 
+def our_bar() -> ProgressBar:
+    """As ``lit-kd fit`` has it in a terminal."""
+    return RichProgressBar(refresh_rate=REDRAWS, console_kwargs={"force_terminal": True})
+
+
 def ours(setting: Setting, method: type[Distiller] = KD, logs: bool = False, **options: Any) -> Callable[[Turns], None]:
     """lit_kd, as its users run it: a method, a data module, a trainer."""
 
     def loop(turns: Turns) -> None:
         student, teacher = setting.networks()
         model = method(student, teacher, num_classes=CLASSES, **({"weight": WEIGHT} if method is KD else {}), **options)
-        trainer(setting, logs).fit(model, Data(setting, turns))
+        trainer(setting, our_bar() if logs else None).fit(model, Data(setting, turns))
 
     return loop
 
