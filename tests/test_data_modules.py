@@ -16,6 +16,8 @@ from torch import Tensor
 
 import lit_kd.data
 from lit_kd.data import UNLABELED, Batch, DataModule, DigitsDataModule, Source, TensorRows
+from lit_kd.data.rows import Indexed, ItemRows
+from lit_kd.data.transforms import ImageTransform
 
 torch.set_num_threads(1)
 RAW = load_digits()
@@ -468,6 +470,51 @@ class TestTrainer:
             assert torch.equal(a.y, b.y)
 
 
+class TestOnDevice:
+    """Torch's device ``meta``, which is always there, stands for an accelerator: its tensors have shapes only."""
+
+    def on(self, data: DataModule, device: str) -> None:
+        attach(data)
+        data.trainer.strategy = SimpleNamespace(root_device=torch.device(device))
+
+    def test_batches_are_cut_there(self) -> None:
+        data = ready(digits(on_device=True, batch_size=50))
+        self.on(data, "meta")
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            batch = next(iter(loader))
+            assert {part.device.type for part in batch if part is not None} == {"meta"}
+            assert batch.x.shape == (50, 1, 8, 8)
+
+    def test_augmented_there(self) -> None:
+        rows = TensorRows(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), ImageTransform([0.5] * 3, [0.2] * 3, 2, True))
+        moved = rows.to(lambda x: x.to("meta")).fetch([4, 0])
+        assert (moved.device.type, moved.shape, moved.dtype) == ("meta", (2, 3, 8, 8), torch.float32)
+
+    def test_same_batches_as_without(self) -> None:
+        batches = []
+        for on_device in (False, True):
+            data = ready(digits(on_device=on_device))
+            self.on(data, "cpu")
+            torch.manual_seed(0)
+            batches.append(gather(data.train_dataloader()))
+        torch.testing.assert_close(*batches, rtol=0, atol=0)
+
+    def test_moved_once(self) -> None:
+        data = ready(digits(on_device=True))
+        self.on(data, "meta")
+        train, val = (loader.dataset.rows for loader in (data.train_dataloader(), data.val_dataloader()))
+        assert train.x is val.x
+
+    def test_workers_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="expected num_workers=0 with on_device, found 2"):
+            digits(on_device=True, num_workers=2)
+
+    def test_rows_read_one_by_one_are_refused(self) -> None:
+        rows = Indexed(ItemRows([(torch.zeros(2), 0)]), np.arange(1), torch.zeros(1).long(), None)
+        with pytest.raises(ValueError, match="expected rows of tensors in memory with on_device, found ItemRows"):
+            rows.to(lambda x: x)
+
+
 def test_cli_takes_the_shared_arguments() -> None:
     import jsonargparse
     from lightning.pytorch import LightningDataModule
@@ -488,6 +535,7 @@ def test_cli_takes_the_shared_arguments() -> None:
         "drop_last": True,
         "seed": 4,
         "labeled": 500,
+        "on_device": False,
     }
     arguments = [
         "--data=DigitsDataModule",

@@ -40,6 +40,8 @@ class DataModule(LightningDataModule, ABC):
     Args:
         batch_size: Rows a batch, in each process.
         num_workers: Loader processes; 0 loads in the training process.
+        on_device: Keep inputs that are tensors in memory on the device that trains: for sets that fit there beside
+            the training. Batches are then cut, and images augmented, where they are needed.
         drop_last: Leave out the last training batch of an epoch if it is not full, as BatchNorm may need it.
         meta: Rows of the meta split, trusted and clean: a fraction (0.1) or a count (500).
         val: Rows of the validation split, likewise. A data set with validation rows of its own keeps those,
@@ -84,12 +86,17 @@ class DataModule(LightningDataModule, ABC):
         seed: int | None = None,
         drop_last: bool = False,
         labeled: int | float | None = None,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, found {batch_size}. Give the rows of one batch.")
         if num_workers < 0:
             raise ValueError(f"expected num_workers of at least 0, found {num_workers}: 0 loads in the main process")
+        if on_device and num_workers:
+            raise ValueError(
+                f"expected num_workers=0 with on_device, found {num_workers}: a worker cannot cut batches on a device"
+            )
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"expected noise_rate in [0, 1], found {noise_rate}. It is a probability, e.g. 0.4.")
         if transition is not None and (noise is not None or noise_rate or pairs is not None):
@@ -115,6 +122,8 @@ class DataModule(LightningDataModule, ABC):
         self.seed = seed
         # read from a config, a count may have become a float: typing takes int | float | None for float | int | None
         self.labeled = labeled
+        self.on_device = on_device
+        self._moved: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, with what it was: moved once for all loaders
         self._partition: Partition | None = None
         self._seed = 0
 
@@ -273,15 +282,25 @@ class DataModule(LightningDataModule, ABC):
         sampler = EpochSampler(len(rows), length, replicas, rank, derive_seed(self._seed, purpose), chosen)
         return self._loader(rows, sampler)
 
+    def _move(self, tensor: Tensor) -> Tensor:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        held, moved = self._moved.get(id(tensor), (None, None))
+        if held is not tensor or moved is None or moved.device != device:
+            moved = tensor.to(device)
+            self._moved[id(tensor)] = tensor, moved
+        return moved
+
     def _loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
+        on_device = self.on_device and self.trainer is not None
         return EpochLoader(
-            rows,
+            rows.to(self._move) if on_device else rows,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=self.drop_last and sampler is not None,
             num_workers=self.num_workers,
             collate_fn=as_is,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not on_device,
             # Not persistent: the workers of an epoch start from its own seed, so that augmentation can be repeated.
             persistent_workers=False,
         )

@@ -49,6 +49,10 @@ class TensorRows:
         x = self.x[torch.as_tensor(positions, dtype=torch.int64)]
         return x if self.transform is None else self.transform(x)
 
+    def to(self, move: Callable[[Tensor], Tensor]) -> TensorRows:
+        """Return the same rows with the tensor moved."""
+        return TensorRows(move(self.x), self.transform)
+
 
 class ItemRows:
     """Rows of a map-style data set of ``(x, y)`` items; its own ``y`` is dropped, as ours takes its place.
@@ -115,6 +119,19 @@ class JoinedRows:
         pairs = cast(Mapping[str, Tensor], a), cast(Mapping[str, Tensor], b)
         return {key: torch.cat([pairs[0][key], pairs[1][key]])[back] for key in pairs[0]}
 
+    def to(self, move: Callable[[Tensor], Tensor]) -> JoinedRows:
+        """Return the same rows with their tensors moved."""
+        return JoinedRows(*(_moved(rows, move) for rows in (self.first, self.second)))
+
+
+def _moved(rows: Rows, move: Callable[[Tensor], Tensor]) -> Rows:
+    if isinstance(rows, (TensorRows, JoinedRows)):
+        return rows.to(move)
+    raise ValueError(
+        f"expected rows of tensors in memory with on_device, found {type(rows).__name__}, which are read one by one: "
+        "set on_device=false"
+    )
+
 
 def in_memory(rows: Rows) -> list[Tensor]:
     """Return the tensors in memory that rows are made of; none where they come from elsewhere."""
@@ -141,6 +158,15 @@ class Indexed(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> Indexed:
+        """Return the same rows with all tensors moved.
+
+        Raises:
+            ValueError: If the inputs are no tensors in memory.
+        """
+        indices = None if self.indices is None else move(self.indices)
+        return Indexed(_moved(self.rows, move), self.positions, move(self.labels), indices)
 
     def __getitems__(self, items: list[int]) -> Batch:
         """Return a whole batch: a `DataLoader` asks for all its rows at once."""

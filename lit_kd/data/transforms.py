@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 class ImageTransform:
     """Bytes to normalised floats, with random crops and flips if asked for.
 
-    Draws come from torch's global generator.
+    Draws come from torch's global generator on the CPU, wherever the images are.
 
     Args:
         mean: Mean of each channel, on the scale ``[0, 1]``.
@@ -31,21 +31,22 @@ class ImageTransform:
             x = random_crop(x, self.padding)
         if self.flip:
             x = random_flip(x)
-        return (x.float() / 255 - self.mean) / self.std
+        return (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:
     """Shift each image of ``(B, C, H, W)`` by up to `padding` pixels each way, filling with zeros."""
     b, _, h, w = x.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, b))
-    rows = top[:, None] + torch.arange(h)
-    columns = left[:, None] + torch.arange(w)
+    top, left = torch.randint(0, 2 * padding + 1, (2, b)).to(x.device)
+    rows = top[:, None] + torch.arange(h, device=x.device)
+    columns = left[:, None] + torch.arange(w, device=x.device)
     # The channel axis moves to the end while three index tensors pick image, row and column.
     padded = pad(x, (padding,) * 4).permute(0, 2, 3, 1)
-    return padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    image = torch.arange(b, device=x.device)
+    return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def random_flip(x: Tensor) -> Tensor:
     """Mirror each image of ``(B, C, H, W)`` left to right with probability one half."""
-    chosen = torch.rand(len(x)) < 0.5
+    chosen = (torch.rand(len(x)) < 0.5).to(x.device)
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
