@@ -48,11 +48,12 @@ CASES: dict[str, dict[str, Any]] = {
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
     "almkd-paper, uneven": {"val": 22, "drop_last": True},
     "weighted, uneven": {"val": 22, "labeled": 0.5},
+    "posterior, uneven": {"val": 22, "drop_last": True},
 }
 SIZES = {
     2: list(CASES)[:14],
     3: ["almkd-robust", *list(CASES)[13:16]],
-    4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven"],
+    4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven", "posterior, uneven"],
 }
 PADDED = {case for case, options in CASES.items() if "uneven" in case and "drop_last" not in options}
 TIMEOUT = 300.0
