@@ -482,7 +482,9 @@ class Epochs:
         }
         values = {name: torch.from_numpy(array).float() for name, array in readings.items()}
         values["student_class"] = self.classes[0].float()
-        return values | {"teacher_class": torch.stack(self.classes[1:], dim=1).float()}
+        named = torch.stack(self.classes[1:], dim=1)
+        agrees = (named == self.labels.unsqueeze(1)).float()
+        return values | {"teacher_class": named.float(), "teacher_support": agrees}
 
     def run(self, epochs: int, scale: float = 1.0, seen: Tensor | None = None) -> SampleTable:
         """Some epochs after the warm-up, in which the rows ``seen`` are."""
@@ -549,11 +551,12 @@ class TestRobust:
         e = Epochs([error] * teachers)
         for classes in e.classes[1:]:
             classes[300:TRAIN] = e.labels[300:TRAIN]
-        assert (e.run(7)["weights"][300:TRAIN, 1:] == 0).all()  # while errors are compared, labels have it all
-        weights = e.run(1)["weights"][300:TRAIN].double()
-        found = weights[:, 1:].sum(1) / weights.sum(1)
-        torch.testing.assert_close(found, torch.full_like(found, share), atol=0.03, rtol=0)
-        torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
+        early = 0.7 * min(max(0.4 + 2 * (1 - error / (0.75 * 0.4)), 0), 1)  # while it is measured, that will fall
+        for epochs, expected in ((7, early), (1, share)):
+            weights = e.run(epochs)["weights"][300:TRAIN].double()
+            found = weights[:, 1:].sum(1) / weights.sum(1)
+            torch.testing.assert_close(found, torch.full_like(found, expected), atol=0.03, rtol=0)
+            torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
 
     @pytest.mark.parametrize("together", [True, False])
     def test_the_students_error_is_corrected_for_easy_held_out_rows(self, teachers: int, together: bool) -> None:
@@ -674,23 +677,23 @@ class TestRobustTeachers:
         rows, teachers, num_classes = 300, 4, 3
         clean, right = rng.random(rows), rng.random((rows, teachers))
         labels, classes = rng.integers(0, num_classes, rows), rng.integers(0, num_classes, (rows, teachers))
-        shares = np.array([0.0, 0.2, 0.7, 0.5])
+        shares, support = np.array([0.0, 0.2, 0.7, 0.5]), rng.random((rows, teachers))
         expected, trust = np.zeros((rows, teachers + 1)), 0.0
         for i in range(rows):
             agree = [k for k in range(teachers) if classes[i, k] == labels[i]]
-            largest = max([shares[k] for k in agree], default=0.0)
+            support[i, agree] = 1
+            share = shares * support[i]
+            largest = max(share)
             expected[i, 0] = (1 - largest) * clean[i]
             trust += clean[i]
             for k in range(teachers):
                 named = [j for j in range(teachers) if classes[i, j] == classes[i, k]]
-                if k in agree:
-                    total = sum(shares[j] for j in agree)
-                    expected[i, 1 + k] = clean[i] * largest * shares[k] / total if total else 0.0
-                else:
+                expected[i, 1 + k] = clean[i] * largest * share[k] / sum(share)
+                if k not in agree:
                     own = (1 - clean[i]) * right[i, k] / len(named)
-                    expected[i, 1 + k] = (0.3 + shares[k]) * own
+                    expected[i, 1 + k] += (0.3 + shares[k]) * own
                     trust += own
-        found = trust_to_weights(*map(torch.from_numpy, (clean, right, classes, labels, shares)))
+        found = trust_to_weights(*map(torch.from_numpy, (clean, right, classes, labels, shares, support)))
         np.testing.assert_allclose(found.numpy(), expected / (trust / rows), rtol=1e-6, atol=1e-9)
 
     def test_channel_against_a_confusion_matrix(self) -> None:
@@ -715,6 +718,10 @@ class TestRobustObserve:
         assert table["student_class"][:16].tolist() == z.argmax(1).tolist()
         assert table["teacher_class"][:16].tolist() == torch.stack([t.argmax(1) for t in p.teachers], 1).tolist()
         labelled = p.y != UNLABELED
+        for k, t in enumerate(p.teachers):
+            soft = (t / single(p).temperature).softmax(1)
+            support = (soft[torch.arange(16), p.y] / soft.amax(1)).float()
+            torch.testing.assert_close(table["teacher_support"][:16, k][labelled], support[labelled])
         expected = (-cross_entropy(z, p.y)[labelled]).float()
         torch.testing.assert_close(table["log_probability"][:16][labelled], expected, rtol=1e-3, atol=1e-3)
         student = z.softmax(-1).double().numpy()
