@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,11 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD
+from lit_kd.data import Source, TensorRows
 from lit_kd.exact import MetaInputs, validation_gradient
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.models import build_model
+from lit_kd.rules import Paper
 from lit_kd.speed import Frozen, Speed, channels_last, folded, reads_channels_last
 from lit_kd.teachers import Teachers
 
@@ -257,6 +260,28 @@ def test_a_student_reads_images_channels_last() -> None:
     data = DataLoader(TensorDataset(torch.randn(12, 3, 8, 8), torch.arange(12) % CLASSES), 4)
     trainer(max_epochs=1).fit(model, data)
     assert seen == {1}
+
+
+class Colour(Blobs):
+    input_shape = (3, 8, 8)
+
+    def load(self) -> Source:
+        rows, y = TensorRows(torch.randn(90, *self.input_shape)), np.arange(90) % CLASSES
+        return Source(rows, rows, y, rows, y, identity=b"colour")
+
+
+@pytest.mark.parametrize("meta_gradient", ["last_layer", "exact"])
+def test_a_meta_step_reads_images_channels_last(meta_gradient: Any) -> None:
+    student = build_model("cnn-2", CLASSES, (3, 8, 8))
+    strides = []
+    student.register_forward_pre_hook(lambda _, given: strides.append(given[0].stride(1)))
+    teacher = build_model("cnn-2", CLASSES, (3, 8, 8))
+    rule = Paper(warmup_epochs=0, every=1, repeats=1)
+    model = ALMKD(student, teacher, num_classes=CLASSES, rule=rule, meta_gradient=meta_gradient)
+    fitted = trainer(max_epochs=1, limit_val_batches=0)
+    fitted.fit(model, Colour())
+    assert set(strides) == {1}
+    assert len(strides) > 1.5 * fitted.global_step
 
 
 class Notes(nn.Sequential):
