@@ -116,7 +116,7 @@ def fixed_weights(datas: list[ScenarioData], teachers: list[nn.Module], hidden: 
         onehot = F.one_hot(data.labels[: len(x)], 10).float()
         val, test = (data.x("val"), data.parts.val.labels), arrays(data.name, data.folder)[2:]
         tasks += [Task(x, kd_loss(onehot, logits, weight, 4.0), val, test) for weight in WEIGHTS]
-    seeds = [1000 + i for i in range(len(datas)) for _ in WEIGHTS]
+    seeds = [980 + (data.seed or 0) for data in datas for _ in WEIGHTS]  # a cell's seeds may be run one by one
     at_best, _ = train(Mlps(seeds, tasks[0].x.shape[1], hidden, 10), tasks, EPOCHS)
     return [[float(a) for a in row] for row in at_best.view(len(datas), len(WEIGHTS))]
 
