@@ -47,7 +47,7 @@ class Ledger:
             Their sum, with its graph.
         """
         names, means = tuple(terms), torch.stack(list(terms.values()))
-        self._terms[names] = self._terms.get(names, 0) + rows * means.detach()
+        self._terms[names] = self._terms.get(names, 0) + rows * means.detach().float()  # bfloat16 cannot count so far
         self._rows += rows
         loss = means.sum()
         if self.reads and not loss.isfinite():
@@ -65,6 +65,8 @@ class Ledger:
     def _sums(self) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
         for names, totals in self._terms.items():
-            for name, total in zip((*names, "train/loss"), (*totals, totals.sum()), strict=True):
+            for name, total in zip(names, totals, strict=True):
                 sums[name] = sums.get(name, 0) + total
+        if self._terms:  # whatever a method calls its terms
+            sums["train/loss"] = torch.stack([totals.sum() for totals in self._terms.values()]).sum()
         return sums

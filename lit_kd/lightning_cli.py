@@ -66,8 +66,10 @@ class Cli(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's, with a bar that draws itself less often, unless the user chose one."""
         trainer = super().instantiate_trainer(**kwargs)
-        chosen = [type(bar) for bar in self._here(self.config_init).get("trainer.callbacks") or []]
-        if not any(issubclass(one, ProgressBar) for one in chosen):
+        chosen: list[Any] = []
+        for given in (self._here(self.config_init).get("trainer.callbacks"), self.trainer_defaults.get("callbacks")):
+            chosen += given if isinstance(given, list) else [given]
+        if not any(isinstance(one, ProgressBar) for one in chosen):
             trainer.callbacks = [  # type: ignore[attr-defined]
                 RichProgressBar(refresh_rate=REDRAWS) if isinstance(one, RichProgressBar) else one
                 for one in trainer.callbacks  # type: ignore[attr-defined]

@@ -33,8 +33,8 @@ class LookAhead(ABC):
     """Layers of the student whose features are wanted."""
 
     @abstractmethod
-    def __init__(self, student: nn.Module, meta_rows: float) -> None:
-        """For a student, and a validation loss over so many meta rows of each process."""
+    def __init__(self, student: nn.Module, meta_rows: float, laid_out: Callable[[Batch], Batch]) -> None:
+        """For a student, so many meta rows of each process in the validation loss, and how it reads a batch."""
 
     @property
     @abstractmethod
@@ -70,9 +70,10 @@ class LastLayer(LookAhead):
 
     taps = (PENULTIMATE,)
 
-    def __init__(self, student: nn.Module, meta_rows: float) -> None:
+    def __init__(self, student: nn.Module, meta_rows: float, laid_out: Callable[[Batch], Batch]) -> None:
         self.student = student
         self.meta_rows = meta_rows
+        self.laid_out = laid_out
         self.path, self.layer = last_linear(student)
         self._rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
 
@@ -100,7 +101,7 @@ class LastLayer(LookAhead):
         """In closed form."""
         assert meta.index is not None
         with evaluating(self.student):  # so that the meta rows leave no trace in running statistics
-            features = Tapped(self.student, self.taps)(meta.x).features[PENULTIMATE].float()
+            features = Tapped(self.student, self.taps)(self.laid_out(meta).x).features[PENULTIMATE].float()
         self._rows.append((features, meta.y, meta.index))
         held = sum(len(y) for _, y, _ in self._rows)
         while held - len(self._rows[0][1]) >= self.meta_rows:
@@ -117,8 +118,9 @@ class WholeNetwork(LookAhead):
 
     how: Derivative = staticmethod(exact_derivative)
 
-    def __init__(self, student: nn.Module, meta_rows: float) -> None:
+    def __init__(self, student: nn.Module, meta_rows: float, laid_out: Callable[[Batch], Batch]) -> None:
         self.student = student
+        self.laid_out = laid_out
 
     @property
     def parameter(self) -> Tensor:
@@ -132,7 +134,7 @@ class WholeNetwork(LookAhead):
     def check(self, train: Batch, student: Outputs) -> None:
         """Does the student support the derivative, and can its pass be repeated?"""
         trainable = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
-        found, logits = self.how(self.student, train.x, self.moment, trainable)[0], student.logits
+        found, logits = self.how(self.student, self.laid_out(train).x, self.moment, trainable)[0], student.logits
         if (found - logits).norm() > 0.05 * logits.norm():
             rank_zero_warn(
                 f"a second pass of {type(self.student).__name__} over a batch gives other logits, though buffers and "
@@ -144,11 +146,11 @@ class WholeNetwork(LookAhead):
     ) -> Callable[[Tensor, float], Tensor]:
         """By `lit_kd.exact.whole_network_derivative`."""
         assert meta.index is not None
-        rows = MetaInputs(meta.x, meta.y, keep=~torch.isin(meta.index, used))
+        rows = MetaInputs(self.laid_out(meta).x, meta.y, keep=~torch.isin(meta.index, used))
         return partial(
             whole_network_derivative,
             self.student,
-            train.x,
+            self.laid_out(train).x,
             self.moment,
             student.logits,
             rows,

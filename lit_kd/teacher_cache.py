@@ -227,7 +227,7 @@ def _fill_one(
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in track(loader, f"Cache of {name}", disable=not shown):
             values = _as_stored(ask(read(batch)), options.dtype)
-            index = batch.index.numpy()
+            index = batch.index.cpu().numpy()
             _check_values(name, index, values, shapes, options.dtype)
             store.write(index, values)
     if isinstance(store, RowFiles) and not store.begun(np.arange(rows)).all():

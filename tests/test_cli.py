@@ -243,6 +243,8 @@ class TestProgressBar:
             ((), (RichProgressBar, REDRAWS)),
             (("--trainer.callbacks+=RichProgressBar", "--trainer.callbacks.refresh_rate=3"), (RichProgressBar, 3)),
             (("--trainer.callbacks+=TQDMProgressBar",), (TQDMProgressBar, 1)),
+            (("--trainer.callbacks=LearningRateMonitor",), (RichProgressBar, REDRAWS)),
+            (("--trainer.callbacks=TQDMProgressBar",), (TQDMProgressBar, 1)),
             (("--trainer.enable_progress_bar=false",), None),
         ],
     )
@@ -252,6 +254,12 @@ class TestProgressBar:
         args = [str(arg) for arg in (*configs("supervised"), *options)]
         bar: Any = make_cli(args, run=False).trainer.progress_bar_callback
         assert (bar and (type(bar), bar.refresh_rate)) == expected
+
+    def test_of_the_defaults_is_one_that_was_chosen(self) -> None:
+        args = [str(arg) for arg in configs("supervised")]
+        own = RichProgressBar(refresh_rate=3)
+        cli = make_cli(args, run=False, trainer_defaults={"callbacks": own})
+        assert cli.trainer.progress_bar_callback is own
 
 
 class TestHelp:

@@ -487,7 +487,7 @@ class TestOnDevice:
 
     def test_augmented_there(self) -> None:
         rows = TensorRows(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), ImageTransform([0.5] * 3, [0.2] * 3, 2, True))
-        moved = rows.to(lambda x: x.to("meta")).fetch([4, 0])
+        moved = rows.to(torch.device("meta"), {}).fetch([4, 0])
         assert (moved.device.type, moved.shape, moved.dtype) == ("meta", (2, 3, 8, 8), torch.float32)
 
     def test_same_batches_as_without(self) -> None:
@@ -512,7 +512,16 @@ class TestOnDevice:
     def test_rows_read_one_by_one_are_refused(self) -> None:
         rows = Indexed(ItemRows([(torch.zeros(2), 0)]), np.arange(1), torch.zeros(1).long(), None)
         with pytest.raises(ValueError, match="expected rows of tensors in memory with on_device, found ItemRows"):
-            rows.to(lambda x: x)
+            rows.to(torch.device("cpu"), {})
+
+    def test_the_device_is_freed(self) -> None:
+        data = ready(digits(on_device=True))
+        self.on(data, "meta")
+        for _ in range(3):
+            data.train_dataloader()
+        assert len(data._moved) == 1
+        data.teardown("fit")
+        assert not data._moved
 
 
 def test_cli_takes_the_shared_arguments() -> None:

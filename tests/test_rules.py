@@ -453,6 +453,7 @@ class Epochs:
     def __init__(self, wrong_of_teachers: list[float], seed: int = 0, warmup: int = 5) -> None:
         self.rng = np.random.default_rng(seed)
         self.teachers = len(wrong_of_teachers)
+        self.support = 0.0  # of labels that the teachers do not name
         self.noisy = np.arange(ROWS) < 180
         self.labels = torch.from_numpy(self.rng.integers(0, NUM_CLASSES, ROWS))
         self.rule = Robust(warmup_epochs=warmup)
@@ -483,8 +484,9 @@ class Epochs:
         values = {name: torch.from_numpy(array).float() for name, array in readings.items()}
         values["student_class"] = self.classes[0].float()
         named = torch.stack(self.classes[1:], dim=1)
-        agrees = (named == self.labels.unsqueeze(1)).float()
-        return values | {"teacher_class": named.float(), "teacher_support": agrees}
+        agrees = named == self.labels.unsqueeze(1)
+        support = torch.ones(agrees.shape).where(agrees, self.support)
+        return values | {"teacher_class": named.float(), "teacher_support": support}
 
     def run(self, epochs: int, scale: float = 1.0, seen: Tensor | None = None) -> SampleTable:
         """Some epochs after the warm-up, in which the rows ``seen`` are."""
@@ -557,6 +559,19 @@ class TestRobust:
             found = weights[:, 1:].sum(1) / weights.sum(1)
             torch.testing.assert_close(found, torch.full_like(found, expected), atol=0.03, rtol=0)
             torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
+
+    def test_a_teacher_is_heard_where_it_finds_the_label_probable(self, teachers: int) -> None:
+        e = Epochs([0.4] * teachers)
+        e.support = 0.5
+        for classes in e.classes[1:]:
+            classes[300:TRAIN] = e.labels[300:TRAIN]
+            classes[450:TRAIN] = (classes[450:TRAIN] + 1) % NUM_CLASSES
+        weights = e.run(8)["weights"].double()
+        shares = weights[:, 1:].sum(1) / weights.sum(1)
+        for rows, share in ((slice(300, 450), 0.28), (slice(450, TRAIN), 0.14)):
+            found = shares[rows][e.table["clean_probability"][rows] > 0.99]
+            assert len(found) > 20
+            torch.testing.assert_close(found, torch.full_like(found, share), atol=0.03, rtol=0)
 
     @pytest.mark.parametrize("together", [True, False])
     def test_the_students_error_is_corrected_for_easy_held_out_rows(self, teachers: int, together: bool) -> None:

@@ -16,7 +16,7 @@ from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, train
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_kd import ALMKD, KD
+from lit_kd import ALMKD, KD, RobustActiveDistillation
 from lit_kd.data import Source, TensorRows
 from lit_kd.exact import MetaInputs, validation_gradient
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
@@ -260,6 +260,17 @@ def test_a_student_reads_images_channels_last() -> None:
     data = DataLoader(TensorDataset(torch.randn(12, 3, 8, 8), torch.arange(12) % CLASSES), 4)
     trainer(max_epochs=1).fit(model, data)
     assert seen == {1}
+
+
+def test_active_distillation_reads_images_channels_last() -> None:
+    student = build_model("cnn-2", CLASSES, (3, 8, 8))
+    strides = []
+    student.register_forward_pre_hook(lambda net, given: strides.append(given[0].stride(1)) if net.training else None)
+    model = RobustActiveDistillation(
+        student, build_model("cnn-2", CLASSES, (3, 8, 8)), num_classes=CLASSES, budget=4, rounds=1
+    )
+    trainer(max_epochs=2, limit_val_batches=0).fit(model, Colour(labeled=24))
+    assert set(strides) == {1}
 
 
 class Colour(Blobs):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lit_kd.data.batch import UNLABELED, Batch
 from lit_kd.data.noise import check_matrix, transition_matrix
 from lit_kd.data.partition import Partition, Source, partition
-from lit_kd.data.rows import Indexed, as_is
+from lit_kd.data.rows import Indexed, Moved, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.images import ImageInput
@@ -40,8 +40,8 @@ class DataModule(LightningDataModule, ABC):
     Args:
         batch_size: Rows a batch, in each process.
         num_workers: Loader processes; 0 loads in the training process.
-        on_device: Keep inputs that are tensors in memory on the device that trains: for sets that fit there beside
-            the training. Batches are then cut, and images augmented, where they are needed.
+        on_device: Keep inputs on the device that trains, if they are tensors in memory, which image folders and
+            wrapped data modules do not have. Batches are then cut, and images augmented, where they are needed.
         drop_last: Leave out the last training batch of an epoch if it is not full, as BatchNorm may need it.
         meta: Rows of the meta split, trusted and clean: a fraction (0.1) or a count (500).
         val: Rows of the validation split, likewise. A data set with validation rows of its own keeps those,
@@ -123,7 +123,7 @@ class DataModule(LightningDataModule, ABC):
         # read from a config, a count may have become a float: typing takes int | float | None for float | int | None
         self.labeled = labeled
         self.on_device = on_device
-        self._moved: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, with what it was: moved once for all loaders
+        self._moved: Moved = {}
         self._partition: Partition | None = None
         self._seed = 0
 
@@ -282,25 +282,20 @@ class DataModule(LightningDataModule, ABC):
         sampler = EpochSampler(len(rows), length, replicas, rank, derive_seed(self._seed, purpose), chosen)
         return self._loader(rows, sampler)
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        held, moved = self._moved.get(id(tensor), (None, None))
-        if held is not tensor or moved is None or moved.device != device:
-            moved = tensor.to(device)
-            self._moved[id(tensor)] = tensor, moved
-        return moved
+    def teardown(self, stage: str) -> None:
+        """Free the device of the inputs."""
+        self._moved.clear()
 
     def _loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
-        on_device = self.on_device and self.trainer is not None
+        device = self.trainer.strategy.root_device if self.on_device and self.trainer is not None else None
         return EpochLoader(
-            rows.to(self._move) if on_device else rows,
+            rows if device is None else rows.to(device, self._moved),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=self.drop_last and sampler is not None,
             num_workers=self.num_workers,
             collate_fn=as_is,
-            pin_memory=torch.cuda.is_available() and not on_device,
+            pin_memory=torch.cuda.is_available() and device is None,
             # Not persistent: the workers of an epoch start from its own seed, so that augmentation can be repeated.
             persistent_workers=False,
         )

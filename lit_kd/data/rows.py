@@ -14,6 +14,8 @@ from lit_kd.data.splits import Positions
 
 Inputs = Tensor | Mapping[str, Tensor]
 T = TypeVar("T")
+Moved = dict[tuple[int, torch.device], Tensor]
+"""Copies of tensors on devices, by the identity of the original."""
 
 
 class Rows(Protocol):
@@ -49,9 +51,12 @@ class TensorRows:
         x = self.x[torch.as_tensor(positions, dtype=torch.int64)]
         return x if self.transform is None else self.transform(x)
 
-    def to(self, move: Callable[[Tensor], Tensor]) -> TensorRows:
-        """Return the same rows with the tensor moved."""
-        return TensorRows(move(self.x), self.transform)
+    def to(self, device: torch.device, moved: Moved) -> TensorRows:
+        """Return the same rows with the tensor on a device."""
+        key = id(self.x), device
+        if key not in moved:
+            moved[key] = self.x.to(device)
+        return TensorRows(moved[key], self.transform)
 
 
 class ItemRows:
@@ -119,14 +124,14 @@ class JoinedRows:
         pairs = cast(Mapping[str, Tensor], a), cast(Mapping[str, Tensor], b)
         return {key: torch.cat([pairs[0][key], pairs[1][key]])[back] for key in pairs[0]}
 
-    def to(self, move: Callable[[Tensor], Tensor]) -> JoinedRows:
-        """Return the same rows with their tensors moved."""
-        return JoinedRows(*(_moved(rows, move) for rows in (self.first, self.second)))
+    def to(self, device: torch.device, moved: Moved) -> JoinedRows:
+        """Return the same rows with their tensors on a device."""
+        return JoinedRows(*(_on(device, rows, moved) for rows in (self.first, self.second)))
 
 
-def _moved(rows: Rows, move: Callable[[Tensor], Tensor]) -> Rows:
+def _on(device: torch.device, rows: Rows, moved: Moved) -> Rows:
     if isinstance(rows, (TensorRows, JoinedRows)):
-        return rows.to(move)
+        return rows.to(device, moved)
     raise ValueError(
         f"expected rows of tensors in memory with on_device, found {type(rows).__name__}, which are read one by one: "
         "set on_device=false"
@@ -159,14 +164,18 @@ class Indexed(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def to(self, move: Callable[[Tensor], Tensor]) -> Indexed:
-        """Return the same rows with all tensors moved.
+    def to(self, device: torch.device, moved: Moved) -> Indexed:
+        """Return the same rows with all tensors on a device.
+
+        Args:
+            device: Where.
+            moved: Inputs that are there already; others are added.
 
         Raises:
             ValueError: If the inputs are no tensors in memory.
         """
-        indices = None if self.indices is None else move(self.indices)
-        return Indexed(_moved(self.rows, move), self.positions, move(self.labels), indices)
+        indices = None if self.indices is None else self.indices.to(device)
+        return Indexed(_on(device, self.rows, moved), self.positions, self.labels.to(device), indices)
 
     def __getitems__(self, items: list[int]) -> Batch:
         """Return a whole batch: a `DataLoader` asks for all its rows at once."""

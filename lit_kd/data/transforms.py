@@ -22,6 +22,7 @@ class ImageTransform:
     def __init__(self, mean: list[float], std: list[float], padding: int = 0, flip: bool = False) -> None:
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
+        self.white = torch.tensor(255.0)  # no number: a GPU would multiply by its reciprocal, and round otherwise
         self.padding = padding
         self.flip = flip
 
@@ -31,7 +32,8 @@ class ImageTransform:
             x = random_crop(x, self.padding)
         if self.flip:
             x = random_flip(x)
-        return (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
+        white, mean, std = (part.to(x.device) for part in (self.white, self.mean, self.std))
+        return (x.float() / white - mean) / std
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:

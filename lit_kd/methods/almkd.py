@@ -132,7 +132,8 @@ class ALMKD(TableDistiller):
                     "row speaks for other batches' rows only, and there would be none. Lower the data's batch_size"
                 )
             wanted = min(self.rule.meta_rows or 0, data.meta_size)
-            self.look_ahead = LOOK_AHEADS[self.meta_gradient](self.student, max(wanted, 1) / self.trainer.world_size)
+            share = max(wanted, 1) / self.trainer.world_size
+            self.look_ahead = LOOK_AHEADS[self.meta_gradient](self.student, share, self.laid_out)
 
     @property
     def table_maker(self) -> str:
@@ -187,7 +188,7 @@ class ALMKD(TableDistiller):
         lr = learning_rate(self, self.look_ahead.parameter)  # fails now if the parameter is frozen
         if not self._look_ahead_checked:
             with torch.no_grad():
-                self.look_ahead.check(self.laid_out(train), student)
+                self.look_ahead.check(train, student)
             self._look_ahead_checked = True
         if self.rule.active(self.current_epoch):
             # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
@@ -219,8 +220,7 @@ class ALMKD(TableDistiller):
 
     def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs], lr: float) -> MetaStep:
         assert train.index is not None
-        used = all_rows(train.index)
-        look = self.look_ahead.derivative(self.laid_out(train), student, self.laid_out(meta), used)
+        look = self.look_ahead.derivative(train, student, meta, used=all_rows(train.index))
 
         def derivative(pull: Tensor, lr: float) -> Tensor:
             moved = look(pull, lr)

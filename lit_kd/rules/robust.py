@@ -18,7 +18,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.7
-"""Of a teacher where it agrees with the label."""
+"""Of a teacher in the trust in a label that it agrees with."""
 STILL_FALLS = 0.75
 """What is left at the end of the training, at least, of the student's error while it is measured."""
 PROVEN = 0.8
@@ -274,7 +274,7 @@ def teacher_shares(table: SampleTable, falls: float = 1.0) -> Tensor:
 def trust_to_weights(
     clean: Tensor, right: Tensor, classes: Tensor, labels: Tensor, shares: Tensor, support: Tensor
 ) -> Tensor:
-    """Share out the trust in each class among those who name it [ours].
+    """Share out the trust in labels, and in classes that teachers name instead [ours].
 
     Args:
         clean: p, the probability that the label is right, ``(N,)``.

@@ -18,7 +18,6 @@ from turns import Source, Turns
 from lit_kd import KD, Distiller
 from lit_kd.data import DataModule, TensorRows
 from lit_kd.data import Source as Rows
-from lit_kd.lightning_cli import REDRAWS
 from lit_kd.models import build_model
 
 CLASSES, TEMPERATURE, WEIGHT, LR = 10, 4.0, 0.9, 0.05
@@ -161,8 +160,8 @@ class Data(DataModule):
 
 
 def our_bar() -> ProgressBar:
-    """As ``lit-kd fit`` has it in a terminal."""
-    return RichProgressBar(refresh_rate=REDRAWS, console_kwargs={"force_terminal": True})
+    """As ``lit-kd fit`` has it in a terminal, but that it draws once a second: a thread does, in whoever's turn."""
+    return RichProgressBar(refresh_rate=1, console_kwargs={"force_terminal": True})
 
 
 def ours(setting: Setting, method: type[Distiller] = KD, logs: bool = False, **options: Any) -> Callable[[Turns], None]:
