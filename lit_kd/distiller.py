@@ -251,7 +251,7 @@ class Distiller(Saved):
 
     def total(self, terms: dict[str, Tensor], batch: Batch) -> Tensor:
         """The sum of the terms' means, a scalar; logs the epoch's means as ``train/<term>`` and ``train/loss``."""
-        return self._ledger.add({f"train/{name}": term.mean() for name, term in terms.items()}, len(batch.y))
+        return self._ledger.add({f"train/{name}": term for name, term in terms.items()}, len(batch.y))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss terms."""

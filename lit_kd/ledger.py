@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -32,7 +33,8 @@ class Ledger:
         """Refuse values that are not finite, at the latest when `check` is called."""
         total = values.detach().sum(dtype=torch.float32)
         if self.reads:
-            check_finite({name: total})
+            if not math.isfinite(total.item()):
+                check_finite({name: total})
         else:
             self._watched[name] = self._watched.get(name, 0) + total
 
@@ -40,18 +42,23 @@ class Ledger:
         """Take down a batch's loss terms.
 
         Args:
-            terms: Their means over the batch, scalars, by name.
+            terms: By name, of each sample or scalars.
             rows: Of the batch.
 
         Returns:
-            Their sum, with its graph.
+            The sum of their means, with its graph.
         """
-        names, means = tuple(terms), torch.stack(list(terms.values()))
-        self._terms[names] = self._terms.get(names, 0) + rows * means.detach().float()  # bfloat16 cannot count so far
+        names, values = tuple(terms), list(terms.values())
+        if all(value.shape == values[0].shape for value in values):  # as a rule; then one mean is enough
+            means = torch.stack(values).view(len(values), -1).mean(1)
+        else:
+            means = torch.stack([value.mean() for value in values])
+        taken = means.detach().float()  # bfloat16 cannot count far
+        self._terms[names] = self._terms.get(names, 0) + rows * taken
         self._rows += rows
         loss = means.sum()
-        if self.reads and not loss.isfinite():
-            check_finite({**terms, "train/loss": loss})
+        if self.reads and not math.isfinite(loss.item()):
+            check_finite(dict(zip((*names, "train/loss"), (*taken, taken.sum()), strict=True)))
         return loss
 
     def check(self) -> None:

@@ -214,9 +214,11 @@ class ALMKD(TableDistiller):
 
     def _targets(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Tensor]:
         """What the student is to say: what it says itself, where a row is not distilled."""
-        distils = self.revision.distils(batch).bool().unsqueeze(1)
         revised = [self.revision.teacher(t.logits, batch.y, self.temperature) for t in teachers]
-        return [t.where(distils, student.logits.detach().to(t.dtype)) for t in revised]
+        distils = self.revision.distils(batch)
+        if not isinstance(distils, Tensor):
+            return revised
+        return [t.where(distils.bool().unsqueeze(1), student.logits.detach().to(t.dtype)) for t in revised]
 
     def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs], lr: float) -> MetaStep:
         assert train.index is not None
