@@ -25,7 +25,7 @@ Besides the subcommands below there are others, which lit-kd --help lists."""
 
 
 REDRAWS = 4
-"""Of the progress bar, a second: Lightning's 100 slow a small network down by half."""
+"""Of the progress bar, a second: Lightning's 100 took a fifth of a small network's step."""
 
 
 class Narrow(DefaultHelpFormatter):

@@ -83,14 +83,14 @@ class Revision:
         """What `lit_kd.losses.kd_loss` compares with in the place of a teacher's logits, ``(B, C)``."""
         return logits if self.eta is None else revised_teacher(logits, y, self.eta, temperature)
 
-    def distils(self, batch: Batch) -> Tensor | float:
-        """1 for the rows of a batch that are distilled and 0 for others, ``(B,)``; 1 where there is no selection.
+    def distils(self, batch: Batch) -> Tensor:
+        """1 for the rows of a batch that are distilled and 0 for others, ``(B,)``.
 
         Raises:
             ValueError: If there is a selection, and the batch has no indices.
         """
         if self.selected is None:
-            return 1.0
+            return torch.ones(len(batch.y), device=batch.y.device)
         if batch.index is None:
             raise ValueError("expected batches with sample indices, (x, y, index), for select; found one without")
         return self.selected[batch.index].float()

@@ -453,7 +453,6 @@ class Epochs:
     def __init__(self, wrong_of_teachers: list[float], seed: int = 0, warmup: int = 5) -> None:
         self.rng = np.random.default_rng(seed)
         self.teachers = len(wrong_of_teachers)
-        self.support = 0.0  # of labels that the teachers do not name
         self.noisy = np.arange(ROWS) < 180
         self.labels = torch.from_numpy(self.rng.integers(0, NUM_CLASSES, ROWS))
         self.rule = Robust(warmup_epochs=warmup)
@@ -483,10 +482,7 @@ class Epochs:
         }
         values = {name: torch.from_numpy(array).float() for name, array in readings.items()}
         values["student_class"] = self.classes[0].float()
-        named = torch.stack(self.classes[1:], dim=1)
-        agrees = named == self.labels.unsqueeze(1)
-        support = torch.ones(agrees.shape).where(agrees, self.support)
-        return values | {"teacher_class": named.float(), "teacher_support": support}
+        return values | {"teacher_class": torch.stack(self.classes[1:], dim=1).float()}
 
     def run(self, epochs: int, scale: float = 1.0, seen: Tensor | None = None) -> SampleTable:
         """Some epochs after the warm-up, in which the rows ``seen`` are."""
@@ -553,25 +549,11 @@ class TestRobust:
         e = Epochs([error] * teachers)
         for classes in e.classes[1:]:
             classes[300:TRAIN] = e.labels[300:TRAIN]
-        early = 0.7 * min(max(0.4 + 2 * (1 - error / (0.75 * 0.4)), 0), 1)  # while it is measured, that will fall
-        for epochs, expected in ((7, early), (1, share)):
-            weights = e.run(epochs)["weights"][300:TRAIN].double()
-            found = weights[:, 1:].sum(1) / weights.sum(1)
-            torch.testing.assert_close(found, torch.full_like(found, expected), atol=0.03, rtol=0)
-            torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
-
-    def test_a_teacher_is_heard_where_it_finds_the_label_probable(self, teachers: int) -> None:
-        e = Epochs([0.4] * teachers)
-        e.support = 0.5
-        for classes in e.classes[1:]:
-            classes[300:TRAIN] = e.labels[300:TRAIN]
-            classes[450:TRAIN] = (classes[450:TRAIN] + 1) % NUM_CLASSES
-        weights = e.run(8)["weights"].double()
-        shares = weights[:, 1:].sum(1) / weights.sum(1)
-        for rows, share in ((slice(300, 450), 0.28), (slice(450, TRAIN), 0.14)):
-            found = shares[rows][e.table["clean_probability"][rows] > 0.99]
-            assert len(found) > 20
-            torch.testing.assert_close(found, torch.full_like(found, share), atol=0.03, rtol=0)
+        assert (e.run(7)["weights"][300:TRAIN, 1:] == 0).all()  # while errors are compared, labels have it all
+        weights = e.run(1)["weights"][300:TRAIN].double()
+        found = weights[:, 1:].sum(1) / weights.sum(1)
+        torch.testing.assert_close(found, torch.full_like(found, share), atol=0.03, rtol=0)
+        torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
 
     @pytest.mark.parametrize("together", [True, False])
     def test_the_students_error_is_corrected_for_easy_held_out_rows(self, teachers: int, together: bool) -> None:
@@ -692,23 +674,23 @@ class TestRobustTeachers:
         rows, teachers, num_classes = 300, 4, 3
         clean, right = rng.random(rows), rng.random((rows, teachers))
         labels, classes = rng.integers(0, num_classes, rows), rng.integers(0, num_classes, (rows, teachers))
-        shares, support = np.array([0.0, 0.2, 0.7, 0.5]), rng.random((rows, teachers))
+        shares = np.array([0.0, 0.2, 0.7, 0.5])
         expected, trust = np.zeros((rows, teachers + 1)), 0.0
         for i in range(rows):
             agree = [k for k in range(teachers) if classes[i, k] == labels[i]]
-            support[i, agree] = 1
-            share = shares * support[i]
-            largest = max(share)
+            largest = max([shares[k] for k in agree], default=0.0)
             expected[i, 0] = (1 - largest) * clean[i]
             trust += clean[i]
             for k in range(teachers):
                 named = [j for j in range(teachers) if classes[i, j] == classes[i, k]]
-                expected[i, 1 + k] = clean[i] * largest * share[k] / sum(share)
-                if k not in agree:
+                if k in agree:
+                    total = sum(shares[j] for j in agree)
+                    expected[i, 1 + k] = clean[i] * largest * shares[k] / total if total else 0.0
+                else:
                     own = (1 - clean[i]) * right[i, k] / len(named)
-                    expected[i, 1 + k] += (0.3 + shares[k]) * own
+                    expected[i, 1 + k] = (0.3 + shares[k]) * own
                     trust += own
-        found = trust_to_weights(*map(torch.from_numpy, (clean, right, classes, labels, shares, support)))
+        found = trust_to_weights(*map(torch.from_numpy, (clean, right, classes, labels, shares)))
         np.testing.assert_allclose(found.numpy(), expected / (trust / rows), rtol=1e-6, atol=1e-9)
 
     def test_channel_against_a_confusion_matrix(self) -> None:
@@ -733,10 +715,6 @@ class TestRobustObserve:
         assert table["student_class"][:16].tolist() == z.argmax(1).tolist()
         assert table["teacher_class"][:16].tolist() == torch.stack([t.argmax(1) for t in p.teachers], 1).tolist()
         labelled = p.y != UNLABELED
-        for k, t in enumerate(p.teachers):
-            soft = (t / single(p).temperature).softmax(1)
-            support = (soft[torch.arange(16), p.y] / soft.amax(1)).float()
-            torch.testing.assert_close(table["teacher_support"][:16, k][labelled], support[labelled])
         expected = (-cross_entropy(z, p.y)[labelled]).float()
         torch.testing.assert_close(table["log_probability"][:16][labelled], expected, rtol=1e-3, atol=1e-3)
         student = z.softmax(-1).double().numpy()

@@ -215,10 +215,10 @@ class ALMKD(TableDistiller):
     def _targets(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Tensor]:
         """What the student is to say: what it says itself, where a row is not distilled."""
         revised = [self.revision.teacher(t.logits, batch.y, self.temperature) for t in teachers]
-        distils = self.revision.distils(batch)
-        if not isinstance(distils, Tensor):
+        if self.revision.selected is None:
             return revised
-        return [t.where(distils.bool().unsqueeze(1), student.logits.detach().to(t.dtype)) for t in revised]
+        distils = self.revision.distils(batch).bool().unsqueeze(1)
+        return [t.where(distils, student.logits.detach().to(t.dtype)) for t in revised]
 
     def _meta_step(self, train: Batch, meta: Batch, student: Outputs, teachers: list[Outputs], lr: float) -> MetaStep:
         assert train.index is not None

@@ -18,9 +18,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.7
-"""Of a teacher in the trust in a label that it agrees with."""
-STILL_FALLS = 0.75
-"""What is left at the end of the training, at least, of the student's error while it is measured."""
+"""Of a teacher where it agrees with the label."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -40,13 +38,12 @@ class Robust(Rule):
     teachers', and these first pass through the confusion of predicted and true classes on trusted rows. Below r = 0.8
     the teacher is not listened to.
 
-    How is the trust in a label shared out? A third of the meta rows are held out for 40% of the training, and the
-    student's error on these rows is compared with the teachers' on all meta rows, after a correction for how hard the
-    held-out ones are to the teachers. From then on a teacher as good as the student has a share of 0.28, a much better
-    one 0.7, one worse by a fifth none; the label has the rest. Until then, from the warm-up on, the student's error
-    counts as 0.75 of what it is: it will fall. Where a teacher prefers another class, its share is scaled by how
-    probable the label is beside that class, at the temperature. The same share, unscaled, plus 0.3, scales what a
-    teacher is trusted with against the label. A row whose label and teachers are all wrong has no weight at all.
+    How is the trust shared out where both agree? A third of the meta rows are held out for 40% of the training, labels
+    have it all, and the student's error on these rows is compared with the teachers' on all meta rows, after a
+    correction for how hard the held-out ones are to the teachers. From then on a teacher as good as the student has a
+    share of 0.28, a much better one 0.7, one worse by a fifth none; the label has the rest. The same share, plus 0.3,
+    scales what a teacher is trusted with against the label. A row whose label and teachers are all wrong has no weight
+    at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
@@ -90,7 +87,6 @@ class Robust(Rule):
         table.add("log_probability", zero)
         table.add("student_class", zero)
         table.add("teacher_class", each)
-        table.add("teacher_support", each)  # of the label: its probability over that of the teacher's class
         table.add("teacher_log_probability", zero)
         table.add("teacher_right", each)
         # over epochs
@@ -119,7 +115,6 @@ class Robust(Rule):
         otherwise = belief.masked_fill(is_label, -torch.inf).softmax(-1)  # the true class, if the label is wrong
         of_label = y.view(-1, 1, 1).expand(-1, len(step.teachers), 1)
         alignment = step.alignment(table["weights"][step.index], lr=0.0)[:, 0]
-        soft = outputs / step.temperature
         vouched = (alignment != 0).any()  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
@@ -127,7 +122,6 @@ class Robust(Rule):
             log_probability=(student.gather(1, y.unsqueeze(1)).squeeze(1) + 1e-6).log(),
             student_class=student.argmax(-1).float(),
             teacher_class=classes.float(),
-            teacher_support=(soft.gather(2, of_label).squeeze(2) - soft.amax(2)).exp(),
             teacher_log_probability=(calibrated.gather(2, of_label).squeeze(2) + 1e-3).log().mean(1),
             teacher_right=otherwise.gather(1, classes),
         )
@@ -148,9 +142,8 @@ class Robust(Rule):
         classes = table["teacher_class"].long()
         vouching = rows.trusted if epoch + 1 > round(3.4 * self.warmup) else rows.trusted & ~rows.held_out
         clean = self._clean(table, rows, known, vouching & known)
-        shares = teacher_shares(table, 1.0 if released else STILL_FALLS)
-        right, support = self._teacher_right(table), table["teacher_support"]
-        weights = trust_to_weights(clean, right, classes, rows.labels, shares, support)
+        shares = teacher_shares(table) * float(released)
+        weights = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares)
         weights[rows.held_out] *= float(released)
         table["clean_probability"] = clean
         table["weights"] = weights
@@ -257,24 +250,17 @@ def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
     return counts / counts.sum(-1, keepdim=True)
 
 
-def teacher_shares(table: SampleTable, falls: float = 1.0) -> Tensor:
-    """Each teacher's share of the trust where it agrees with the label, ``(K,)``, by its error on held-out rows.
-
-    Args:
-        table: The rule's.
-        falls: What is left of the student's error at the end of the training.
-    """
+def teacher_shares(table: SampleTable) -> Tensor:
+    """Each teacher's share of the trust where it agrees with the label, ``(K,)``, by its error on held-out rows."""
     errors = table.shared.get("held_out_errors")
     if errors is None:
         return torch.zeros_like(table["teacher_class"][0])
     error = errors.mean(0)
-    return LARGEST_SHARE * (0.4 + 2 * (1 - error[1:] / (falls * error[0]))).clamp(0, 1)
+    return LARGEST_SHARE * (0.4 + 2 * (1 - error[1:] / error[0])).clamp(0, 1)
 
 
-def trust_to_weights(
-    clean: Tensor, right: Tensor, classes: Tensor, labels: Tensor, shares: Tensor, support: Tensor
-) -> Tensor:
-    """Share out the trust in labels, and in classes that teachers name instead [ours].
+def trust_to_weights(clean: Tensor, right: Tensor, classes: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    """Share out the trust in each class among those who name it [ours].
 
     Args:
         clean: p, the probability that the label is right, ``(N,)``.
@@ -282,17 +268,16 @@ def trust_to_weights(
         classes: Classes that the teachers predict, ``(N, K)``.
         labels: ``(N,)``.
         shares: Of the teachers where they agree with the label, ``(K,)``.
-        support: How probable the label is to a teacher, beside its own class, ``(N, K)``: 1 where it is that class.
 
     Returns:
         Weights of label and teachers, ``(N, K + 1)``; the trust behind them has mean 1.
     """
     agrees = classes == labels.unsqueeze(1)
-    share = shares * support
+    share = shares * agrees
     largest = share.amax(1)
-    listened = clean.unsqueeze(1) * largest.unsqueeze(1) * share / share.sum(1, keepdim=True).clamp(min=1e-6)
+    agreed = clean.unsqueeze(1) * largest.unsqueeze(1) * share / share.sum(1, keepdim=True).clamp(min=1e-6)
     namesakes = (classes.unsqueeze(2) == classes.unsqueeze(1)).sum(2)
     trust = (1 - clean).unsqueeze(1) * right * ~agrees / namesakes
     label = (1 - largest) * clean
     total = (clean + trust.sum(1)).mean().clamp(min=1e-6)
-    return torch.cat([label.unsqueeze(1), listened + (0.3 + shares) * trust], dim=1) / total
+    return torch.cat([label.unsqueeze(1), agreed + (0.3 + shares) * trust], dim=1) / total
