@@ -25,7 +25,7 @@ from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.rows_pass import RowOutputs, module_pass
 from lit_kd.saved import Saved, distrust_files
 from lit_kd.schedule import cosine, planned_length
-from lit_kd.speed import Speed, channels_last, compile_in_place, reads_channels_last
+from lit_kd.speed import Speed, channels_last, compile_in_place, reads_channels_last, without_profiler
 from lit_kd.teacher_cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
 
@@ -189,6 +189,7 @@ class Distiller(Saved):
         """Load the teachers: required for training, used for evaluation where they are at hand."""
         if self._trainer is not None:
             distrust_files(self._trainer)
+            without_profiler(self._trainer)
         self._channels_last = reads_channels_last(self.student, self.student_taps, self.speed)
         if self.speed.compile:
             compile_in_place(self.student, self.student_taps)
@@ -232,8 +233,11 @@ class Distiller(Saved):
 
     def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
         """The student's and the teachers' outputs for a batch."""
+        training = self.trainer.training
+        if training and not self._begun:  # resumed from a checkpoint that was written in an epoch
+            self._begin_epoch()
         # first, while no activations of the student take memory
-        teachers = self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
+        teachers = self.teachers.trained_on(batch) if training else self.teachers(batch.x)
         student = self.tapped_student(self.laid_out(batch).x)
         # teachers first: where one gives no numbers, the student soon gives none either
         self._check(batch, {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student})
@@ -337,11 +341,6 @@ class Distiller(Saved):
         if not self._begun:
             self._begin_epoch()
         return self._epoch_rows
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Begin the epoch where Lightning did not: if a checkpoint that was written in an epoch is resumed."""
-        if not self._begun:
-            self._begin_epoch()
 
     def configure_optimizers(self) -> Any:
         """The student's optimizer, over what requires gradients, and its scheduler."""

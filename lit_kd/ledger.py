@@ -54,7 +54,10 @@ class Ledger:
         else:
             means = torch.stack([value.mean() for value in values])
         taken = means.detach().float()  # bfloat16 cannot count far
-        self._terms[names] = self._terms.get(names, 0) + rows * taken
+        if names in self._terms:
+            self._terms[names].add_(taken, alpha=rows)
+        else:
+            self._terms[names] = rows * taken
         self._rows += rows
         loss = means.sum()
         if self.reads and not math.isfinite(loss.item()):

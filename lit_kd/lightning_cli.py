@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_kd.methods  # noqa: F401 - imported so that their short names are legal in a config
-from lit_kd.callbacks import BestAndLast, ResumeAsBefore, SaveConfig, WritePredictions
+from lit_kd.callbacks import Bar, BestAndLast, ResumeAsBefore, SaveConfig, WritePredictions
 from lit_kd.command_line import check_ckpt_path
 from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
@@ -22,10 +22,6 @@ from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
 Besides the subcommands below there are others, which lit-kd --help lists."""
-
-
-REDRAWS = 4
-"""Of the progress bar, a second: Lightning's 100 took a fifth of a small network's step."""
 
 
 class Narrow(DefaultHelpFormatter):
@@ -71,7 +67,7 @@ class Cli(LightningCLI):
             chosen += given if isinstance(given, list) else [given]
         if not any(isinstance(one, ProgressBar) for one in chosen):
             trainer.callbacks = [  # type: ignore[attr-defined]
-                RichProgressBar(refresh_rate=REDRAWS) if isinstance(one, RichProgressBar) else one
+                Bar() if isinstance(one, RichProgressBar) else one
                 for one in trainer.callbacks  # type: ignore[attr-defined]
             ]
         return trainer

@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 import lit_kd.methods
 from lit_kd import KD, __version__
+from lit_kd.callbacks import REDRAWS, Bar
 from lit_kd.cli import main
 from lit_kd.data import DigitsDataModule
-from lit_kd.lightning_cli import REDRAWS, make_cli
+from lit_kd.lightning_cli import make_cli
 
 TINY = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4")
 ONE, TWO = "--trainer.max_epochs=1", "--trainer.max_epochs=2"
@@ -240,10 +241,10 @@ class TestProgressBar:
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            ((), (RichProgressBar, REDRAWS)),
+            ((), (Bar, REDRAWS)),
             (("--trainer.callbacks+=RichProgressBar", "--trainer.callbacks.refresh_rate=3"), (RichProgressBar, 3)),
             (("--trainer.callbacks+=TQDMProgressBar",), (TQDMProgressBar, 1)),
-            (("--trainer.callbacks=LearningRateMonitor",), (RichProgressBar, REDRAWS)),
+            (("--trainer.callbacks=LearningRateMonitor",), (Bar, REDRAWS)),
             (("--trainer.callbacks=TQDMProgressBar",), (TQDMProgressBar, 1)),
             (("--trainer.enable_progress_bar=false",), None),
         ],

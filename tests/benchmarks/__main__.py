@@ -36,8 +36,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from turns import Turns, interleave
 
 from lit_kd import ALMKD
+from lit_kd.callbacks import REDRAWS
 from lit_kd.exact import MetaInputs, moment, whole_network_derivative
-from lit_kd.lightning_cli import REDRAWS
 from lit_kd.meta import alignment, meta_gradient, term_gradients
 from lit_kd.rules import Paper, Robust, Rule
 from lit_kd.samples import SampleTable
@@ -234,10 +234,10 @@ def main() -> None:
     logging.getLogger("torchdistill").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     table = Table()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars
+        compare_overhead(table, Setting("mlp-8", "mlp-8", (8,), 8, args.device), 40 * args.rounds)
     images = Setting("resnet20", "resnet56", (3, 32, 32), 64, args.device)
     compare_steps(table, images, args.rounds, args.compile)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars
-        compare_overhead(table, Setting("mlp-8", "mlp-8", (8,), 8, args.device), 20 * args.rounds)
     clock = "processor time of one thread" if args.device == "cpu" else torch.cuda.get_device_name()
     print(f"\nresnet56 -> resnet20, 32x32, 10 classes, batches of 64; paired ratios, {args.rounds} rounds; {clock}\n")
     print(table)

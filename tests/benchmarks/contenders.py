@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 from turns import Source, Turns
 
 from lit_kd import KD, Distiller
+from lit_kd.callbacks import Bar
 from lit_kd.data import DataModule, TensorRows
 from lit_kd.data import Source as Rows
 from lit_kd.models import build_model
@@ -161,7 +162,7 @@ class Data(DataModule):
 
 def our_bar() -> ProgressBar:
     """As ``lit-kd fit`` has it in a terminal, but that it draws once a second: a thread does, in whoever's turn."""
-    return RichProgressBar(refresh_rate=1, console_kwargs={"force_terminal": True})
+    return Bar(refresh_rate=1, console_kwargs={"force_terminal": True})
 
 
 def ours(setting: Setting, method: type[Distiller] = KD, logs: bool = False, **options: Any) -> Callable[[Turns], None]:
