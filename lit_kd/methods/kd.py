@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,9 @@ class KD(Distiller):
             if self.hard
             else kd_loss(student.logits, target, self.temperature)
         )
-        weight = self.weight * self.revision.distils(batch)
+        weight: Any = float(np.float32(self.weight))  # as a tensor has it, with fewer operations
+        if self.revision.selected is not None:
+            weight = weight * self.revision.distils(batch)
         return {
             "label": (1 - weight) * self.label_loss(student.logits, batch.y),
             "teacher": weight * taught,
