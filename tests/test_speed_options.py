@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.profilers import SimpleProfiler
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,7 +23,7 @@ from lit_kd.exact import MetaInputs, validation_gradient
 from lit_kd.features import PENULTIMATE, Outputs, Tapped
 from lit_kd.models import build_model
 from lit_kd.rules import Paper
-from lit_kd.speed import Frozen, Speed, channels_last, folded, reads_channels_last
+from lit_kd.speed import Frozen, NoProfiler, Speed, channels_last, folded, reads_channels_last
 from lit_kd.teachers import Teachers
 
 
@@ -293,6 +294,14 @@ def test_a_meta_step_reads_images_channels_last(meta_gradient: Any) -> None:
     fitted.fit(model, Colour())
     assert set(strides) == {1}
     assert len(strides) > 1.5 * fitted.global_step
+
+
+def test_a_profiler_that_was_asked_for_stays(tmp_path: Path) -> None:
+    for profiler, kind in ((None, NoProfiler), (SimpleProfiler(dirpath=tmp_path, filename="took"), SimpleProfiler)):
+        fitted: Any = trainer(max_epochs=1, profiler=profiler)
+        fitted.fit(build("kd"), Blobs())
+        assert type(fitted.profiler) is kind
+    assert "run_training_batch" in next(tmp_path.glob("*took*")).read_text()
 
 
 class Notes(nn.Sequential):
