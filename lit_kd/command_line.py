@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from lit_kd.files import read_yaml
+from lit_kd.files import CHECKPOINTS, read_yaml
+
+TEACHER = ("--model.teacher", "--model.init_args.teacher")
 
 
 def shipped_configs() -> Path:
@@ -63,7 +65,7 @@ def check_line(line: Sequence[str]) -> list[str]:
         The arguments, with the path of each config that comes with this package in place of its name.
 
     Raises:
-        FileNotFoundError: If a config or the checkpoint is not there.
+        FileNotFoundError: If a config, the checkpoint or, of a training, the teacher is not there.
         ValueError: If a config is not YAML.
     """
     checked = [word for joined in line for word in _split(joined)]
@@ -72,6 +74,8 @@ def check_line(line: Sequence[str]) -> list[str]:
             checked[i + 1] = _check_config(value)
         elif option == "--ckpt_path":
             check_ckpt_path(value)
+        elif option in TEACHER and line[0] == "fit" and Path(value).suffix in CHECKPOINTS and not Path(value).exists():
+            raise FileNotFoundError(f"no checkpoint at {value}: expected a .ckpt file that a lit_kd run wrote")
     return checked
 
 
@@ -89,7 +93,7 @@ def check_ckpt_path(path: str) -> None:
 def _split(word: str) -> list[str]:
     """``--config=a`` as two words."""
     option, equals, value = word.partition("=")
-    return [option, value] if equals and option in ("--config", "--ckpt_path") else [word]
+    return [option, value] if equals and option in ("--config", "--ckpt_path", *TEACHER) else [word]
 
 
 def _check_config(value: str) -> str:

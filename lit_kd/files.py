@@ -13,6 +13,8 @@ from typing import Any
 TABLES = (".csv", ".parquet")
 EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 """Formats of exported students, and how their files' names end."""
+CHECKPOINTS = {".ckpt", ".pt", ".pth"}
+"""How their files' names end."""
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:

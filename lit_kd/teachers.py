@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_kd.data.batch import Batch
 from lit_kd.features import Outputs
+from lit_kd.files import CHECKPOINTS
 from lit_kd.models import Network, resolve_model
 from lit_kd.speed import USUAL, Frozen, Speed
 
@@ -71,7 +72,7 @@ def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
 
 def is_path(spec: str) -> bool:
     """Whether a teacher or student is told by a file and not by a model's name."""
-    return Path(spec).suffix in {".ckpt", ".pt", ".pth"} or Path(spec).is_file()
+    return Path(spec).suffix in CHECKPOINTS or Path(spec).is_file()
 
 
 def missing_files(specs: Sequence[Network]) -> list[str]:

@@ -91,6 +91,8 @@ QUICK = [
     ),
     (["fit", "--config", "bad.yaml"], "bad.yaml: expected YAML, found a mistake in line 2"),
     (["fit", "--config", "methods/kd.yaml", "--ckpt_path=gone.ckpt"], "no checkpoint at gone.ckpt"),
+    (["fit", "--config", "methods/kd.yaml", "--model.teacher=gone.ckpt"], "no checkpoint at gone.ckpt"),
+    (["fit", "--config", "methods/kd.yaml", "--model.teacher", "gone.pt"], "no checkpoint at gone.pt"),
     (["compare", "digits_par"], "no recipe at digits_par: expected a YAML file; did you mean recipes/digits_pair.yaml"),
     (["compare", "recipe.yaml"], "recipe.yaml: expected name, seeds, defaults, teacher or teachers, methods; found"),
     (["export", "gone.ckpt", "--format=onnx"], "no checkpoint at gone.ckpt"),
