@@ -69,12 +69,13 @@ def check_line(line: Sequence[str]) -> list[str]:
         ValueError: If a config is not YAML.
     """
     checked = [word for joined in line for word in _split(joined)]
+    trains = "fit" in line[:1] and not any(word.startswith("--print_config") for word in line)
     for i, (option, value) in enumerate(pairwise(checked)):
         if option == "--config":
             checked[i + 1] = _check_config(value)
         elif option == "--ckpt_path":
             check_ckpt_path(value)
-        elif option in TEACHER and line[0] == "fit" and Path(value).suffix in CHECKPOINTS and not Path(value).exists():
+        elif trains and option in TEACHER and Path(value).suffix in CHECKPOINTS and not Path(value).exists():
             raise FileNotFoundError(f"no checkpoint at {value}: expected a .ckpt file that a lit_kd run wrote")
     return checked
 

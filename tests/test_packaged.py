@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import CONFIGS, QUIET, call, files, version
 
-from lit_kd.command_line import find_config
+from lit_kd.command_line import check_line, find_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,6 +123,11 @@ assert not {{"torch", "lightning", "numpy", "matplotlib", "sklearn"}} & set(sys.
     done = python(script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: lit-kd COMMAND") == 3
+
+
+@pytest.mark.parametrize("line", [["test"], ["fit", "--print_config"]])
+def test_a_teacher_that_is_not_needed_may_be_gone(line: list[str]) -> None:
+    assert check_line([*line, "--model.teacher=gone.ckpt"]) == [*line, "--model.teacher", "gone.ckpt"]
 
 
 def test_what_few_runs_need_is_not_imported_by_all() -> None:
