@@ -7,6 +7,8 @@ import contextlib
 import io
 import logging
 import os
+import subprocess
+import sys
 import time
 import warnings
 
@@ -222,6 +224,30 @@ def compare_overhead(table: Table, setting: Setting, rounds: int) -> None:
     table.add(f"  of it, a redraw of the bar, {REDRAWS} a second", with_bar.name, f"{1e3 * draw:6.2f} ms")
 
 
+def compare_start(table: Table, rounds: int) -> None:
+    """How long it takes to be told something that needs no training."""
+    ours = [sys.executable, "-m", "lit_kd"]
+    lines = {
+        "import lightning, nothing else": [sys.executable, "-c", "import lightning"],
+        "lit-kd --version": [*ours, "--version"],
+        "lit-kd, an option misspelt": [
+            *ours,
+            "fit",
+            "--config=methods/kd.yaml",
+            "--config=data/digits.yaml",
+            "--model.lr=1",
+        ],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in lines}
+    for _ in range(rounds):
+        for name, line in lines.items():
+            begin = time.perf_counter()
+            subprocess.run(line, capture_output=True, check=False)
+            seconds[name].append(time.perf_counter() - begin)
+    for name, found in seconds.items():
+        table.add("start-up", name, spread(found, " s"), "<= 1 s" if name.startswith("lit-kd") else "")
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -234,6 +260,7 @@ def main() -> None:
     logging.getLogger("torchdistill").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     table = Table()
+    compare_start(table, min(args.rounds, 5))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars
         compare_overhead(table, Setting("mlp-8", "mlp-8", (8,), 8, args.device), 40 * args.rounds)
     images = Setting("resnet20", "resnet56", (3, 32, 32), 64, args.device)
