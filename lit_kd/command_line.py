@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from lit_kd.files import CHECKPOINTS, read_yaml
+from lit_kd.files import CHECKPOINTS, parse_yaml, read_yaml
+from lit_kd.options import Mention, check_options, in_config, in_word
 
 TEACHER = ("--model.teacher", "--model.init_args.teacher")
+SHOW = ("--help", "-h", "--print_config")
+"""Options of a line that trains nothing."""
 
 
 def shipped_configs() -> Path:
@@ -66,17 +69,23 @@ def check_line(line: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If a config, the checkpoint or, of a training, the teacher is not there.
-        ValueError: If a config is not YAML.
+        ValueError: If a config is not YAML, or an option, a class or a value is certainly wrong.
     """
     checked = [word for joined in line for word in _split(joined)]
-    trains = "fit" in line[:1] and not any(word.startswith("--print_config") for word in line)
-    for i, (option, value) in enumerate(pairwise(checked)):
-        if option == "--config":
-            checked[i + 1] = _check_config(value)
+    shows = any(word.startswith(SHOW) or ".help" in word for word in line)
+    trains = "fit" in line[:1] and not shows
+    mentions: list[Mention] = []
+    for i, (option, value) in enumerate(zip(checked, [*checked[1:], ""], strict=True)):
+        mentions += in_word(option, value)
+        if option in ("--config", "-c") and value:
+            checked[i + 1], content = _check_config(value)
+            mentions += in_config(content, f"{value}: ")
         elif option == "--ckpt_path":
             check_ckpt_path(value)
         elif trains and option in TEACHER and Path(value).suffix in CHECKPOINTS and not Path(value).exists():
             raise FileNotFoundError(f"no checkpoint at {value}: expected a .ckpt file that a lit_kd run wrote")
+    if line and not line[0].startswith("-"):
+        check_options(line[0], mentions, whole=not shows)
     return checked
 
 
@@ -94,14 +103,14 @@ def check_ckpt_path(path: str) -> None:
 def _split(word: str) -> list[str]:
     """``--config=a`` as two words."""
     option, equals, value = word.partition("=")
-    return [option, value] if equals and option in ("--config", "--ckpt_path", *TEACHER) else [word]
+    return [option, value] if equals and option in ("--config", "-c", "--ckpt_path", *TEACHER) else [word]
 
 
-def _check_config(value: str) -> str:
-    if value.lstrip().startswith("{") or "\n" in value:
-        return value  # YAML itself, in place of a path
+def _check_config(value: str) -> tuple[str, Any]:
+    """A config's path, and its content."""
+    if value.lstrip().startswith("{") or "\n" in value:  # YAML itself, in place of a path
+        return value, parse_yaml(value, "--config")
     path = find_config(value)
     if path is None:
         raise missing_config(value, "config", "methods", "data")
-    read_yaml(path)
-    return str(path)
+    return str(path), read_yaml(path)

@@ -82,6 +82,7 @@ def test_fit_by_shipped_names() -> None:
     assert (version(0) / "checkpoints" / "last.ckpt").is_file()
 
 
+KD = ["fit", "--config", "methods/kd.yaml", "--config=data/digits.yaml"]
 QUICK = [
     (["fti"], "expected a command, found fti: did you mean fit?"),
     (["fit", "--config", "gone.yaml"], "no config at gone.yaml: expected a YAML file, or one that comes with lit_kd"),
@@ -93,6 +94,33 @@ QUICK = [
     (["fit", "--config", "methods/kd.yaml", "--ckpt_path=gone.ckpt"], "no checkpoint at gone.ckpt"),
     (["fit", "--config", "methods/kd.yaml", "--model.teacher=gone.ckpt"], "no checkpoint at gone.ckpt"),
     (["fit", "--config", "methods/kd.yaml", "--model.teacher", "gone.pt"], "no checkpoint at gone.pt"),
+    (
+        ["fit"],
+        "expected a method, found no --model: name one, or a config that does, as in lit-kd fit --config methods/",
+    ),
+    (["fit", "--model=KD"], "expected a data module, found no --data"),
+    ([*KD, "--model.weigth=1"], "--model.weigth: KD has no option weigth: did you mean weight?"),
+    ([*KD, "--model.init_args.weigth", "1"], "--model.weigth: KD has no option weigth"),
+    ([*KD, "--model", "KDD"], "--model: expected a method, found KDD: did you mean KD?"),
+    ([*KD, "--data=Xyz"], "--data: expected a data module, found Xyz: there are BlobsDataModule, "),
+    ([*KD, "--trainer.max_epoch=1"], "--trainer.max_epoch: Trainer has no option max_epoch: did you mean max_epochs?"),
+    ([*KD, "--trainer.max_epochs=few"], "--trainer.max_epochs: expected a number; found 'few'"),
+    (
+        [*KD, "--model.label_loss=ce"],
+        "--model.label_loss: expected cross_entropy, generalized_cross_entropy, taylor",
+    ),
+    ([*KD, "--model.hard", "maybe"], "--model.hard: expected true or false; found 'maybe'"),
+    ([*KD, "--model.zzz=1"], "--model.zzz: KD has no option zzz: lit-kd fit --model.help KD lists its options"),
+    ([*KD, "--seed_everythin=1"], "--seed_everythin: lit-kd fit has no option seed_everythin: did you mean seed_every"),
+    ([*KD, "-c", "wrong.yaml"], "wrong.yaml: model.optimizer.lrr: SGD has no option lrr: did you mean lr?"),
+    ([*KD, "--model.weight=2"], "model: expected a weight in [0, 1], the teacher's share of the loss; found 2"),
+    ([*KD, "--data.batch_size=0"], "data: expected batch_size of at least 1, found 0"),
+    ([*KD, "--data.noise_rate=.3"], "data: expected"),
+    (["fit", "--model.help", "KDD"], "--model: expected a method, found KDD"),
+    (
+        ["compare", "digits_pair", "--set", "data.init_args.labelled=9"],
+        "digits_pair, teacher: data.labelled: DigitsDataModule has no",
+    ),
     (["compare", "digits_par"], "no recipe at digits_par: expected a YAML file; did you mean recipes/digits_pair.yaml"),
     (["compare", "recipe.yaml"], "recipe.yaml: expected name, seeds, defaults, teacher or teachers, methods; found"),
     (["export", "gone.ckpt", "--format=onnx"], "no checkpoint at gone.ckpt"),
@@ -103,6 +131,8 @@ QUICK = [
 
 def test_mistakes_are_told_before_anything_heavy_is_imported() -> None:
     Path("bad.yaml").write_text("a: 1\nb: [")
+    optimizer = "{class_path: torch.optim.SGD, init_args: {lrr: 1}}"
+    Path("wrong.yaml").write_text(f"model: {{init_args: {{optimizer: {optimizer}}}}}")
     Path("recipe.yaml").write_text("data: {}\nmetods: {}")
     script = f"""
 import sys

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lit_kd.cli import raised_here
 from lit_kd.command_line import find_config, missing_config
 from lit_kd.compare.recipe import Job, check_seeds, merge, read_overrides, read_recipe
+from lit_kd.options import check_options, in_config
 
 if TYPE_CHECKING:
     from lit_kd.compare.training import Result
@@ -66,6 +67,9 @@ def main(args: Sequence[str]) -> None:
     if options.max_epochs:
         overrides = merge(overrides, {"trainer": {"max_epochs": options.max_epochs}})
     jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
+    for job in jobs:
+        if job.seed == seeds[0]:
+            check_options("fit", [*in_config(job.config, f"{options.recipe}, {job.method}: ")], whole=True)
 
     from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe
     from lit_kd.compare.training import RESULT, finished
