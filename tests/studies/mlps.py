@@ -67,6 +67,12 @@ class Mlps:
             b.mul_(0.9).add_(g)
             p.sub_(g.add_(b, alpha=0.9), alpha=lr)
 
+    def begin_as(self, i: int, net: nn.Module) -> None:
+        """Let net i start from the parameters of another."""
+        with torch.no_grad():
+            for part, value in zip(self.parameters, net.parameters(), strict=True):
+                part[i] = value.t()
+
     def module(self, i: int) -> nn.Sequential:
         """Net i."""
         w1, b1, w2, b2 = (p[i] for p in self.parameters)
@@ -78,11 +84,24 @@ class Mlps:
 
 
 def train(
-    nets: Mlps, tasks: Sequence[Task], epochs: int, batch_size: int = 64, lr: float = 0.1
+    nets: Mlps,
+    tasks: Sequence[Task],
+    epochs: int,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    order: Callable[[int, int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Train with a cosine schedule by epoch; the nets are left at their best validation epoch.
 
     Nets with the same seed see their rows in the same order.
+
+    Args:
+        nets: Where they begin.
+        tasks: Of each.
+        epochs: How many.
+        batch_size: Rows of an update.
+        lr: The first learning rate.
+        order: The rows of an epoch, by seed and epoch; ``None``: drawn.
 
     Returns:
         Test accuracies ``(E,)`` at the best validation epoch and at the last.
@@ -95,7 +114,8 @@ def train(
     for epoch in range(epochs):
         rate = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         orders = {
-            seed: torch.randperm(size, generator=generator).split(batch_size) for seed, generator in shared.items()
+            seed: (torch.randperm(size, generator=generator) if order is None else order(seed, epoch)).split(batch_size)
+            for seed, generator in shared.items()
         }
         for batch in range(math.ceil(size / batch_size)):
             rows = [orders[seed][batch] for seed in nets.seeds]
