@@ -1,4 +1,4 @@
-"""What all tests share: one thread, fixed seeds, a quiet Lightning."""
+"""What all tests share: one thread, fixed seeds, a directory of their own, a quiet Lightning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def _seeded_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing is left in the repository
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # taken back after the test
     seed_everything(0, verbose=False)
 
