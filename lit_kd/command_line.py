@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,21 @@ def check_line(line: Sequence[str]) -> list[str]:
         ValueError: If a config is not YAML, or an option, a class or a value is certainly wrong.
     """
     checked = [word for joined in line for word in _split(joined)]
-    shows = any(word.startswith(SHOW) or ".help" in word for word in line)
+    names = [word.partition("=")[0] for word in line]
+    shows = any(name in SHOW or name.endswith(".help") for name in names)
     trains = "fit" in line[:1] and not shows
-    mentions: list[Mention] = []
+    mentions: list[Iterator[Mention]] = []
     for i, (option, value) in enumerate(zip(checked, [*checked[1:], ""], strict=True)):
-        mentions += in_word(option, value)
+        mentions.append(in_word(option, value))
         if option in ("--config", "-c") and value:
             checked[i + 1], content = _check_config(value)
-            mentions += in_config(content, f"{value}: ")
+            mentions.append(in_config(content, f"{value}: "))
         elif option == "--ckpt_path":
             check_ckpt_path(value)
         elif trains and option in TEACHER and Path(value).suffix in CHECKPOINTS and not Path(value).exists():
             raise FileNotFoundError(f"no checkpoint at {value}: expected a .ckpt file that a lit_kd run wrote")
     if line and not line[0].startswith("-"):
-        check_options(line[0], mentions, whole=not shows)
+        check_options(line[0], chain.from_iterable(mentions), whole=not shows)
     return checked
 
 
@@ -101,9 +103,11 @@ def check_ckpt_path(path: str) -> None:
 
 
 def _split(word: str) -> list[str]:
-    """``--config=a`` as two words."""
+    """``--config=a`` and ``-ca`` as two words."""
+    if word.startswith("-c") and len(word) > 2:
+        return ["-c", word[2:].removeprefix("=")]
     option, equals, value = word.partition("=")
-    return [option, value] if equals and option in ("--config", "-c", "--ckpt_path", *TEACHER) else [word]
+    return [option, value] if equals and option in ("--config", "--ckpt_path", *TEACHER) else [word]
 
 
 def _check_config(value: str) -> tuple[str, Any]:
@@ -111,6 +115,8 @@ def _check_config(value: str) -> tuple[str, Any]:
     if value.lstrip().startswith("{") or "\n" in value:  # YAML itself, in place of a path
         return value, parse_yaml(value, "--config")
     path = find_config(value)
+    if path is None and ": " in value:
+        return value, parse_yaml(value, "--config")
     if path is None:
         raise missing_config(value, "config", "methods", "data")
     return str(path), read_yaml(path)

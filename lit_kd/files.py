@@ -55,17 +55,21 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
     """The plain values of YAML; nothing in it can run code.
 
     Raises:
-        ValueError: If it is not YAML; it calls the text by the name.
+        ValueError: If it is not YAML, or nested hundreds deep; it calls the text by the name.
     """
     import yaml
 
     try:
         return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError(f"{name}: expected YAML that is nested less deep") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         told = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"{name}: expected YAML, found a mistake{where}: {told}") from error
+    except ValueError as error:  # a date that is none
+        raise ValueError(f"{name}: expected YAML, found a mistake: {error}") from error
 
 
 def check_unused(path: Path, overwrite: bool) -> None:

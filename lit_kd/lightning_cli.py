@@ -42,8 +42,8 @@ class Cli(LightningCLI):
     """The command line of Lightning: any method as ``--model``, any of our data modules as ``--data``."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser with shorter help."""
-        parser: LightningArgumentParser = super().init_parser(**kwargs)
+        """A parser with shorter help, and without abbreviated options, which jsonargparse is giving up."""
+        parser: LightningArgumentParser = super().init_parser(**({"allow_abbrev": False} | kwargs))
         parser.formatter_class = Narrow
         parser.__class__ = Parser  # the help of a subclass is that of a new parser of the same type
         return parser

@@ -110,7 +110,7 @@ QUICK = [
         "--model.label_loss: expected cross_entropy, generalized_cross_entropy, taylor",
     ),
     ([*KD, "--model.hard", "maybe"], "--model.hard: expected true or false; found 'maybe'"),
-    ([*KD, "--model.zzz=1"], "--model.zzz: KD has no option zzz: lit-kd fit --model.help KD lists its options"),
+    ([*KD, "--model.zzz=1"], "--model.zzz: KD has no option zzz: expected one of average, channels_last, "),
     ([*KD, "--seed_everythin=1"], "--seed_everythin: lit-kd fit has no option seed_everythin: did you mean seed_every"),
     ([*KD, "-c", "wrong.yaml"], "wrong.yaml: model.optimizer.lrr: SGD has no option lrr: did you mean lr?"),
     ([*KD, "--model.weight=2"], "model: expected a weight in [0, 1], the teacher's share of the loss; found 2"),

@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> None:
     jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
     for job in jobs:
         if job.seed == seeds[0]:
-            check_options("fit", [*in_config(job.config, f"{options.recipe}, {job.method}: ")], whole=True)
+            check_options("fit", in_config(job.config, f"{options.recipe}, {job.method}: "), whole=True)
 
     from lit_kd.compare.report import write_report  # heavy, and not needed to find a mistake in the recipe
     from lit_kd.compare.training import RESULT, finished
