@@ -81,7 +81,7 @@ def check_line(line: Sequence[str]) -> list[str]:
         mentions.append(in_word(option, value))
         if option in ("--config", "-c") and value:
             checked[i + 1], content = _check_config(value)
-            mentions.append(in_config(content, f"{value}: "))
+            mentions.append(in_config(content, f"{'--config' if ': ' in value else value}: "))
         elif option == "--ckpt_path":
             check_ckpt_path(value)
         elif trains and option in TEACHER and Path(value).suffix in CHECKPOINTS and not Path(value).exists():
@@ -112,11 +112,9 @@ def _split(word: str) -> list[str]:
 
 def _check_config(value: str) -> tuple[str, Any]:
     """A config's path, and its content."""
-    if value.lstrip().startswith("{") or "\n" in value:  # YAML itself, in place of a path
-        return value, parse_yaml(value, "--config")
-    path = find_config(value)
-    if path is None and ": " in value:
-        return value, parse_yaml(value, "--config")
+    path = None if "\n" in value else find_config(value)
+    if path is None and (": " in value or "\n" in value or value.lstrip().startswith("{")):
+        return value, parse_yaml(value, "--config")  # YAML itself, in place of a path
     if path is None:
         raise missing_config(value, "config", "methods", "data")
     return str(path), read_yaml(path)
