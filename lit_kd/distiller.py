@@ -19,13 +19,14 @@ from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch
 from lit_kd.features import Outputs, Tapped
+from lit_kd.lean import Lean, without_profiler
 from lit_kd.ledger import Ledger
 from lit_kd.metrics import EvaluationMetrics
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.rows_pass import RowOutputs, module_pass
 from lit_kd.saved import Saved, distrust_files
 from lit_kd.schedule import cosine, planned_length
-from lit_kd.speed import Speed, channels_last, compile_in_place, reads_channels_last, without_profiler
+from lit_kd.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.teacher_cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers import Teachers, as_specs, is_path, load_teachers, missing_files
 
@@ -35,7 +36,7 @@ def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
     return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-class Distiller(Saved):
+class Distiller(Lean, Saved):
     """Trains a student with the help of frozen teachers.
 
     A method overrides `distill`, and holds no logging, optimiser, device or checkpoint code. Checkpoints hold the
@@ -292,15 +293,16 @@ class Distiller(Saved):
     def _check(self, batch: Batch, outputs: dict[str, Outputs]) -> None:
         """Refuse class counts, labels and logits that are wrong, before they do damage.
 
-        On an accelerator only the first batch of a stage is read, reading more would stall every step; that all was
-        finite is read at the end of a training epoch.
+        Of our data, whose labels are known to be right, only the first batch of a stage is read, and on an accelerator,
+        which reading would stall, of any data; that all was finite is then read at the end of a training epoch.
         """
-        stage = str(self.trainer.state.stage)
-        self._ledger.reads = stage not in self._checked or not stalls(batch.y.device)
-        if self._ledger.reads:
+        stage, training = str(self.trainer.state.stage), self.trainer.training
+        first, stalled = stage not in self._checked, stalls(batch.y.device)
+        self._ledger.reads = first or not stalled
+        if first or not (stalled or batch.index is not None):
             self._checked.add(stage)
-            check_batch(batch, outputs, self.num_classes, UNLABELED if self.trainer.training else 0)
-            if self.trainer.training and not outputs["student"].logits.requires_grad:
+            check_batch(batch, outputs, self.num_classes, UNLABELED if training else 0)
+            if training and not outputs["student"].logits.requires_grad:
                 raise ValueError("expected a student whose logits have gradients, found them detached from its layers")
         for name, given in outputs.items():
             self.watch_finite(f"{name}'s logits", given.logits)

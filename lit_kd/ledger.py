@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_kd.checks import check_finite
+
+AT_ONCE = 32
+"""Steps whose terms are added up together: one by one they took longer than a small network's loss."""
 
 
 class Ledger:
@@ -25,7 +29,8 @@ class Ledger:
 
     def clear(self) -> None:
         """A new epoch."""
-        self._terms: dict[tuple[str, ...], Tensor] = {}  # a step's terms together: few operations
+        self._steps: list[tuple[Mapping[str, Tensor], int]] = []  # not added up yet
+        self._totals: dict[str, Tensor] = {}
         self._watched: dict[str, Tensor] = {}
         self._rows = 0
 
@@ -48,21 +53,30 @@ class Ledger:
         Returns:
             The sum of their means, with its graph.
         """
-        names, values = tuple(terms), list(terms.values())
+        values = list(terms.values())
         if all(value.shape == values[0].shape for value in values):  # as a rule; then one mean is enough
-            means = torch.stack(values).view(len(values), -1).mean(1)
+            loss = functools.reduce(torch.add, values).mean()
         else:
-            means = torch.stack([value.mean() for value in values])
-        taken = means.detach().float()  # bfloat16 cannot count far
-        if names in self._terms:
-            self._terms[names].add_(taken, alpha=rows)
-        else:
-            self._terms[names] = rows * taken
-        self._rows += rows
-        loss = means.sum()
+            loss = functools.reduce(torch.add, [value.mean() for value in values])
+        taken = {name: value.detach() for name, value in terms.items()}
         if self.reads and not math.isfinite(loss.item()):
-            check_finite(dict(zip((*names, "train/loss"), (*taken, taken.sum()), strict=True)))
+            check_finite({name: value.mean() for name, value in taken.items()} | {"train/loss": loss})
+        self._steps.append((taken, rows))
+        self._rows += rows
+        if len(self._steps) == AT_ONCE:
+            self._add_up()
         return loss
+
+    def _add_up(self) -> None:
+        parts: dict[str, list[Tensor]] = {}
+        for terms, rows in self._steps:
+            for name, value in terms.items():
+                of_rows = value.shape == (rows,)
+                parts.setdefault(name, []).append(value if of_rows else rows * value.float().mean().view(1))
+        for name, values in parts.items():
+            total = torch.cat(values).sum(dtype=torch.float32)  # bfloat16 cannot count far
+            self._totals[name] = self._totals.get(name, 0) + total
+        self._steps = []
 
     def check(self) -> None:
         """Refuse what was not finite in this epoch. Stalls an accelerator."""
@@ -73,10 +87,8 @@ class Ledger:
         return {name: total / self._rows for name, total in self._sums().items()}
 
     def _sums(self) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        for names, totals in self._terms.items():
-            for name, total in zip(names, totals, strict=True):
-                sums[name] = sums.get(name, 0) + total
-        if self._terms:  # whatever a method calls its terms
-            sums["train/loss"] = torch.stack([totals.sum() for totals in self._terms.values()]).sum()
-        return sums
+        self._add_up()
+        if not self._totals:
+            return {}
+        # whatever a method calls its terms
+        return self._totals | {"train/loss": functools.reduce(torch.add, self._totals.values())}

@@ -33,7 +33,9 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none", ignore_index=UNLABELED)
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float | Tensor = 1.0
+) -> Tensor:
     r"""Distillation loss of each sample (Hinton et al., 2015, the paper's own).
 
     ``T^2 * sum_c softmax(t / T)_c * (log_softmax(t / T)_c - log_softmax(z / T)_c)``: the KL divergence summed, not
@@ -43,9 +45,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         student_logits: z, ``(B, C)``.
         teacher_logits: t, ``(B, C)``.
         temperature: T > 0, dimensionless.
+        weight: What the loss counts, a number or ``(B,)``.
 
     Returns:
-        Losses in nats, ``(B,)``; 0 where both agree, never negative.
+        Losses in nats, ``(B,)``; 0 where both agree, never negative with weights that are not.
 
     Examples:
         >>> import torch
@@ -55,7 +58,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return weight * temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 def mean_teacher(

@@ -66,7 +66,7 @@ def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: f
         if clip is not None:
             module.clip_gradients(optimizer.optimizer, gradient_clip_val=clip, gradient_clip_algorithm="norm")
         optimizer.step()
-        optimizer.zero_grad()
+        module.optimizer_zero_grad(module.current_epoch, batch_idx, optimizer.optimizer)
         _step_schedulers(module, "step")
     if last:  # not in on_train_epoch_end: checkpoints are written before that
         _step_schedulers(module, "epoch")

@@ -26,13 +26,6 @@ class Saved(LightningModule):
 
     num_classes: int
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As any module's, but for what Lightning sets some fifty times a step: that goes past all checks."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Under ``data``, what who uses the student must know; an override calls ``super().on_save_checkpoint``."""
         data = getattr(self.trainer, "datamodule", None)

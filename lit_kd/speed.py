@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from inspect import signature
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from lightning import Trainer
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -43,22 +41,6 @@ class Speed(NamedTuple):
 
 
 USUAL = Speed()
-
-
-class NoProfiler(PassThroughProfiler):
-    """Lightning's profiler that does nothing, which makes a generator for each of fifty actions a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        """Do nothing."""
-        return self._nothing
-
-
-def without_profiler(trainer: Trainer) -> None:
-    """Let a trainer that does not profile do it faster."""
-    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
-        trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
 
 
 def reads_channels_last(student: nn.Module, taps: Sequence[str], speed: Speed) -> bool:

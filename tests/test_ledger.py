@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_kd.ledger import Ledger
+from lit_kd.ledger import AT_ONCE, Ledger
 
 
 def test_means_over_rows_whatever_terms_come() -> None:
@@ -26,6 +26,30 @@ def test_means_over_rows_whatever_terms_come() -> None:
     assert {k: v.item() for k, v in ledger.means().items()} == pytest.approx(
         {k: v / rows for k, v in expected.items()}, rel=1e-5
     )
+
+
+def test_means_of_many_steps_in_any_shape() -> None:
+    rng, ledger = np.random.default_rng(0), Ledger()
+    expected, rows = {"train/a": 0.0, "train/b": 0.0}, 0
+    for step in range(3 * AT_ONCE + 5):
+        size = int(rng.integers(2, 9))
+        a, b = rng.normal(size=size), rng.normal(size=size if step % 3 else ())
+        ledger.add({"train/a": torch.tensor(a), "train/b": torch.tensor(b, dtype=torch.float32)}, size)
+        expected["train/a"] += a.sum()
+        expected["train/b"] += size * b.mean()
+        rows += size
+        if step % 20 == 0:  # may be asked in between
+            assert ledger.means()["train/a"].item() == pytest.approx(expected["train/a"] / rows, abs=1e-6)
+    expected["train/loss"] = sum(expected.values())
+    means = {name: mean.item() for name, mean in ledger.means().items()}
+    assert means == pytest.approx({name: total / rows for name, total in expected.items()}, abs=1e-6)
+
+
+def test_holds_few_steps() -> None:
+    ledger = Ledger()
+    for _ in range(10 * AT_ONCE):
+        ledger.add({"train/a": torch.zeros(4)}, 4)
+        assert len(ledger._steps) < AT_ONCE
 
 
 def test_a_term_may_be_called_loss() -> None:

@@ -53,6 +53,11 @@ class TestKDLoss:
         rows = torch.cat([kd_loss(z[i : i + 1], t[i : i + 1], 3.0) for i in range(6)])
         torch.testing.assert_close(kd_loss(z, t, 3.0), rows)
 
+    @pytest.mark.parametrize("weight", [0.3, torch.linspace(0, 1, 6, dtype=torch.float64)])
+    def test_counts_as_much_as_its_weight(self, weight: float | Tensor) -> None:
+        z, t = normal(6, 4), normal(6, 4)
+        torch.testing.assert_close(kd_loss(z, t, 3.0, weight), weight * kd_loss(z, t, 3.0))
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_zero_where_both_agree(self, temperature: float, dtype: torch.dtype) -> None:

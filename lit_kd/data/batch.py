@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 UNLABELED = -1
@@ -25,6 +26,18 @@ class Batch(NamedTuple):
     x: Tensor | Mapping[str, Tensor]
     y: Tensor
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is of no use here
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device. Lightning calls this, which takes it a tenth of the time of a search for tensors."""
+        waits = device.type in ("cpu", "mps")  # as in Lightning: elsewhere, pinned memory is copied meanwhile
+        if isinstance(self.x, Tensor):
+            x: Any = self.x.to(device, non_blocking=not waits)
+        else:
+            from lightning.fabric.utilities import move_data_to_device  # heavy
+
+            x = move_data_to_device(self.x, device)
+        y = self.y.to(device, non_blocking=not waits)
+        return Batch(x, y, None if self.index is None else self.index.to(device, non_blocking=not waits))
 
 
 def as_batch(batch: Any) -> Batch:

@@ -180,7 +180,8 @@ class Indexed(Dataset[Batch]):
     def __getitems__(self, items: list[int]) -> Batch:
         """Return a whole batch: a `DataLoader` asks for all its rows at once."""
         x = self.rows.fetch(self.positions[items].tolist())
-        return Batch(x, self.labels[items], None if self.indices is None else self.indices[items])
+        taken = torch.as_tensor(items)  # once
+        return Batch(x, self.labels[taken], None if self.indices is None else self.indices[taken])
 
     def __getitem__(self, item: int) -> Batch:
         """Return one sample, without a batch axis."""

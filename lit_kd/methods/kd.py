@@ -100,15 +100,12 @@ class KD(Distiller):
             heard = [logits for logits, keep in zip(heard, kept.tolist(), strict=True) if keep]
         together = mean_teacher(heard, self.temperature, self.average)
         target = self.revision.teacher(together, batch.y, self.temperature)
-        taught = (
-            cross_entropy(student.logits, target.argmax(-1))
-            if self.hard
-            else kd_loss(student.logits, target, self.temperature)
-        )
         weight: Any = float(np.float32(self.weight))  # as a tensor has it, with fewer operations
         if self.revision.selected is not None:
             weight = weight * self.revision.distils(batch)
         return {
             "label": (1 - weight) * self.label_loss(student.logits, batch.y),
-            "teacher": weight * taught,
+            "teacher": weight * cross_entropy(student.logits, target.argmax(-1))
+            if self.hard
+            else kd_loss(student.logits, target, self.temperature, weight),
         }
