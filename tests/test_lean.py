@@ -11,9 +11,11 @@ from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lit_kd import ALMKD, KD
 from lit_kd.data import Batch
+from lit_kd.data.sampler import EpochLoader
 
 
 class Heavy(KD):
@@ -96,3 +98,18 @@ def test_a_batch_moves_as_a_whole(x: Any, index: Tensor | None, wrap: Callable[[
     here = batch.to(torch.device("cpu"))
     assert here.y is batch.y
     assert here.index is batch.index
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_loader_does_what_torchs_does(train: bool) -> None:
+    data = Blobs()
+    data.setup()
+    loader, found = data.train_dataloader() if train else data.val_dataloader(), []
+    for batches in (EpochLoader.__iter__, DataLoader.__iter__):
+        torch.manual_seed(0)
+        given = list(batches(loader))
+        found.append(torch.cat([part.flatten().double() for b in given for part in b if part is not None]))
+        found.append(torch.rand(3))
+        assert len(given) == len(loader)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_kd.data.batch import Batch
+from lit_kd.data.rows import Indexed
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -94,7 +96,17 @@ class EpochLoader(DataLoader[Batch]):
 
     Lightning may make the iterator long before: then a resumed run has not told the sampler its epoch yet, nor the
     method drawn the epoch's seed.
+
+    Where it has no workers, and pins no memory, it does at once what torch's does between notes for its profiler, which
+    take longer than to cut a small batch out of tensors.
     """
 
+    dataset: Indexed
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
+        if self.num_workers or self.pin_memory:
+            yield from super().__iter__()
+            return
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # torch's draws a seed, for workers or not
+        for items in self.batch_sampler or ():
+            yield self.dataset.__getitems__(items)
