@@ -293,13 +293,12 @@ class Distiller(Lean, Saved):
     def _check(self, batch: Batch, outputs: dict[str, Outputs]) -> None:
         """Refuse class counts, labels and logits that are wrong, before they do damage.
 
-        Of our data, whose labels are known to be right, only the first batch of a stage is read, and on an accelerator,
-        which reading would stall, of any data; that all was finite is then read at the end of a training epoch.
+        On an accelerator only the first batch of a stage is read, reading more would stall every step; that all was
+        finite is read at the end of a training epoch.
         """
         stage, training = str(self.trainer.state.stage), self.trainer.training
-        first, stalled = stage not in self._checked, stalls(batch.y.device)
-        self._ledger.reads = first or not stalled
-        if first or not (stalled or batch.index is not None):
+        self._ledger.reads = not stalls(batch.y.device) or stage not in self._checked
+        if self._ledger.reads:
             self._checked.add(stage)
             check_batch(batch, outputs, self.num_classes, UNLABELED if training else 0)
             if training and not outputs["student"].logits.requires_grad:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch.optim import Optimizer
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def _unnoticed(hook: Hook) -> Hook:
+    """Lightning takes a hook that wraps its own for that, and does not warn of what who overrides it may get wrong."""
+    setattr(hook, "__wrapped__", getattr(LightningModule, hook.__name__))  # noqa: B010
+    return hook
 
 
 class Lean(LightningModule):
@@ -20,6 +29,7 @@ class Lean(LightningModule):
         else:
             super().__setattr__(name, value)
 
+    @_unnoticed
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -30,14 +40,20 @@ class Lean(LightningModule):
         if gradient_clip_val:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    @_unnoticed
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """As torch does, but without a note for its profiler, which takes longer than a small network's gradients."""
-        if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:  # it has one of its own
-            optimizer.zero_grad()
-            return
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        """As Lightning does."""
+        zero_grad(optimizer)
+
+
+def zero_grad(optimizer: Optimizer) -> None:
+    """As torch does, but without a note for its profiler, which takes longer than a small network's gradients."""
+    if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:  # it has one of its own
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 class NoProfiler(PassThroughProfiler):

@@ -29,8 +29,9 @@ class Ledger:
 
     def clear(self) -> None:
         """A new epoch."""
-        self._steps: list[tuple[Mapping[str, Tensor], int]] = []  # not added up yet
+        self._steps: dict[tuple[str, ...], list[Tensor]] = {}  # by the terms' names, (terms, rows): not added up yet
         self._totals: dict[str, Tensor] = {}
+        self._count = 0
         self._watched: dict[str, Tensor] = {}
         self._rows = 0
 
@@ -52,31 +53,36 @@ class Ledger:
 
         Returns:
             The sum of their means, with its graph.
+
+        Raises:
+            ValueError: If there is no term, or, where values are read, one that is not finite.
         """
         values = list(terms.values())
-        if all(value.shape == values[0].shape for value in values):  # as a rule; then one mean is enough
+        if not values:
+            raise ValueError("expected distill to return at least one loss term by name, found none")
+        detached = [value.detach() for value in values]
+        if all(value.shape == (rows,) for value in values):  # as a rule; then one mean is enough
             loss = functools.reduce(torch.add, values).mean()
+            taken = torch.stack(detached)  # a copy: what a term is a part of may be large, or be written to
         else:
             loss = functools.reduce(torch.add, [value.mean() for value in values])
-        taken = {name: value.detach() for name, value in terms.items()}
+            taken = rows * torch.stack([value.float().mean() for value in detached]).unsqueeze(1)
         if self.reads and not math.isfinite(loss.item()):
-            check_finite({name: value.mean() for name, value in taken.items()} | {"train/loss": loss})
-        self._steps.append((taken, rows))
+            means = {name: value.mean() for name, value in zip(terms, detached, strict=True)}
+            check_finite(means | {"train/loss": loss})
+        self._steps.setdefault(tuple(terms), []).append(taken)
         self._rows += rows
-        if len(self._steps) == AT_ONCE:
+        self._count += 1
+        if self._count % AT_ONCE == 0:
             self._add_up()
         return loss
 
     def _add_up(self) -> None:
-        parts: dict[str, list[Tensor]] = {}
-        for terms, rows in self._steps:
-            for name, value in terms.items():
-                of_rows = value.shape == (rows,)
-                parts.setdefault(name, []).append(value if of_rows else rows * value.float().mean().view(1))
-        for name, values in parts.items():
-            total = torch.cat(values).sum(dtype=torch.float32)  # bfloat16 cannot count far
-            self._totals[name] = self._totals.get(name, 0) + total
-        self._steps = []
+        for names, steps in self._steps.items():
+            totals = torch.cat(steps, dim=1).sum(1, dtype=torch.float32)  # bfloat16 cannot count far
+            for name, total in zip(names, totals, strict=True):
+                self._totals[name] = self._totals.get(name, 0) + total
+        self._steps = {}
 
     def check(self) -> None:
         """Refuse what was not finite in this epoch. Stalls an accelerator."""

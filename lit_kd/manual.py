@@ -9,6 +9,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_kd.lean import zero_grad
+
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
@@ -66,7 +68,7 @@ def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: f
         if clip is not None:
             module.clip_gradients(optimizer.optimizer, gradient_clip_val=clip, gradient_clip_algorithm="norm")
         optimizer.step()
-        module.optimizer_zero_grad(module.current_epoch, batch_idx, optimizer.optimizer)
+        zero_grad(optimizer.optimizer)
         _step_schedulers(module, "step")
     if last:  # not in on_train_epoch_end: checkpoints are written before that
         _step_schedulers(module, "epoch")

@@ -43,10 +43,11 @@ def refused(
         assert torch.equal(value, before[name]), name
 
 
-def loader(y: torch.Tensor | None = None) -> DataLoader[Any]:
+def loader(y: torch.Tensor | None = None, indexed: bool = False) -> DataLoader[Any]:
     """Plain batches, of the labels if given."""
     x, right = blobs()
-    return DataLoader(TensorDataset(x, right if y is None else y), batch_size=8)
+    index = [torch.arange(len(x))] if indexed else []
+    return DataLoader(TensorDataset(x, right if y is None else y, *index), batch_size=8)
 
 
 class TestData:
@@ -95,17 +96,20 @@ class TestData:
         for name, value in model.student.state_dict().items():
             assert torch.equal(value, before[name])
 
-    def test_labels_out_of_range_in_a_later_batch(self) -> None:
+    @pytest.mark.parametrize("indexed", [False, True])
+    def test_labels_out_of_range_in_a_later_batch(self, indexed: bool) -> None:
         y = blobs()[1]
         y[-1] = 7
         with pytest.raises(ValueError, match=r"expected labels in \[0, 3\), found 0 to 7"):
-            trainer().fit(build("kd"), loader(y))
+            trainer().fit(build("kd"), loader(y, indexed))
 
-    def test_missing_labels_in_validation(self) -> None:
+    @pytest.mark.parametrize("indexed", [False, True])
+    @pytest.mark.parametrize("row", [0, -1])
+    def test_missing_labels_in_validation(self, row: int, indexed: bool) -> None:
         y = blobs()[1]
-        y[0] = -1
+        y[row] = -1
         match = r"expected labels in \[0, 3\), found -1 to 2"
-        refused(build("kd"), match, train_dataloaders=loader(), val_dataloaders=loader(y))
+        refused(build("kd"), match, train_dataloaders=loader(), val_dataloaders=loader(y, indexed))
 
     @pytest.mark.parametrize("method", NEED_META)
     def test_fewer_meta_rows_than_classes(self, method: str) -> None:

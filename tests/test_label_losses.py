@@ -137,9 +137,10 @@ def test_unknown_name() -> None:
         KD(nn.Linear(C, C), nn.Linear(C, C), num_classes=C, label_loss="mse")
 
 
-def test_hard_labels_of_the_teacher() -> None:
-    kd = KD(nn.Linear(C, C), nn.Linear(C, C), num_classes=C, weight=1.0, hard=True)
+@pytest.mark.parametrize("weight", [0.7, 1.0])
+def test_hard_labels_of_the_teacher(weight: float) -> None:
+    kd = KD(nn.Linear(C, C), nn.Linear(C, C), num_classes=C, weight=weight, hard=True)
     teacher = torch.roll(Z, 1, dims=1)
     found = kd.distill(Outputs(Z, {}), [Outputs(teacher, {})], Batch(Z, Y))["teacher"]
-    expected = nn.CrossEntropyLoss(reduction="none")(Z, teacher.argmax(1))
+    expected = weight * nn.CrossEntropyLoss(reduction="none")(Z, teacher.argmax(1))
     torch.testing.assert_close(found, expected)

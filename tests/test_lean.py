@@ -9,7 +9,9 @@ import pytest
 import torch
 from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
-from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,7 +21,7 @@ from lit_kd.data.sampler import EpochLoader
 
 
 class Heavy(KD):
-    """All that is made lean is Lightning's own again."""
+    """The hooks that are made lean are Lightning's own again."""
 
     __setattr__ = LightningModule.__setattr__
     configure_gradient_clipping = LightningModule.configure_gradient_clipping
@@ -43,6 +45,31 @@ def test_weights_are_bit_for_bit_those_of_lightnings_hooks(options: dict[str, An
         trainer(**options).fit(model, Blobs())
         found.append(torch.cat([p.detach().flatten() for p in model.student.parameters()]))
     assert torch.equal(*found)
+
+
+class Mine(KD):
+    """A user's module with hooks of its own."""
+
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Call the lean one."""
+        super().optimizer_zero_grad(*args)
+
+    def configure_gradient_clipping(self, *args: Any) -> None:
+        """Call the lean one."""
+        super().configure_gradient_clipping(*args)
+
+
+@pytest.mark.parametrize("hook", ["optimizer_zero_grad", "configure_gradient_clipping"])
+def test_lightning_notices_a_users_hooks_and_not_ours(hook: str) -> None:
+    for method, noticed in ((KD, False), (Mine, True)):
+        model = method("mlp-8", num_classes=CLASSES, input_shape=list(SHAPE))
+        assert is_overridden(hook, model) is noticed
+
+
+def test_no_warning_of_hooks_that_nobody_overrides(recwarn: pytest.WarningsRecorder) -> None:
+    fitted = trainer(max_epochs=3, callbacks=[GradientAccumulationScheduler({0: 2, 1: 3})])
+    fitted.fit(build("kd"), Blobs())
+    assert not [w for w in recwarn if "overriding" in str(w.message)]
 
 
 class Counting(torch.optim.SGD):
@@ -100,16 +127,40 @@ def test_a_batch_moves_as_a_whole(x: Any, index: Tensor | None, wrap: Callable[[
     assert here.index is batch.index
 
 
+@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
+def test_a_batch_waits_for_its_copy_where_lightning_does(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def to(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        asked.append((torch.device(options.pop("device", *args)), options.get("non_blocking", False)))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", to)
+    parts = torch.zeros(3, 2), torch.arange(3), torch.arange(3)
+    move_data_to_device(Batch(*parts), torch.device(device))
+    ours = asked.copy()
+    asked.clear()
+    move_data_to_device(parts, torch.device(device))
+    assert ours == asked
+    assert len(ours) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"num_workers": 1}])
 @pytest.mark.parametrize("train", [True, False])
-def test_a_loader_does_what_torchs_does(train: bool) -> None:
-    data = Blobs()
+def test_a_loader_does_what_torchs_does(train: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # no pinned memory
+    data = Blobs(**options)
     data.setup()
     loader, found = data.train_dataloader() if train else data.val_dataloader(), []
     for batches in (EpochLoader.__iter__, DataLoader.__iter__):
         torch.manual_seed(0)
-        given = list(batches(loader))
-        found.append(torch.cat([part.flatten().double() for b in given for part in b if part is not None]))
+        for epoch in (0, 1):
+            getattr(loader.sampler, "set_epoch", int)(epoch)
+            given = list(batches(loader))
+            assert len(given) == len(loader)
+            found.append(torch.cat([part.flatten().double() for b in given for part in b if part is not None]))
         found.append(torch.rand(3))
-        assert len(given) == len(loader)
-    assert torch.equal(found[0], found[2])
-    assert torch.equal(found[1], found[3])
+    assert all(map(torch.equal, found[:3], found[3:]))
+    assert not train or not torch.equal(*found[:2])
+    whole = EpochLoader(loader.dataset, batch_size=None)
+    assert len(list(whole)) == len(loader.dataset)

@@ -45,11 +45,38 @@ def test_means_of_many_steps_in_any_shape() -> None:
     assert means == pytest.approx({name: total / rows for name, total in expected.items()}, abs=1e-6)
 
 
-def test_holds_few_steps() -> None:
+def held(ledger: Ledger) -> list[Tensor]:
+    return [taken for steps in ledger._steps.values() for taken in steps]
+
+
+def test_holds_few_numbers_and_no_graph() -> None:
+    ledger, most = Ledger(), 0
+    for _ in range(4 * AT_ONCE):
+        large = torch.randn(4, 1000, requires_grad=True)
+        ledger.add({"train/a": large[:, 0], "train/b": large[:, 1] ** 2}, 4)
+        ledger.add({"train/c": large[0, 0], "train/d": large.view(4, 10, 100)}, 4)
+        assert not any(taken.requires_grad for taken in held(ledger))
+        most = max(most, sum(taken.untyped_storage().nbytes() for taken in held(ledger)))
+    assert most <= 4 * 8 * AT_ONCE
+
+
+def test_a_term_may_be_written_to_afterwards() -> None:
+    ledger, buffer = Ledger(), torch.zeros(4)
+    for value in range(3):
+        ledger.add({"train/a": buffer.fill_(value)}, 4)
+    assert ledger.means() == {"train/a": 1.0, "train/loss": 1.0}
+
+
+def test_counts_rows_far_in_low_precision() -> None:
     ledger = Ledger()
-    for _ in range(10 * AT_ONCE):
-        ledger.add({"train/a": torch.zeros(4)}, 4)
-        assert len(ledger._steps) < AT_ONCE
+    for _ in range(40 * AT_ONCE):
+        ledger.add({"train/a": torch.ones(16, dtype=torch.bfloat16)}, 16)
+    assert ledger.means() == {"train/a": 1.0, "train/loss": 1.0}
+
+
+def test_no_terms() -> None:
+    with pytest.raises(ValueError, match="expected distill to return at least one loss term by name, found none"):
+        Ledger().add({}, 4)
 
 
 def test_a_term_may_be_called_loss() -> None:

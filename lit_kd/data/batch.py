@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 UNLABELED = -1
@@ -27,17 +29,15 @@ class Batch(NamedTuple):
     y: Tensor
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is of no use here
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device. Lightning calls this, which takes it a tenth of the time of a search for tensors."""
-        waits = device.type in ("cpu", "mps")  # as in Lightning: elsewhere, pinned memory is copied meanwhile
-        if isinstance(self.x, Tensor):
-            x: Any = self.x.to(device, non_blocking=not waits)
-        else:
-            from lightning.fabric.utilities import move_data_to_device  # heavy
-
-            x = move_data_to_device(self.x, device)
-        y = self.y.to(device, non_blocking=not waits)
-        return Batch(x, y, None if self.index is None else self.index.to(device, non_blocking=not waits))
+    def to(self, device: torch.device | str | int) -> Batch:
+        """The batch on a device. Lightning calls this, which takes it less time than to search a batch for tensors."""
+        device = torch.device(device)
+        move = partial(Tensor.to, device=device, non_blocking=device.type not in ("cpu", "mps"))  # as Lightning does
+        return self._replace(
+            x=move(self.x) if isinstance(self.x, Tensor) else move_data_to_device(self.x, device),
+            y=move(self.y),
+            index=None if self.index is None else move(self.index),
+        )
 
 
 def as_batch(batch: Any) -> Batch:

@@ -180,7 +180,7 @@ class Indexed(Dataset[Batch]):
     def __getitems__(self, items: list[int]) -> Batch:
         """Return a whole batch: a `DataLoader` asks for all its rows at once."""
         x = self.rows.fetch(self.positions[items].tolist())
-        taken = torch.as_tensor(items)  # once
+        taken = torch.as_tensor(items, dtype=torch.int64)  # once
         return Batch(x, self.labels[taken], None if self.indices is None else self.indices[taken])
 
     def __getitem__(self, item: int) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_kd.data.batch import Batch
-from lit_kd.data.rows import Indexed
+from lit_kd.data.rows import Indexed, as_is
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -104,9 +104,10 @@ class EpochLoader(DataLoader[Batch]):
     dataset: Indexed
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        if self.num_workers or self.pin_memory:
+        if self.num_workers or self.pin_memory or self.batch_sampler is None or self.collate_fn is not as_is:
             yield from super().__iter__()
             return
+        batches = iter(self.batch_sampler)
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # torch's draws a seed, for workers or not
-        for items in self.batch_sampler or ():
+        for items in batches:
             yield self.dataset.__getitems__(items)
