@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,19 @@ def test_fixed_weights_are_kd(meta: bool, monkeypatch: pytest.MonkeyPatch) -> No
         one_by_one.append(margins.fit(model, data)[0])
     assert side_by_side == pytest.approx(one_by_one, abs=1e-6)
     assert side_by_side[0] != pytest.approx(side_by_side[1], abs=1e-3)
+
+
+def test_the_weight_that_is_best_on_other_seeds_is_best_by_no_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDIES))
+    import margins
+
+    rng = np.random.default_rng(0)
+    best, unlucky = [], []
+    for _ in range(400):  # cells in which no weight is better than another, nor than ours
+        weights, ours = rng.normal(size=(10, 7)), rng.normal(size=10)
+        best.append(100 * (ours.mean() - weights[:, margins.best_weight(weights.tolist())].mean()))
+        unlucky.append(np.mean(margins.unlucky(ours.tolist(), weights.tolist())))
+    error = 100 * (2 / 10 / 400) ** 0.5
+    assert abs(np.mean(unlucky)) < 4 * error
+    assert np.mean(best) < -10 * error
+    assert margins.unlucky([1.0, 2.0], [[0.0, 1.0], [2.0, 0.0]]) == [100, 200]
