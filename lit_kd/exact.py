@@ -24,7 +24,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 
 from lit_kd.features import evaluating, logits_of
-from lit_kd.forward_mode import FewPasses
 from lit_kd.meta import AllSum, only_process
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -126,7 +125,7 @@ def exact_derivative(model: nn.Module, x: Inputs, at: Moment, direction: Named) 
         ValueError: If an operator of the network has no forward mode.
     """
     # the fused kernels of attention have no forward mode
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FewPasses(), forward_ad.dual_level():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         make_dual: Any = forward_ad.make_dual
         theta = {name: _full(parameter.detach()) for name, parameter in _trainable(model).items()}
         dual = {name: make_dual(theta[name], v.to(theta[name])) for name, v in direction.items()}

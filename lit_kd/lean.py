@@ -37,7 +37,7 @@ class Lean(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning does, which takes a while to find out that nothing is to be clipped."""
-        if gradient_clip_val:
+        if gradient_clip_val or self.trainer.gradient_clip_val:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @_unnoticed

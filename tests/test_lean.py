@@ -59,6 +59,26 @@ class Mine(KD):
         super().configure_gradient_clipping(*args)
 
 
+class Large(KD):
+    """Asks for the trainer's clipping as Lightning's documentation shows it, and notes what is left of a gradient."""
+
+    largest = 0.0
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """By no value of its own."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        for gradient in gradients:
+            gradient.fill_(10.0)
+        super().configure_gradient_clipping(optimizer)
+        self.largest = max(float(gradient.abs().max()) for gradient in gradients)
+
+
+def test_the_trainers_clipping_is_the_default() -> None:
+    model = Large("mlp-8", trained_teachers()[0], num_classes=CLASSES, input_shape=list(SHAPE))
+    trainer(max_steps=1, gradient_clip_val=0.05).fit(model, Blobs())
+    assert 0 < model.largest < 0.05
+
+
 @pytest.mark.parametrize("hook", ["optimizer_zero_grad", "configure_gradient_clipping"])
 def test_lightning_notices_a_users_hooks_and_not_ours(hook: str) -> None:
     for method, noticed in ((KD, False), (Mine, True)):
@@ -122,7 +142,7 @@ def test_a_batch_moves_as_a_whole(x: Any, index: Tensor | None, wrap: Callable[[
         }
         assert moved.y.device == device
         assert (moved.index is None) if index is None else (moved.index.device == device)
-    here = batch.to(torch.device("cpu"))
+    here = batch.to("cpu", non_blocking=True)
     assert here.y is batch.y
     assert here.index is batch.index
 
