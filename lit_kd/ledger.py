@@ -31,7 +31,6 @@ class Ledger:
         """A new epoch."""
         self._steps: dict[tuple[str, ...], list[Tensor]] = {}  # by the terms' names, (terms, rows): not added up yet
         self._totals: dict[str, Tensor] = {}
-        self._count = 0
         self._watched: dict[str, Tensor] = {}
         self._rows = 0
 
@@ -70,10 +69,10 @@ class Ledger:
         if self.reads and not math.isfinite(loss.item()):
             means = {name: value.mean() for name, value in zip(terms, detached, strict=True)}
             check_finite(means | {"train/loss": loss})
-        self._steps.setdefault(tuple(terms), []).append(taken)
         self._rows += rows
-        self._count += 1
-        if self._count % AT_ONCE == 0:
+        steps = self._steps.setdefault(tuple(terms), [])
+        steps.append(taken)
+        if len(steps) == AT_ONCE:
             self._add_up()
         return loss
 
