@@ -25,7 +25,7 @@ from lit_kd.meta import Head, MetaRows, last_layer_derivative
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
 from lit_kd.rules.paper import project
 from lit_kd.rules.pu import fit_clean_probability
-from lit_kd.rules.robust import teacher_channel, trust_to_weights
+from lit_kd.rules.robust import label_channel, label_odds, teacher_channel, trust_to_weights
 from lit_kd.samples import SampleTable
 
 torch.set_num_threads(1)
@@ -451,7 +451,7 @@ class Epochs:
     """Hand-made readings: rows below 180 carry wrong labels; the student errs on 40% of the trusted rows."""
 
     def __init__(self, wrong_of_teachers: list[float], seed: int = 0, warmup: int = 5) -> None:
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.odds_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         self.teachers = len(wrong_of_teachers)
         self.noisy = np.arange(ROWS) < 180
         self.labels = torch.from_numpy(self.rng.integers(0, NUM_CLASSES, ROWS))
@@ -478,6 +478,7 @@ class Epochs:
             "alignment": alignment,
             "log_probability": -self.rng.gamma(2.0, 0.5 + 1.5 * self.noisy),
             "teacher_log_probability": -self.rng.gamma(2.0, 1.0 + self.noisy),
+            "label_odds": self.odds_rng.normal(3.0 - 6.0 * self.noisy, 2.0),
             "teacher_right": self.rng.uniform(0.5, 1.0, (ROWS, self.teachers)),
         }
         values = {name: torch.from_numpy(array).float() for name, array in readings.items()}
@@ -577,7 +578,8 @@ class TestRobust:
     def test_rows_not_seen_keep_their_evidence(self, teachers: int) -> None:
         e = Epochs([0.4] * teachers)
         e.run(2)
-        names = ["epochs", "evidence_mean", "evidence_square_mean", "log_probability_mean", "teacher_right_mean"]
+        names = ["epochs", "evidence_mean", "evidence_square_mean", "log_probability_mean"]
+        names += ["label_odds_mean", "teacher_right_mean"]
         before = {name: e.table[name].clone() for name in names}
         table = e.run(1, seen=torch.arange(1, ROWS, 2))
         for name in names:
@@ -593,19 +595,21 @@ class TestRobust:
         for _ in range(5):
             e.run(1, seen=torch.from_numpy(rng.permutation(ROWS)[:500]))
         table = e.run(1)
-        history: list[list[tuple[float, float]]] = [[] for _ in range(ROWS)]
+        history: list[list[tuple[float, float, float]]] = [[] for _ in range(ROWS)]
         for seen, values in e.drawn:
             a = values["alignment"].double().numpy()
             evidence = np.clip(a / np.sqrt((a**2).mean()), -3, 3)
-            for row, x, log_p in zip(seen.tolist(), evidence, values["log_probability"].tolist(), strict=True):
-                history[row].append((x, log_p))
-        features = np.empty((ROWS, 3))
+            means = (values[name].tolist() for name in ("log_probability", "label_odds"))
+            for row, *reading in zip(seen.tolist(), evidence, *means, strict=True):
+                history[row].append(tuple(reading))
+        features = np.empty((ROWS, 4))
         for row, readings in enumerate(history):
             ages = 0.9 ** np.arange(len(readings))[::-1]
-            x, log_p = np.array(readings).T
+            x, log_p, odds = np.array(readings).T
             mean = np.average(x, weights=ages)
             variance = np.average((x - mean) ** 2, weights=ages)
             features[row, :2] = mean * np.sqrt(ages.sum()) / np.sqrt(variance + 0.05), np.average(log_p, weights=ages)
+            features[row, 3] = np.average(odds, weights=ages)
         features[:, 2] = e.drawn[-1][1]["teacher_log_probability"]
         vouching = (np.arange(ROWS) >= TRAIN) & ((np.arange(ROWS) - TRAIN) % 3 != 1)
         fit = fit_clean_probability(features, vouching)
@@ -677,18 +681,14 @@ class TestRobustTeachers:
         shares = np.array([0.0, 0.2, 0.7, 0.5])
         expected, trust = np.zeros((rows, teachers + 1)), 0.0
         for i in range(rows):
-            agree = [k for k in range(teachers) if classes[i, k] == labels[i]]
-            largest = max([shares[k] for k in agree], default=0.0)
-            expected[i, 0] = (1 - largest) * clean[i]
+            expected[i, 0] = (1 - max(shares)) * clean[i]
             trust += clean[i]
             for k in range(teachers):
                 named = [j for j in range(teachers) if classes[i, j] == classes[i, k]]
-                if k in agree:
-                    total = sum(shares[j] for j in agree)
-                    expected[i, 1 + k] = clean[i] * largest * shares[k] / total if total else 0.0
-                else:
+                expected[i, 1 + k] = clean[i] * max(shares) * shares[k] / sum(shares)
+                if classes[i, k] != labels[i]:
                     own = (1 - clean[i]) * right[i, k] / len(named)
-                    expected[i, 1 + k] = (0.3 + shares[k]) * own
+                    expected[i, 1 + k] += (0.3 + shares[k]) * own
                     trust += own
         found = trust_to_weights(*map(torch.from_numpy, (clean, right, classes, labels, shares)))
         np.testing.assert_allclose(found.numpy(), expected / (trust / rows), rtol=1e-6, atol=1e-9)
@@ -701,6 +701,41 @@ class TestRobustTeachers:
             counts = confusion_matrix(y, classes[:, k]).T + 5 * np.eye(4) + 0.1
             np.testing.assert_allclose(found[k].numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-6)
 
+    def test_label_channel_against_a_confusion_matrix(self) -> None:
+        rng = np.random.default_rng(0)
+        y, classes = rng.integers(0, 4, 50), rng.integers(0, 4, 50)
+        counts = confusion_matrix(classes, y) + 5 * (0.7 * np.eye(4) + 0.3 / 4)
+        found = label_channel(torch.from_numpy(classes), torch.from_numpy(y), 4)
+        np.testing.assert_allclose(found.numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-6)
+
+    def test_label_odds_are_those_of_drawn_labels(self) -> None:
+        """Classes drawn from the student's probabilities, labels from the channel: how often is the label the class?"""
+        rng = np.random.default_rng(0)
+        channel = np.array([[0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.2, 0.3, 0.5]])
+        for student in rng.dirichlet(np.ones(3), 4):
+            true = rng.choice(3, 200_000, p=student)
+            y = (rng.random(len(true))[:, None] > channel[true].cumsum(1)).sum(1)
+            rows = torch.tensor(student).float().expand(3, -1)
+            clean = label_odds(rows, torch.arange(3), torch.tensor(channel).float()).sigmoid()
+            for label in range(3):
+                given = true[y == label] == label
+                deviation = np.sqrt(0.25 / len(given))
+                assert clean[label].item() == pytest.approx(given.mean(), abs=5 * deviation + 1e-4)
+
+    def test_a_label_that_cannot_be_given_has_finite_odds(self) -> None:
+        student = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        odds = label_odds(student, torch.tensor([0, 0, 1]), torch.eye(2))
+        assert odds.tolist() == pytest.approx([np.log(1 + 1e6), 0, 0], abs=1e-4)
+
+    def test_the_label_channel_is_that_of_the_training_rows(self) -> None:
+        """Half of the labels 1 are the student's class 0."""
+        e = Epochs([0.9])
+        e.classes[0][:TRAIN] = e.labels[:TRAIN]
+        e.classes[0][: TRAIN // 2][e.labels[: TRAIN // 2] == 1] = 0
+        channel = e.run(1).shared["label_channel"].numpy()
+        counts = confusion_matrix(e.classes[0][:TRAIN], e.labels[:TRAIN]) + 5 * (0.7 * np.eye(NUM_CLASSES) + 0.03)
+        np.testing.assert_allclose(channel, counts / counts.sum(1, keepdims=True), rtol=1e-5)
+
 
 class TestRobustObserve:
     def test_readings(self) -> None:
@@ -708,8 +743,9 @@ class TestRobustObserve:
         rule = Robust(warmup_epochs=1)
         table = started(rule, 20, 2, trusted=4)
         before = table["weights"].clone()
-        channel = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(CLASSES), (2, CLASSES))).float()
-        table.shared["teacher_channel"] = channel
+        channels = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(CLASSES), (3, CLASSES))).float()
+        channel, of_labels = channels[:2], channels[2]
+        table.shared |= {"teacher_channel": channel, "label_channel": of_labels}
         rule.observe(table, single(p))
         z = p.layer(p.features).detach()
         assert table["student_class"][:16].tolist() == z.argmax(1).tolist()
@@ -727,6 +763,10 @@ class TestRobustObserve:
             belief = (student[i] + 1e-4) * np.sqrt((true[0] + 1e-4) * (true[1] + 1e-4))
             if labelled[i]:
                 belief[p.y[i]] = 0
+                given = [student[i][c] * float(of_labels[c, p.y[i]]) for c in range(CLASSES)]
+                own = given.pop(int(p.y[i]))
+                odds = np.log((own + 1e-6) / (sum(given) + 1e-6))
+                assert table["label_odds"][i].item() == pytest.approx(odds, rel=1e-3, abs=1e-4)
                 log = np.mean([np.log(t[p.y[i]] + 1e-3) for t in true])
                 assert table["teacher_log_probability"][i].item() == pytest.approx(log, rel=1e-4, abs=1e-4)
             belief /= belief.sum()

@@ -18,7 +18,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.7
-"""Of a teacher where it agrees with the label."""
+"""Of a teacher of the trust in a label."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -31,19 +31,20 @@ class Robust(Rule):
     noise, a positive-unlabeled problem: one fit gives p, the probability that a label is clean, the noise rate, and a
     test for "no noise at all". The evidence: a t-statistic over epochs of the label's alignment with the validation
     gradient at the current student (gathered in the training step, without a look-ahead, so that nothing depends on the
-    learning rate), the student's log-probability of the label, and the mean of the teachers'.
+    learning rate), the student's log-probability of the label, the mean of the teachers', and the label's log-odds: a
+    label which another class is often mistaken for is doubted where the student sees that class.
 
-    Is the teacher right? Where it agrees with the label, as probably as the label. Where it does not, the label must be
-    wrong and the true class be the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the
+    Is the teacher right where it does not name the label's class? Then the label must be wrong, and the true class be
+    the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the
     teachers', and these first pass through the confusion of predicted and true classes on trusted rows. Below r = 0.8
     the teacher is not listened to.
 
-    How is the trust shared out where both agree? A third of the meta rows are held out for 40% of the training, labels
-    have it all, and the student's error on these rows is compared with the teachers' on all meta rows, after a
-    correction for how hard the held-out ones are to the teachers. From then on a teacher as good as the student has a
-    share of 0.28, a much better one 0.7, one worse by a fifth none; the label has the rest. The same share, plus 0.3,
-    scales what a teacher is trusted with against the label. A row whose label and teachers are all wrong has no weight
-    at all.
+    How is the trust in a label shared out with teachers, who say more of a row than one class? A third of the meta rows
+    are held out for 40% of the training, labels have it all, and the student's error on these rows is compared with
+    the teachers' on all meta rows, after a correction for how hard the held-out ones are to the teachers. From then on
+    a teacher as good as the student has a share of 0.28, a much better one 0.7, one worse by a fifth none; the label
+    has the rest. The same share, plus 0.3, scales what a teacher is trusted with against the label. A row whose label
+    and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
@@ -85,6 +86,7 @@ class Robust(Rule):
         # what one epoch shows; nan: not seen in it
         table.add("alignment", zero * torch.nan)
         table.add("log_probability", zero)
+        table.add("label_odds", zero)
         table.add("student_class", zero)
         table.add("teacher_class", each)
         table.add("teacher_log_probability", zero)
@@ -94,6 +96,7 @@ class Robust(Rule):
         table.add("evidence_mean", zero)
         table.add("evidence_square_mean", zero)
         table.add("log_probability_mean", zero)
+        table.add("label_odds_mean", zero)
         table.add("teacher_right_mean", each)
 
     def active(self, epoch: int) -> bool:
@@ -109,6 +112,7 @@ class Robust(Rule):
         classes = outputs.argmax(-1)
         if "teacher_channel" not in table.shared:
             table.shared["teacher_channel"] = teacher_channel(classes[:0], y[:0], student.shape[1])
+            table.shared["label_channel"] = label_channel(y[:0], y[:0], student.shape[1])
         calibrated = torch.einsum("bkd,kdc->bkc", outputs.softmax(-1), table.shared["teacher_channel"])
         belief = (student + 1e-4).log() + (calibrated + 1e-4).log().mean(1)
         is_label = F.one_hot(y, student.shape[1]).bool() & labelled.unsqueeze(1)
@@ -120,6 +124,7 @@ class Robust(Rule):
             step.index,
             alignment=alignment.where(vouched | ~labelled, torch.nan),
             log_probability=(student.gather(1, y.unsqueeze(1)).squeeze(1) + 1e-6).log(),
+            label_odds=label_odds(student, y, table.shared["label_channel"]),
             student_class=student.argmax(-1).float(),
             teacher_class=classes.float(),
             teacher_log_probability=(calibrated.gather(2, of_label).squeeze(2) + 1e-3).log().mean(1),
@@ -148,9 +153,10 @@ class Robust(Rule):
         table["clean_probability"] = clean
         table["weights"] = weights
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
-        trusted = rows.trusted & known
-        channel = table.shared["teacher_channel"]
-        table.shared["teacher_channel"] = teacher_channel(classes[trusted], rows.labels[trusted], len(channel[0]))
+        trusted, others = rows.trusted & known, known & ~rows.trusted
+        student, num_classes = table["student_class"].long(), table.shared["teacher_channel"].shape[-1]
+        table.shared["teacher_channel"] = teacher_channel(classes[trusted], rows.labels[trusted], num_classes)
+        table.shared["label_channel"] = label_channel(student[others], rows.labels[others], num_classes)
 
     @staticmethod
     def _gather(table: SampleTable, seen: Tensor, labelled: Tensor) -> None:
@@ -163,6 +169,7 @@ class Robust(Rule):
             ("evidence_mean", evidence, DECAY),
             ("evidence_square_mean", evidence.square(), DECAY),
             ("log_probability_mean", table["log_probability"], DECAY),
+            ("label_odds_mean", table["label_odds"], DECAY),
             ("teacher_right_mean", table["teacher_right"], TEACHER_DECAY),
         ]:
             old = table[name]
@@ -177,8 +184,8 @@ class Robust(Rule):
         mean = table["evidence_mean"] / correction
         variance = table["evidence_square_mean"] / correction - mean.square()
         statistic = mean * count.sqrt() / (variance + 0.05).sqrt()
-        student = table["log_probability_mean"] / correction
-        evidence = torch.stack([statistic, student, table["teacher_log_probability"]], dim=1)[known]
+        student, odds = (table[name] / correction for name in ("log_probability_mean", "label_odds_mean"))
+        evidence = torch.stack([statistic, student, table["teacher_log_probability"], odds], dim=1)[known]
         fit = fit_clean_probability(evidence.double().cpu().numpy(), vouching[known].cpu().numpy())
         clean = torch.zeros_like(mean)
         clean[known] = torch.from_numpy(fit.clean).to(clean)
@@ -250,8 +257,42 @@ def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
     return counts / counts.sum(-1, keepdim=True)
 
 
+def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """How labels are given to rows of each class, the student's taken for the true one [ours].
+
+    Counts of (predicted, given), to which 5 rows a class are added: 70% of them right, the rest spread evenly.
+
+    Args:
+        classes: The student's classes, ``(N,)``.
+        y: Given labels, ``(N,)``.
+        num_classes: C.
+
+    Returns:
+        ``(C, C)``, each row a distribution.
+    """
+    joint = F.one_hot(classes, num_classes).T.float() @ F.one_hot(y, num_classes).float()
+    counts = joint + 5 * (0.7 * torch.eye(num_classes, device=joint.device) + 0.3 / num_classes)
+    return counts / counts.sum(1, keepdim=True)
+
+
+def label_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
+    """The log-odds that a label was given to a row of its own class, not to one of another class [ours].
+
+    Args:
+        student: Probabilities of the true class, ``(B, C)``.
+        y: Given labels, ``(B,)``.
+        channel: How labels are given, ``(C, C)``.
+
+    Returns:
+        ``(B,)``, between -14 and 14.
+    """
+    given = student * channel[:, y].T
+    own = given.gather(1, y.unsqueeze(1)).squeeze(1)
+    return (own + 1e-6).log() - (given.sum(1) - own).clamp(min=0).add(1e-6).log()
+
+
 def teacher_shares(table: SampleTable) -> Tensor:
-    """Each teacher's share of the trust where it agrees with the label, ``(K,)``, by its error on held-out rows."""
+    """Each teacher's share of the trust in labels, ``(K,)``, by its error on held-out rows."""
     errors = table.shared.get("held_out_errors")
     if errors is None:
         return torch.zeros_like(table["teacher_class"][0])
@@ -260,24 +301,22 @@ def teacher_shares(table: SampleTable) -> Tensor:
 
 
 def trust_to_weights(clean: Tensor, right: Tensor, classes: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-    """Share out the trust in each class among those who name it [ours].
+    """Share out the trust in each label with the teachers, and that in other classes among those who name them [ours].
 
     Args:
         clean: p, the probability that the label is right, ``(N,)``.
         right: The probability that a teacher is right if the label is wrong, ``(N, K)``.
         classes: Classes that the teachers predict, ``(N, K)``.
         labels: ``(N,)``.
-        shares: Of the teachers where they agree with the label, ``(K,)``.
+        shares: Of the teachers of the trust in a label, ``(K,)``.
 
     Returns:
         Weights of label and teachers, ``(N, K + 1)``; the trust behind them has mean 1.
     """
-    agrees = classes == labels.unsqueeze(1)
-    share = shares * agrees
-    largest = share.amax(1)
-    agreed = clean.unsqueeze(1) * largest.unsqueeze(1) * share / share.sum(1, keepdim=True).clamp(min=1e-6)
+    largest = shares.amax()
+    beside = clean.unsqueeze(1) * largest * shares / shares.sum().clamp(min=1e-6)
     namesakes = (classes.unsqueeze(2) == classes.unsqueeze(1)).sum(2)
-    trust = (1 - clean).unsqueeze(1) * right * ~agrees / namesakes
+    trust = (1 - clean).unsqueeze(1) * right * (classes != labels.unsqueeze(1)) / namesakes
     label = (1 - largest) * clean
     total = (clean + trust.sum(1)).mean().clamp(min=1e-6)
-    return torch.cat([label.unsqueeze(1), agreed + (0.3 + shares) * trust], dim=1) / total
+    return torch.cat([label.unsqueeze(1), beside + (0.3 + shares) * trust], dim=1) / total

@@ -38,7 +38,12 @@ def robust_table(n: int) -> tuple[Robust, SampleTable]:
     trusted = torch.arange(n) >= n - META
     rule.start(table, 1, trusted, torch.randint(CLASSES, (n,), generator=draw), 10)
     wrong = (torch.rand(n, generator=draw) < 0.33) & ~trusted
-    for name, right in (("alignment", 1.0), ("log_probability", -0.5), ("teacher_log_probability", -0.5)):
+    for name, right in (
+        ("alignment", 1.0),
+        ("log_probability", -0.5),
+        ("teacher_log_probability", -0.5),
+        ("label_odds", 2.0),
+    ):
         table[name] = torch.randn(n, generator=draw) + right - 2 * wrong
     table["student_class"] = torch.randint(CLASSES, (n,), generator=draw).float()
     table["teacher_class"] = torch.randint(CLASSES, (n, 1), generator=draw).float()
