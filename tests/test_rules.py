@@ -23,9 +23,10 @@ from lit_kd.data.batch import UNLABELED
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.meta import Head, MetaRows, last_layer_derivative
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
+from lit_kd.rules.channels import label_channel, label_odds, teacher_channel
 from lit_kd.rules.paper import project
 from lit_kd.rules.pu import fit_clean_probability
-from lit_kd.rules.robust import label_channel, label_odds, teacher_channel, trust_to_weights
+from lit_kd.rules.robust import trust_to_weights
 from lit_kd.samples import SampleTable
 
 torch.set_num_threads(1)
@@ -511,7 +512,7 @@ class TestRobust:
         assert table["weights"].shape == (ROWS, teachers + 1)
         assert (table["weights"] >= 0).all()
 
-    @pytest.mark.parametrize(("noisy", "error"), [(180, 0.03), (60, 0.06)])
+    @pytest.mark.parametrize(("noisy", "error"), [(180, 0.04), (60, 0.06)])
     def test_the_noise_rate_is_too_large_rather_than_too_small(self, teachers: int, noisy: int, error: float) -> None:
         """So few trusted rows leave it open where clean ends."""
         rates = []

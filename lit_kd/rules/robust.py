@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_kd.data.batch import UNLABELED
 from lit_kd.rules.base import MetaStep, Rule
+from lit_kd.rules.channels import label_channel, label_odds, teacher_channel
 from lit_kd.rules.pu import fit_clean_probability
 from lit_kd.samples import SampleTable
 
@@ -31,13 +32,13 @@ class Robust(Rule):
     noise, a positive-unlabeled problem: one fit gives p, the probability that a label is clean, the noise rate, and a
     test for "no noise at all". The evidence: a t-statistic over epochs of the label's alignment with the validation
     gradient at the current student (gathered in the training step, without a look-ahead, so that nothing depends on the
-    learning rate), the student's log-probability of the label, the mean of the teachers', and the label's log-odds: a
-    label which another class is often mistaken for is doubted where the student sees that class.
+    learning rate), the student's log-probability of the label, the mean of the teachers', and the label's log-odds,
+    which weigh its class against those that are mistaken for it, by the student's classes and the labels of all
+    training rows.
 
     Is the teacher right where it does not name the label's class? Then the label must be wrong, and the true class be
-    the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the
-    teachers', and these first pass through the confusion of predicted and true classes on trusted rows. Below r = 0.8
-    the teacher is not listened to.
+    the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the teachers', and these first pass
+    through the confusion of predicted and true classes on trusted rows. Below r = 0.8 the teacher is not listened to.
 
     How is the trust in a label shared out with teachers, who say more of a row than one class? A third of the meta rows
     are held out for 40% of the training, labels have it all, and the student's error on these rows is compared with
@@ -112,6 +113,7 @@ class Robust(Rule):
         classes = outputs.argmax(-1)
         if "teacher_channel" not in table.shared:
             table.shared["teacher_channel"] = teacher_channel(classes[:0], y[:0], student.shape[1])
+        if "label_channel" not in table.shared:
             table.shared["label_channel"] = label_channel(y[:0], y[:0], student.shape[1])
         calibrated = torch.einsum("bkd,kdc->bkc", outputs.softmax(-1), table.shared["teacher_channel"])
         belief = (student + 1e-4).log() + (calibrated + 1e-4).log().mean(1)
@@ -237,58 +239,6 @@ class _Rows(NamedTuple):
     @property
     def labelled(self) -> Tensor:
         return self.labels != UNLABELED
-
-
-def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """The distribution of the true class for each class that a teacher predicts, from trusted rows [ours].
-
-    Counts of (predicted, true), with 5 rows on the diagonal and a tenth of a row everywhere added.
-
-    Args:
-        classes: Predicted classes, ``(M, K)``.
-        y: True classes, ``(M,)``.
-        num_classes: C.
-
-    Returns:
-        ``(K, C, C)``, each row a distribution.
-    """
-    joint = F.one_hot(classes, num_classes).transpose(0, 1).transpose(1, 2).float() @ F.one_hot(y, num_classes).float()
-    counts = joint + 5 * torch.eye(num_classes, device=joint.device) + 0.1
-    return counts / counts.sum(-1, keepdim=True)
-
-
-def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """How labels are given to rows of each class, the student's taken for the true one [ours].
-
-    Counts of (predicted, given), to which 5 rows a class are added: 70% of them right, the rest spread evenly.
-
-    Args:
-        classes: The student's classes, ``(N,)``.
-        y: Given labels, ``(N,)``.
-        num_classes: C.
-
-    Returns:
-        ``(C, C)``, each row a distribution.
-    """
-    joint = F.one_hot(classes, num_classes).T.float() @ F.one_hot(y, num_classes).float()
-    counts = joint + 5 * (0.7 * torch.eye(num_classes, device=joint.device) + 0.3 / num_classes)
-    return counts / counts.sum(1, keepdim=True)
-
-
-def label_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
-    """The log-odds that a label was given to a row of its own class, not to one of another class [ours].
-
-    Args:
-        student: Probabilities of the true class, ``(B, C)``.
-        y: Given labels, ``(B,)``.
-        channel: How labels are given, ``(C, C)``.
-
-    Returns:
-        ``(B,)``, between -14 and 14.
-    """
-    given = student * channel[:, y].T
-    own = given.gather(1, y.unsqueeze(1)).squeeze(1)
-    return (own + 1e-6).log() - (given.sum(1) - own).clamp(min=0).add(1e-6).log()
 
 
 def teacher_shares(table: SampleTable) -> Tensor:
