@@ -26,9 +26,10 @@ def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
 
 def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """How labels are given to rows of each class, the student's taken for the true one [ours].
+    """An estimate of the noise's transition matrix, the student's classes taken for the true ones [ours].
 
-    Counts of (predicted, given), to which 5 rows a class are added: 70% of them right, the rest spread evenly.
+    Counts of (predicted, given), to which 5 rows a class are added: 70% of them right, the rest spread evenly over all
+    classes.
 
     Args:
         classes: The student's classes, ``(N,)``.
@@ -43,7 +44,7 @@ def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
     return counts / counts.sum(1, keepdim=True)
 
 
-def label_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
+def label_log_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
     """The log-odds that a label was given to a row of its own class, not to one of another class [ours].
 
     Args:
@@ -54,6 +55,6 @@ def label_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
     Returns:
         ``(B,)``, between -14 and 14.
     """
-    given = student * channel[:, y].T
-    own = given.gather(1, y.unsqueeze(1)).squeeze(1)
-    return (own + 1e-6).log() - (given.sum(1) - own).clamp(min=0).add(1e-6).log()
+    given, own = student * channel.T[y], y.unsqueeze(1)
+    right, wrong = given.gather(1, own).squeeze(1), given.scatter(1, own, 0).sum(1)  # 1 - right would cancel
+    return (right + 1e-6).log() - (wrong + 1e-6).log()

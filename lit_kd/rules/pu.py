@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 LAPSE = 0.1
 """Share of trusted rows that may look like noise."""
 FITTED = 10**6
-"""About how many rows suffice to fit three numbers: of more, every k-th is taken."""
+"""About how many rows suffice to fit a few numbers: of more, every k-th is taken."""
 
 
 class PUFit(NamedTuple):
@@ -30,7 +30,7 @@ class PUFit(NamedTuple):
     noise_rate: float
 
 
-def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: float = 10.0) -> PUFit:
+def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: float = 12.0) -> PUFit:
     """The probability that a row is clean, from evidence of which clean rows have more [ours].
 
     Trusted rows show what clean rows look like; the others are a mixture of clean and noisy ones. With

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_kd.data.batch import UNLABELED
 from lit_kd.rules.base import MetaStep, Rule
-from lit_kd.rules.channels import label_channel, label_odds, teacher_channel
+from lit_kd.rules.channels import label_channel, label_log_odds, teacher_channel
 from lit_kd.rules.pu import fit_clean_probability
 from lit_kd.samples import SampleTable
 
@@ -19,7 +19,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.7
-"""Of a teacher of the trust in a label."""
+"""Of the trust in a label, what teachers may have."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -34,7 +34,7 @@ class Robust(Rule):
     gradient at the current student (gathered in the training step, without a look-ahead, so that nothing depends on the
     learning rate), the student's log-probability of the label, the mean of the teachers', and the label's log-odds,
     which weigh its class against those that are mistaken for it, by the student's classes and the labels of all
-    training rows.
+    rows.
 
     Is the teacher right where it does not name the label's class? Then the label must be wrong, and the true class be
     the teacher's: ``(1 - p) r``, where r combines the student's probabilities with the teachers', and these first pass
@@ -43,8 +43,8 @@ class Robust(Rule):
     How is the trust in a label shared out with teachers, who say more of a row than one class? A third of the meta rows
     are held out for 40% of the training, labels have it all, and the student's error on these rows is compared with
     the teachers' on all meta rows, after a correction for how hard the held-out ones are to the teachers. From then on
-    a teacher as good as the student has a share of 0.28, a much better one 0.7, one worse by a fifth none; the label
-    has the rest. The same share, plus 0.3, scales what a teacher is trusted with against the label. A row whose label
+    a teacher as good as the student has a share of 0.28, a much better one 0.7, one worse by a fifth none; several have
+    together what the best of them would have alone, in proportion to these; the label has the rest. The same share, plus 0.3, scales what a teacher is trusted with against the label. A row whose label
     and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
@@ -87,7 +87,7 @@ class Robust(Rule):
         # what one epoch shows; nan: not seen in it
         table.add("alignment", zero * torch.nan)
         table.add("log_probability", zero)
-        table.add("label_odds", zero)
+        table.add("label_log_odds", zero)
         table.add("student_class", zero)
         table.add("teacher_class", each)
         table.add("teacher_log_probability", zero)
@@ -97,7 +97,7 @@ class Robust(Rule):
         table.add("evidence_mean", zero)
         table.add("evidence_square_mean", zero)
         table.add("log_probability_mean", zero)
-        table.add("label_odds_mean", zero)
+        table.add("label_log_odds_mean", zero)
         table.add("teacher_right_mean", each)
 
     def active(self, epoch: int) -> bool:
@@ -126,7 +126,7 @@ class Robust(Rule):
             step.index,
             alignment=alignment.where(vouched | ~labelled, torch.nan),
             log_probability=(student.gather(1, y.unsqueeze(1)).squeeze(1) + 1e-6).log(),
-            label_odds=label_odds(student, y, table.shared["label_channel"]),
+            label_log_odds=label_log_odds(student, y, table.shared["label_channel"]),
             student_class=student.argmax(-1).float(),
             teacher_class=classes.float(),
             teacher_log_probability=(calibrated.gather(2, of_label).squeeze(2) + 1e-3).log().mean(1),
@@ -155,10 +155,11 @@ class Robust(Rule):
         table["clean_probability"] = clean
         table["weights"] = weights
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
-        trusted, others = rows.trusted & known, known & ~rows.trusted
+        trusted = rows.trusted & known
         student, num_classes = table["student_class"].long(), table.shared["teacher_channel"].shape[-1]
         table.shared["teacher_channel"] = teacher_channel(classes[trusted], rows.labels[trusted], num_classes)
-        table.shared["label_channel"] = label_channel(student[others], rows.labels[others], num_classes)
+        # of trusted rows too: else a hard row would speak against its label where it is not trusted, and there alone
+        table.shared["label_channel"] = label_channel(student[known], rows.labels[known], num_classes)
 
     @staticmethod
     def _gather(table: SampleTable, seen: Tensor, labelled: Tensor) -> None:
@@ -171,7 +172,7 @@ class Robust(Rule):
             ("evidence_mean", evidence, DECAY),
             ("evidence_square_mean", evidence.square(), DECAY),
             ("log_probability_mean", table["log_probability"], DECAY),
-            ("label_odds_mean", table["label_odds"], DECAY),
+            ("label_log_odds_mean", table["label_log_odds"], DECAY),
             ("teacher_right_mean", table["teacher_right"], TEACHER_DECAY),
         ]:
             old = table[name]
@@ -186,12 +187,13 @@ class Robust(Rule):
         mean = table["evidence_mean"] / correction
         variance = table["evidence_square_mean"] / correction - mean.square()
         statistic = mean * count.sqrt() / (variance + 0.05).sqrt()
-        student, odds = (table[name] / correction for name in ("log_probability_mean", "label_odds_mean"))
+        student, odds = (table[name] / correction for name in ("log_probability_mean", "label_log_odds_mean"))
         evidence = torch.stack([statistic, student, table["teacher_log_probability"], odds], dim=1)[known]
         fit = fit_clean_probability(evidence.double().cpu().numpy(), vouching[known].cpu().numpy())
         clean = torch.zeros_like(mean)
         clean[known] = torch.from_numpy(fit.clean).to(clean)
-        rate = 1 - clean[known & ~rows.trusted].mean()
+        others = known & ~rows.trusted
+        rate = (1 - clean[others]).sum() / others.sum().clamp(min=1)
         clean[~known] = 1 - rate
         clean[rows.trusted] = 1
         clean[~rows.labelled] = 0
@@ -242,7 +244,7 @@ class _Rows(NamedTuple):
 
 
 def teacher_shares(table: SampleTable) -> Tensor:
-    """Each teacher's share of the trust in labels, ``(K,)``, by its error on held-out rows."""
+    """The share of the trust in labels that each teacher would have alone, ``(K,)``, by its error on held-out rows."""
     errors = table.shared.get("held_out_errors")
     if errors is None:
         return torch.zeros_like(table["teacher_class"][0])
@@ -258,15 +260,14 @@ def trust_to_weights(clean: Tensor, right: Tensor, classes: Tensor, labels: Tens
         right: The probability that a teacher is right if the label is wrong, ``(N, K)``.
         classes: Classes that the teachers predict, ``(N, K)``.
         labels: ``(N,)``.
-        shares: Of the teachers of the trust in a label, ``(K,)``.
+        shares: Of the trust in a label, what each teacher would have alone, ``(K,)``.
 
     Returns:
         Weights of label and teachers, ``(N, K + 1)``; the trust behind them has mean 1.
     """
-    largest = shares.amax()
-    beside = clean.unsqueeze(1) * largest * shares / shares.sum().clamp(min=1e-6)
+    beside = shares * shares.amax() / shares.sum().clamp(min=1e-6)
     namesakes = (classes.unsqueeze(2) == classes.unsqueeze(1)).sum(2)
     trust = (1 - clean).unsqueeze(1) * right * (classes != labels.unsqueeze(1)) / namesakes
-    label = (1 - largest) * clean
+    label = (1 - shares.amax()) * clean
     total = (clean + trust.sum(1)).mean().clamp(min=1e-6)
-    return torch.cat([label.unsqueeze(1), beside + (0.3 + shares) * trust], dim=1) / total
+    return torch.cat([label.unsqueeze(1), clean.unsqueeze(1) * beside + (0.3 + shares) * trust], dim=1) / total

@@ -104,7 +104,7 @@ def renewal(rows: int) -> float:
     table["alignment"] = torch.randn(rows, generator=draw) + clean
     table["log_probability"] = -torch.rand(rows, generator=draw) - (~clean).float()
     table["teacher_log_probability"] = -torch.rand(rows, generator=draw) - (~clean).float()
-    table["label_odds"] = torch.randn(rows, generator=draw) + 3.0 * clean
+    table["label_log_odds"] = torch.randn(rows, generator=draw) + 3.0 * clean
     table.shared["teacher_channel"] = torch.eye(100).unsqueeze(0)
     begin = time.process_time()
     rule.renew(table, 20)

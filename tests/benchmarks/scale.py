@@ -42,7 +42,7 @@ def robust_table(n: int) -> tuple[Robust, SampleTable]:
         ("alignment", 1.0),
         ("log_probability", -0.5),
         ("teacher_log_probability", -0.5),
-        ("label_odds", 2.0),
+        ("label_log_odds", 2.0),
     ):
         table[name] = torch.randn(n, generator=draw) + right - 2 * wrong
     table["student_class"] = torch.randint(CLASSES, (n,), generator=draw).float()
