@@ -512,9 +512,9 @@ class TestRobust:
         assert table["weights"].shape == (ROWS, teachers + 1)
         assert (table["weights"] >= 0).all()
 
-    @pytest.mark.parametrize(("noisy", "error"), [(180, 0.03), (60, 0.06)])
+    @pytest.mark.parametrize(("noisy", "error"), [(180, 0.04), (60, 0.06)])
     def test_the_noise_rate_is_too_large_rather_than_too_small(self, teachers: int, noisy: int, error: float) -> None:
-        """So few trusted rows leave it open where clean ends."""
+        """200 vouching rows leave it open where clean ends, and each slope more that is fitted to them, more so."""
         rates = []
         for seed in range(8):
             e = Epochs([0.4] * teachers, seed)

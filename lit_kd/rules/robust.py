@@ -44,8 +44,9 @@ class Robust(Rule):
     are held out for 40% of the training, labels have it all, and the student's error on these rows is compared with
     the teachers' on all meta rows, after a correction for how hard the held-out ones are to the teachers. From then on
     a teacher as good as the student has a share of 0.28, a much better one 0.7, one worse by a fifth none; several have
-    together what the best of them would have alone, in proportion to these; the label has the rest. The same share, plus 0.3, scales what a teacher is trusted with against the label. A row whose label
-    and teachers are all wrong has no weight at all.
+    together what the best of them would have alone, in proportion to these; the label has the rest. The same share,
+    plus 0.3, scales what a teacher is trusted with against the label. A row whose label and teachers are all wrong has
+    no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
