@@ -7,6 +7,7 @@ import os
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from lit_kd.models import Network, last_linear
 from lit_kd.revision import Revision
 from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.sample_file import check_start, starting_weights
-from lit_kd.samples import SampleTable, all_rows
+from lit_kd.samples import SampleTable, all_rows, all_sum
 from lit_kd.tabled import TableDistiller
 
 RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}
@@ -173,6 +174,35 @@ class ALMKD(TableDistiller):
 
     def on_validation_model_zero_grad(self) -> None:
         """Keep the gradients: validation may come between accumulated batches."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Count anew who is wrong."""
+        super().on_validation_epoch_start()
+        if not self._counts_errors:
+            return
+        self._wrong = torch.zeros(2 + len(self.teachers), dtype=torch.int64, device=self.device)
+        self._to_count = len(range(self.global_rank, len(self.data.parts.val), self.trainer.world_size))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure, and count who is wrong; rows that pad the shares of several processes count once."""
+        batch = as_batch(batch)
+        outputs = self._evaluate(batch, "val")
+        if self._counts_errors:
+            y = batch.y[: self._to_count]
+            self._to_count -= len(y)
+            classes = torch.stack([outputs["logits"], *outputs["teachers"]]).argmax(-1)[:, : len(y)]
+            self._wrong += torch.cat([(classes != y).sum(1), y.new_tensor([len(y)])])
+
+    def on_validation_epoch_end(self) -> None:
+        """Tell the rule, before a checkpoint is written."""
+        super().on_validation_epoch_end()
+        if self._counts_errors and self.table is not None:
+            *wrong, rows = all_sum(self._wrong)
+            self.rule.validated(self.table, torch.stack(wrong), rows)
+
+    @property
+    def _counts_errors(self) -> bool:
+        return self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""

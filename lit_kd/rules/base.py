@@ -62,7 +62,8 @@ class Rule(ABC):
     """Keeps the column ``weights`` of a sample table, ``(N, K + 1)``: label first, then each teacher.
 
     A training batch first passes `observe`, in the epochs in which the rule is `active`; then the student learns with
-    the weights that the table holds. After an epoch's last batch every process has the same table and calls `renew`.
+    the weights that the table holds. After an epoch's last batch every process has the same table and calls `renew`,
+    and `validated` after each validation.
     """
 
     trains_on_meta: ClassVar[bool] = False
@@ -92,3 +93,12 @@ class Rule(ABC):
 
     def renew(self, table: SampleTable, epoch: int) -> None:  # noqa: B027 - most rules are done in `observe`
         """Renew the weights after an epoch."""
+
+    def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:  # noqa: B027 - most do not ask
+        """Take in who is wrong on the validation rows: called after each validation, in every process with the same.
+
+        Args:
+            table: The table.
+            wrong: How many rows the student's class is wrong for, then each teacher's, ``(K + 1,)``.
+            rows: How many there are, a scalar.
+        """
