@@ -150,6 +150,11 @@ class ALMKD(TableDistiller):
             weights = starting_weights(self.start_weights, len(self.teachers), self.data)
             table["weights"][: self.data.train_size] = weights
         table["weights"][self.data.labels == UNLABELED, 0] = 0  # nothing to listen to
+        if self.rule.wants_validation and not (self.trainer.enable_validation and len(self.data.parts.val)):
+            rank_zero_warn(
+                f"the rule {self.table_maker} compares teachers and student on validation rows, and this training has "
+                "none: labels that are right are heard alone. Give the data a val split, and leave limit_val_batches"
+            )
         if epochs is not None and not any(map(self.rule.active, range(epochs))):
             name = self.table_maker
             rank_zero_warn(

@@ -70,6 +70,8 @@ class Rule(ABC):
     """Whether the meta rows take part in training."""
     meta_rows: ClassVar[int | None] = None
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
+    wants_validation: ClassVar[bool] = False
+    """Whether `validated` has something to say."""
 
     @abstractmethod
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:

@@ -1,0 +1,85 @@
+"""What ALM-KD tells its rule of the validation rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
+from sklearn.metrics import zero_one_loss
+from torch import Tensor
+
+from lit_kd import ALMKD
+from lit_kd.rules import Paper, Rule
+from lit_kd.samples import SampleTable
+
+
+class Recording(Paper):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[list[int], int]] = []
+
+    def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
+        """Take it down."""
+        self.told.append((wrong.tolist(), int(rows)))
+
+
+def almkd(rule: Rule | str, teachers: int = 2) -> ALMKD:
+    return ALMKD("mlp-8", trained_teachers()[:teachers], rule=rule, num_classes=CLASSES, input_shape=list(SHAPE))  # type: ignore[arg-type]
+
+
+def test_counts_after_each_epoch() -> None:
+    """Against scikit-learn, of the student as it is at the end; a sanity check and later validations do not count."""
+    model, data = almkd(Recording()), Blobs(batch_size=10, val=23)
+    run = trainer(max_epochs=3, num_sanity_val_steps=2)
+    run.fit(model, data)
+    rule: Any = model.rule
+    assert len(rule.told) == 3
+    rows = data.parts.val.__getitems__(list(range(23)))
+    nets = [model.student.eval(), *trained_teachers()]
+    with torch.no_grad():
+        wrong = [zero_one_loss(rows.y, net(rows.x).argmax(-1), normalize=False) for net in nets]
+    assert rule.told[-1] == (wrong, 23)
+    run.validate(model, data, verbose=False)
+    assert len(rule.told) == 3
+
+
+def test_a_part_of_the_rows_and_not_every_epoch() -> None:
+    model = almkd(Recording())
+    trainer(max_epochs=4, limit_val_batches=2, check_val_every_n_epoch=2).fit(model, Blobs(batch_size=5, val=23))
+    rule: Any = model.rule
+    assert [rows for _, rows in rule.told] == [10, 10]
+
+
+def test_a_teacher_beside_labels_after_validation() -> None:
+    """The student has had an epoch or two, the teacher all of its training."""
+    shares: list[float] = []
+
+    class Watched(ALMKD):
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            assert self.table is not None
+            shares.append(float(self.table["weights"][:, 1].mean()))
+
+    model = Watched("mlp-8", trained_teachers()[0], num_classes=CLASSES, input_shape=list(SHAPE))
+    trainer(max_epochs=6).fit(model, Blobs())
+    assert model.table is not None
+    assert model.table.shared["validation_errors"].shape == (2, 2)
+    assert model.table.shared["noise_rate"] == 0
+    assert shares[0] == 0
+    assert max(shares) > 0.1
+    assert shares[-1] == pytest.approx(0, abs=1e-6)  # at the end labels have it all
+
+
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"val": 0}])
+def test_without_validation_labels_are_heard_alone(options: dict[str, Any]) -> None:
+    model = almkd("robust", teachers=1)
+    data = Blobs(**{key: value for key, value in options.items() if key == "val"})
+    with pytest.warns(UserWarning, match="compares teachers and student on validation rows"):
+        trainer(max_epochs=6, **{key: value for key, value in options.items() if key != "val"}).fit(model, data)
+    assert model.table is not None
+    assert "validation_errors" not in model.table.shared
+    assert (model.table["weights"] == torch.tensor([1.0, 0.0])).all()
