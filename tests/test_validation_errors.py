@@ -71,7 +71,7 @@ def test_a_teacher_beside_labels_after_validation() -> None:
     assert model.table.shared["noise_rate"] == 0
     assert shares[0] == 0
     assert max(shares) > 0.1
-    assert shares[-1] == pytest.approx(0, abs=1e-6)  # at the end labels have it all
+    assert shares[-1] <= 0.9 / 6 + 1e-6  # of six epochs the last
 
 
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"val": 0}])

@@ -19,7 +19,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.9
-"""Of the trust in a label, what teachers may have at the start; it falls to 0 at the training's end."""
+"""Of the trust in a label, what teachers may have at the start; it falls evenly."""
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
 PROVEN = 0.8
@@ -45,7 +45,7 @@ class Robust(Rule):
     How is the trust in a label shared out with teachers, who say more of a row than one class? Their errors on
     validation rows are compared with the student's, in the two latest validations: a teacher as good as the student has
     a quality of 0.3, one that errs a sixth less often 1, one that errs a thirteenth more often 0. Of the trust in a
-    label it has 0.9 of that at first, and less and less until the training's end; several have together what the best
+    label it has 0.9 of that at first, and evenly less until the last epoch; several have together what the best
     of them would have alone, in proportion to these; the label has the rest. Of what a teacher is trusted with against
     the label it has 0.3, and the other 0.7 times its quality. Where there is noise, the student first learns for two
     fifths of the warm-up from what was found of it; until then, and without validation rows, the quality is 0. A row
@@ -155,7 +155,8 @@ class Robust(Rule):
         quality = teacher_quality(table)
         if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
             quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
-        shares = LARGEST_SHARE * max(1 - (epoch + 1) / self.epochs, 0) * quality
+        after = min(epoch + 1, self.epochs - 1)  # never 0: which teacher was heard is to be seen to the end
+        shares = LARGEST_SHARE * (1 - after / self.epochs) * quality
         voices = 0.3 + 0.7 * quality
         table["clean_probability"] = clean
         table["weights"] = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares, voices)
