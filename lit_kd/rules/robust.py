@@ -53,7 +53,8 @@ class Robust(Rule):
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
-    against the meta rows of one step); the teachers must not have been trained on meta rows.
+    against the meta rows of one step); the teachers must not have been trained on meta or validation rows, and where
+    validation labels are wrong, good and bad teachers look more alike.
 
     Args:
         warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training.

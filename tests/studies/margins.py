@@ -329,7 +329,8 @@ def main() -> None:
             for cell, job in zip(cells, jobs, strict=True):
                 job.result()
                 print(*cell, "done", flush=True)
-    report(cells, args.out)
+    if not args.prepare:
+        report(cells, args.out)
 
 
 if __name__ == "__main__":
