@@ -244,7 +244,7 @@ def report(cells: list[Cell], out: Path) -> None:
         if not path.is_file():
             continue
         r = json.loads(path.read_text())
-        row = list(cell)
+        row = [*cell, str(len(r["alm-kd"]))]
         own = []
         by_others.append([mean(unlucky(r["alm-kd"], r[key])) for key in ("train", "train + meta")])
         for key in ("train", "train + meta"):
@@ -259,7 +259,7 @@ def report(cells: list[Cell], out: Path) -> None:
         row += [f"{mean(aucs):.2f}" if aucs else "", "{:.2f} / {:.2f}".format(*map(mean, zip(*r["rate"], strict=True)))]
         rows.append(row)
         margins.append([mean(o) for o in own])
-    head = ["data", "scenario", "student", "w", "best on train", "w", "best on train + meta", "ALM-KD"]
+    head = ["data", "scenario", "student", "seeds", "w", "best on train", "w", "best on train + meta", "ALM-KD"]
     head += ["margin, train", "margin, + meta", "teacher adds", "AUC", "noise: true / estimated"]
     lines = [head, ["---"] * len(head), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
