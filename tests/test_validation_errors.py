@@ -9,6 +9,7 @@ import torch
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from sklearn.metrics import zero_one_loss
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD
 from lit_kd.rules import Paper, Rule
@@ -17,6 +18,8 @@ from lit_kd.samples import SampleTable
 
 class Recording(Paper):
     """Keeps what it is told."""
+
+    wants_validation = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,12 +77,43 @@ def test_a_teacher_beside_labels_after_validation() -> None:
     assert shares[-1] <= 0.9 / 6 + 1e-6  # of six epochs the last
 
 
-@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"val": 0}])
-def test_without_validation_labels_are_heard_alone(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "split"),
+    [({"limit_val_batches": 0}, {}), ({}, {"val": 0}), ({"check_val_every_n_epoch": 6}, {})],
+    ids=["no batches", "no rows", "too late"],
+)
+def test_without_validation_labels_are_heard_alone(options: dict[str, Any], split: dict[str, Any]) -> None:
     model = almkd("robust", teachers=1)
-    data = Blobs(**{key: value for key, value in options.items() if key == "val"})
     with pytest.warns(UserWarning, match="compares teachers and student on validation rows"):
-        trainer(max_epochs=6, **{key: value for key, value in options.items() if key != "val"}).fit(model, data)
+        trainer(max_epochs=6, **options).fit(model, Blobs(**split))
     assert model.table is not None
-    assert "validation_errors" not in model.table.shared
     assert (model.table["weights"] == torch.tensor([1.0, 0.0])).all()
+
+
+@pytest.mark.parametrize("rows", [7, 40])
+def test_a_loader_of_ones_own(rows: int) -> None:
+    """Its rows count, however many the data module has."""
+
+    class Own(Blobs):
+        def val_dataloader(self) -> Any:
+            x = torch.randn(rows, *SHAPE)
+            return DataLoader(TensorDataset(x, torch.zeros(rows, dtype=torch.int64)), batch_size=3)
+
+    model = almkd(Recording())
+    trainer(max_epochs=2).fit(model, Own(val=0 if rows == 7 else 10))
+    rule: Any = model.rule
+    assert [counted for _, counted in rule.told] == [rows] * 2
+
+
+def test_several_validations_an_epoch() -> None:
+    model = almkd(Recording())
+    trainer(max_epochs=2, val_check_interval=2, limit_train_batches=4).fit(model, Blobs(batch_size=5, val=23))
+    rule: Any = model.rule
+    assert [rows for _, rows in rule.told] == [23] * 4
+
+
+def test_in_float64() -> None:
+    model = almkd("robust")
+    trainer(max_epochs=6, precision="64-true").fit(model, Blobs(noise="symmetric", noise_rate=0.4))
+    assert model.table is not None
+    assert model.table["weights"].isfinite().all()

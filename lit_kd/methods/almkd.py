@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Literal
+from collections.abc import Sized
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
+from lit_kd.data import DataModule
 from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.features import Outputs
 from lit_kd.lookahead import LOOK_AHEADS
@@ -100,6 +103,9 @@ class ALMKD(TableDistiller):
         self.meta_gradient = meta_gradient
         self.student_taps = LOOK_AHEADS[meta_gradient].taps
         self._look_ahead_checked = False
+        # of a validation: who was wrong how often, of how many rows, and how many are to be counted
+        self._wrong, self._counted = torch.zeros(0), 0
+        self._to_count: int | None = None
         if meta_gradient == "last_layer":
             last_linear(self.student)  # fail now if there is none
         elif self.speed.compile:
@@ -150,10 +156,14 @@ class ALMKD(TableDistiller):
             weights = starting_weights(self.start_weights, len(self.teachers), self.data)
             table["weights"][: self.data.train_size] = weights
         table["weights"][self.data.labels == UNLABELED, 0] = 0  # nothing to listen to
-        if self.rule.wants_validation and not (self.trainer.enable_validation and len(self.data.parts.val)):
+        every, given = self.trainer.check_val_every_n_epoch, type(self.data).val_dataloader
+        rows = len(self.data.parts.val) or given is not DataModule.val_dataloader
+        in_time = self.trainer.enable_validation and rows and not (epochs and every and every >= epochs)
+        if self.rule.wants_validation and not in_time:
             rank_zero_warn(
                 f"the rule {self.table_maker} compares teachers and student on validation rows, and this training has "
-                "none: labels that are right are heard alone. Give the data a val split, and leave limit_val_batches"
+                "none in time: labels that are right are heard alone. Give the data a val split, and leave "
+                "limit_val_batches and check_val_every_n_epoch unset"
             )
         if epochs is not None and not any(map(self.rule.active, range(epochs))):
             name = self.table_maker
@@ -183,31 +193,35 @@ class ALMKD(TableDistiller):
     def on_validation_epoch_start(self) -> None:
         """Count anew who is wrong."""
         super().on_validation_epoch_start()
-        if not self._counts_errors:
-            return
-        self._wrong = torch.zeros(2 + len(self.teachers), dtype=torch.int64, device=self.device)
-        self._to_count = len(range(self.global_rank, len(self.data.parts.val), self.trainer.world_size))
+        self._wrong = torch.zeros(1 + len(self.teachers), dtype=torch.int64, device=self.device)
+        self._counted, self._to_count = 0, None
+        sampler = getattr(self.trainer.val_dataloaders, "sampler", None)
+        if isinstance(sampler, DistributedSampler):  # it repeats rows, for all processes to have equally many
+            self._to_count = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure, and count who is wrong; rows that pad the shares of several processes count once."""
+        """Measure, and count who is wrong; rows that are repeated count once."""
         batch = as_batch(batch)
         outputs = self._evaluate(batch, "val")
-        if self._counts_errors:
-            y = batch.y[: self._to_count]
-            self._to_count -= len(y)
+        if self._tells_errors:
+            y = batch.y if self._to_count is None else batch.y[: self._to_count - self._counted]
+            self._counted += len(y)
             classes = torch.stack([outputs["logits"], *outputs["teachers"]]).argmax(-1)[:, : len(y)]
-            self._wrong += torch.cat([(classes != y).sum(1), y.new_tensor([len(y)])])
+            self._wrong += (classes != y).sum(1)
 
     def on_validation_epoch_end(self) -> None:
         """Tell the rule, before a checkpoint is written."""
         super().on_validation_epoch_end()
-        if self._counts_errors and self.table is not None:
-            *wrong, rows = all_sum(self._wrong)
-            self.rule.validated(self.table, torch.stack(wrong), rows)
+        if self._tells_errors:
+            assert self.table is not None
+            *wrong, rows = all_sum(torch.cat([self._wrong, self._wrong.new_tensor([self._counted])]))
+            if rows > 0:
+                self.rule.validated(self.table, torch.stack(wrong), rows)
 
     @property
-    def _counts_errors(self) -> bool:
-        return self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+    def _tells_errors(self) -> bool:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        return fitting and self.rule.wants_validation
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""

@@ -71,7 +71,7 @@ class Rule(ABC):
     meta_rows: ClassVar[int | None] = None
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
     wants_validation: ClassVar[bool] = False
-    """Whether `validated` has something to say."""
+    """Whether to call `validated`."""
 
     @abstractmethod
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
@@ -97,10 +97,13 @@ class Rule(ABC):
         """Renew the weights after an epoch."""
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:  # noqa: B027 - most do not ask
-        """Take in who is wrong on the validation rows: called after each validation, in every process with the same.
+        """Take in who is wrong on validation rows: called in every process with the same, if `wants_validation`.
+
+        A validation comes after its epoch's `renew`, there may be several in an epoch, none, or some before the rule is
+        active; sanity checks are none. What is to survive a resume belongs into ``table.shared``.
 
         Args:
             table: The table.
             wrong: How many rows the student's class is wrong for, then each teacher's, ``(K + 1,)``.
-            rows: How many there are, a scalar.
+            rows: How many were counted, a scalar above 0.
         """

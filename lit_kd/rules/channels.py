@@ -21,7 +21,7 @@ def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
         ``(K, C, C)``, each row a distribution.
     """
     joint = F.one_hot(classes, num_classes).transpose(0, 1).transpose(1, 2).float() @ F.one_hot(y, num_classes).float()
-    counts = joint + 5 * torch.eye(num_classes, device=joint.device) + 0.1
+    counts = joint + 5 * torch.eye(num_classes, device=joint.device, dtype=joint.dtype) + 0.1
     return counts / counts.sum(-1, keepdim=True)
 
 
@@ -40,7 +40,7 @@ def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
         ``(C, C)``, each row a distribution.
     """
     joint = torch.bincount(classes * num_classes + y, minlength=num_classes**2).view(num_classes, num_classes).float()
-    counts = joint + 5 * (0.7 * torch.eye(num_classes, device=joint.device) + 0.3 / num_classes)
+    counts = joint + 5 * (0.7 * torch.eye(num_classes, device=joint.device, dtype=joint.dtype) + 0.3 / num_classes)
     return counts / counts.sum(1, keepdim=True)
 
 
