@@ -248,7 +248,8 @@ class ALMKD(TableDistiller):
         if self.trainer.is_last_batch:  # before validation, so that checkpoints hold the renewed weights
             self.check_finite()
             self.table.sync()
-            self.rule.renew(self.table, self.current_epoch)
+            with torch.autocast(self.device.type, enabled=False):  # counts are no matter for bfloat16
+                self.rule.renew(self.table, self.current_epoch)
 
     def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
         """Two terms, ``label`` and ``teacher``, with the table's weights."""
