@@ -101,7 +101,7 @@ def main(args: Sequence[str]) -> None:
 
 def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result]]:
     """Train jobs, several at a time, each in a process of its own with its share of the cores."""
-    if side_by_side == 1 or len(jobs) < 2:
+    if side_by_side == 1:  # one job of several keeps to its share too: on more threads sums round otherwise
         for job in jobs:
             yield job, _train(job)
         return
