@@ -1,8 +1,9 @@
 """ALM-KD against hindsight's best fixed weight: the table of margins, see README.
 
 Every cell is a data set, a scenario and a student. Its yardsticks are the best of the weights 0, 0.1, 0.3, 0.5, 0.7,
-0.9 and 1 of KD by mean test accuracy, trained on train and on train + meta. Results are kept cell by cell: run again to
-go on; without CELL.json, ALM-KD alone is measured anew.
+0.9 and 1 of KD by mean test accuracy, trained on train and on train + meta, at the best validation epoch or the last,
+whichever is better in the mean; ALM-KD is measured at the last. The summary also has all at the best validation epoch.
+Results are kept cell by cell: run again to go on; without CELL.json, ALM-KD alone is measured anew.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ WIDE = ("sym40", "pair30", "clean", "strong")
 CIFAR = ("sym40", "pair30", "clean", "strong")
 SILENT = ("bad75", "strong40")
 """Where ALM-KD is also given a teacher that always says the same: what does the real one add?"""
+KEYS = ("train", "train + meta")
+"""What the fixed weights are trained on."""
 Cell = tuple[str, str, str]
 
 
@@ -109,10 +112,10 @@ def options(student: str, data: ScenarioData) -> dict[str, Any]:
 
 
 def fixed_weights(datas: list[ScenarioData], teachers: list[nn.Module], student: str, meta: bool) -> list[list[float]]:
-    """Test accuracies of every seed and fixed weight, all trained side by side.
+    """Of every seed, test accuracies with each weight at the best validation epoch, then with each at the last.
 
-    They begin where ALM-KD does, and see the rows in the order in which it does: what is left of the difference is less
-    by chance.
+    All are trained side by side. They begin where ALM-KD does, and see the rows in the order in which it does: what is
+    left of the difference is less by chance.
     """
     tasks = []
     seeds = [data.seed or 0 for data in datas for _ in WEIGHTS]
@@ -135,8 +138,8 @@ def fixed_weights(datas: list[ScenarioData], teachers: list[nn.Module], student:
         sampler.set_epoch(epoch)
         return torch.from_numpy(sampler.order())
 
-    at_best, _ = train(nets, tasks, EPOCHS, order=order)
-    return [[float(a) for a in row] for row in at_best.view(len(datas), len(WEIGHTS))]
+    epochs = train(nets, tasks, EPOCHS, order=order)
+    return torch.stack(epochs).view(2, len(datas), len(WEIGHTS)).transpose(0, 1).flatten(1).tolist()
 
 
 def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[list[float]]]:
@@ -153,13 +156,15 @@ def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[lis
     with torch.no_grad():
         x = torch.cat([data.x("train"), data.x("meta")])
         logits = torch.cat([teacher.student.eval()(part) for part in x.split(256)])
-    found: list[list[float]] = [[], []]
+    found = []
     for meta in (False, True):
         data.train_on_meta = meta
+        epochs = []
         for weight in WEIGHTS:
             seed_everything(data.seed, verbose=False)
             model = FixedKD(logits, teacher=teacher.student, weight=weight, **options(student, data))
-            found[meta].append(fit(model, data)[0])
+            epochs.append(fit(model, data))
+        found.append([accuracy for accuracies in zip(*epochs, strict=True) for accuracy in accuracies])
     data.train_on_meta = None
     return teacher.student, found
 
@@ -190,22 +195,21 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepa
     if known.get("seeds", seeds) != seeds:
         raise SystemExit(f"{measure} is of the seeds {known['seeds']}: give these, or another --out")
     if not result:
-        result = {"seeds": seeds, "train": known["train"], "train + meta": known["train + meta"]}
-        result |= almkd(datas, known["teachers"], student)
+        result = {"seeds": seeds} | {key: known[key] for key in KEYS} | almkd(datas, known["teachers"], student)
         _save(path, lambda part: part.write_text(json.dumps(result)))
     if silent:
-        result["silent"] = almkd(datas, [Silent()] * len(datas), student)["alm-kd"]
+        result["silent"] = almkd(datas, [Silent()] * len(datas), student)["last"]
         _save(path, lambda part: part.write_text(json.dumps(result)))
 
 
 def almkd(datas: list[ScenarioData], teachers: list[nn.Module], student: str) -> dict[str, Any]:
     """Its test accuracies and what it found, seed by seed."""
-    result: dict[str, Any] = {"alm-kd": [], "last": [], "auc": [], "rate": []}
+    result: dict[str, Any] = {"best": [], "last": [], "auc": [], "rate": []}
     for data, teacher in zip(datas, teachers, strict=True):
         seed_everything(data.seed, verbose=False)
         model = ALMKD(teacher=teacher, **options(student, data))
         at_best, last = fit(model, data)
-        result["alm-kd"].append(at_best)
+        result["best"].append(at_best)
         result["last"].append(last)
         assert model.table is not None
         noisy = (data.labels != data.clean_labels)[: data.train_size].numpy()
@@ -220,8 +224,8 @@ def yardsticks(datas: list[ScenarioData], student: str) -> dict[str, Any]:
     result: dict[str, Any] = {"seeds": [data.seed for data in datas], "train": [], "train + meta": [], "teachers": []}
     if student.startswith("mlp"):
         result["teachers"] = [mlp_teacher(data) for data in datas]
-        for meta, key in (False, "train"), (True, "train + meta"):
-            result[key] = fixed_weights(datas, result["teachers"], student, meta)
+        for meta, key in enumerate(KEYS):
+            result[key] = fixed_weights(datas, result["teachers"], student, bool(meta))
         return result
     for data in datas:
         teacher, found = convolutional(data, student)
@@ -238,35 +242,37 @@ def _save(path: Path, write: Callable[[Path], Any]) -> None:
 
 def report(cells: list[Cell], out: Path) -> None:
     """The table and its summary, as markdown and csv."""
-    rows, margins, by_others = [], [], []
+    rows, margins, others, at_best = [], [], [], []
     for cell in cells:
         path = out / f"{'-'.join(cell)}.json"
         if not path.is_file():
             continue
         r = json.loads(path.read_text())
-        row = [*cell, str(len(r["alm-kd"]))]
-        own = []
-        by_others.append([mean(unlucky(r["alm-kd"], r[key])) for key in ("train", "train + meta")])
-        for key in ("train", "train + meta"):
-            by_weight = list(zip(*r[key], strict=True))
+        row, own = [*cell, str(len(r["last"]))], []
+        for key in KEYS:
             best = best_weight(r[key])
-            row += [f"{WEIGHTS[best]:g}", _percent(by_weight[best])]
-            own.append([100 * (a - b) for a, b in zip(r["alm-kd"], by_weight[best], strict=True)])
-        row += [_percent(r["alm-kd"]), *(f"{mean(o):+.1f} ± {stdev(o):.1f}" for o in own)]
+            yardstick = [of_seed[best] for of_seed in r[key]]
+            row += [f"{WEIGHTS[best % len(WEIGHTS)]:g}", ("best", "last")[best // len(WEIGHTS)], _percent(yardstick)]
+            own.append([100 * (a - b) for a, b in zip(r["last"], yardstick, strict=True)])
+        row += [_percent(r["best"]), _percent(r["last"]), *(f"{mean(o):+.1f} ± {stdev(o):.1f}" for o in own)]
         aucs = [a for a in r["auc"] if a is not None]
-        added = [100 * (a - b) for a, b in zip(r["alm-kd"], r.get("silent", []), strict=False)]
+        added = [100 * (a - b) for a, b in zip(r["last"], r.get("silent", []), strict=False)]
         row += [f"{mean(added):+.1f} ± {stdev(added):.1f}" if added else ""]
         row += [f"{mean(aucs):.2f}" if aucs else "", "{:.2f} / {:.2f}".format(*map(mean, zip(*r["rate"], strict=True)))]
         rows.append(row)
         margins.append([mean(o) for o in own])
-    head = ["data", "scenario", "student", "seeds", "w", "best on train", "w", "best on train + meta", "ALM-KD"]
-    head += ["margin, train", "margin, + meta", "teacher adds", "AUC", "noise: true / estimated"]
+        others.append([mean(unlucky(r["last"], r[key])) for key in KEYS])
+        early = {key: [of_seed[: len(WEIGHTS)] for of_seed in r[key]] for key in KEYS}
+        at_best.append([100 * (mean(r["best"]) - mean(a[best_weight(early[key])] for a in early[key])) for key in KEYS])
+    head = ["data", "scenario", "student", "seeds", "w", "epoch", "best on train", "w", "epoch", "best on train + meta"]
+    head += ["ALM-KD, best epoch", "ALM-KD, last epoch", "margin, train", "margin, + meta", "teacher adds", "AUC"]
+    head += ["noise: true / estimated"]
     lines = [head, ["---"] * len(head), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
-    for i, key in enumerate(("train", "train + meta")):
-        text += f"- against the best fixed weight on {key}: {summary([m[i] for m in margins])}\n"
-        others = summary([m[i] for m in by_others])
-        text += f"- the same, each seed against the weight that is best on the others: {others}\n"
+    for i, key in enumerate(KEYS):
+        text += f"- against the best fixed weight and epoch on {key}: {summary([m[i] for m in margins])}\n"
+        text += f"- each seed against what is best on the others: {summary([m[i] for m in others])}\n"
+        text += f"- all at the best validation epoch: {summary([m[i] for m in at_best])}\n"
     (out / "margins.md").write_text(text)
     with (out / "margins.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *rows])
@@ -274,12 +280,12 @@ def report(cells: list[Cell], out: Path) -> None:
 
 
 def best_weight(accuracies: list[list[float]]) -> int:
-    """The position of the weight that is best in the mean over seeds."""
+    """The position of the weight, and epoch, that is best in the mean over seeds."""
     return max(range(len(accuracies[0])), key=lambda w: mean(of_seed[w] for of_seed in accuracies))
 
 
 def unlucky(found: list[float], accuracies: list[list[float]]) -> list[float]:
-    """Margins, in points, over the weight that is best on the other seeds.
+    """Margins, in points, over what is best on the other seeds.
 
     Of seven weights that are as good as each other one is the best by luck, which this one does not share.
     """
