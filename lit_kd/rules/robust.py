@@ -18,10 +18,12 @@ DECAY = 0.9
 """Of the running means of evidence about a label."""
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
-LARGEST_SHARE = 0.9
-"""Of the trust in a label, what teachers may have, times the part of the training that is left."""
+LARGEST_SHARE = 0.8
+"""Of the trust in a label, what teachers may have."""
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
+MORE_ERRORS = 10
+"""That student and teachers are thought to make, so that little is decided by few rows."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -43,19 +45,17 @@ class Robust(Rule):
     through the confusion of predicted and true classes on trusted rows. Below r = 0.8 the teacher is not listened to.
 
     How is the trust in a label shared out with teachers, who say more of a row than one class? Their errors on
-    validation rows, one more each, are compared with the student's, over the two latest validations: a teacher as good
-    as the student has a quality of 0.3, one that errs a fifth less often 1, one that errs a thirteenth more often 0. Of
-    the trust in a label it has 0.9 times that, times the part of the training that is left: 0.75 at most after the
-    default warm-up, 0.9 / epochs in the last epoch. Several have together what the best of them would have alone, in
-    proportion to these; the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the
-    other 0.7 times its quality. Where noise is found, the student first learns from that for about two fifths of the
-    warm-up; until then, and before any validation, the quality is 0. A row whose label and teachers are all wrong has
-    no weight at all.
+    validation rows, ten more each, are compared with the student's, over the two latest validations: a teacher that
+    errs as often as the student has a quality of 0, one that errs a fifth less often 1. Of the trust in a label it has
+    0.8 times that. Several have together what the best of them would have alone, in proportion to these; the label has
+    the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7 times its quality. Where
+    noise is found, the student first learns from that for about two fifths of the warm-up; until then, and before any
+    validation, the quality is 0. A row whose label and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
     against the meta rows of one step); the teachers must not have been trained on meta or validation rows; where
-    validation labels are wrong, good and bad teachers look more alike, and of a few dozen such rows one decides.
+    validation labels are wrong, or few, good and bad teachers look more alike.
 
     Args:
         warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. Where nobody
@@ -84,7 +84,6 @@ class Robust(Rule):
             )
         self.trusted = trusted
         self.labels = labels
-        self.length = epochs or 6 * self.warmup
         zero, each = torch.zeros(()), torch.zeros(teachers)
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", zero + 1)
@@ -138,8 +137,8 @@ class Robust(Rule):
         )
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
-        """Keep the latest errors of student and teachers, each with one wrong row more."""
-        errors = (wrong + 1) / rows
+        """Keep the latest errors of student and teachers, each with some wrong rows more."""
+        errors = (wrong + MORE_ERRORS) / rows
         kept = table.shared.get("validation_errors", errors[:0].view(0, len(errors)))
         table.shared["validation_errors"] = torch.cat([kept, errors.unsqueeze(0)])[-VALIDATIONS:]
 
@@ -158,9 +157,7 @@ class Robust(Rule):
         quality = teacher_quality(table)
         if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
             quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
-        after = min(epoch + 1, self.length - 1)  # never 0: which teacher was heard is to be seen to the end
-        shares = LARGEST_SHARE * (1 - after / self.length) * quality
-        voices = 0.3 + 0.7 * quality
+        shares, voices = LARGEST_SHARE * quality, 0.3 + 0.7 * quality
         table["clean_probability"] = clean
         table["weights"] = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares, voices)
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
@@ -231,13 +228,13 @@ class _Rows(NamedTuple):
 def teacher_quality(table: SampleTable) -> Tensor:
     """How much better than the student each teacher is on validation rows, in [0, 1], ``(K,)`` [ours].
 
-    0.3 for as many errors, 1 for a fifth fewer, 0 for a thirteenth more, and before any validation.
+    0 for as many errors, or more, and before any validation; 1 for a fifth fewer.
     """
     errors = table.shared.get("validation_errors")
     if errors is None:
         return torch.zeros_like(table["teacher_class"][0])
     total = errors.sum(0)
-    return (0.3 + 4 * (1 - total[1:] / total[0])).clamp(0, 1)
+    return (5 * (1 - total[1:] / total[0])).clamp(0, 1)
 
 
 def trust_to_weights(
