@@ -47,10 +47,11 @@ class Robust(Rule):
     How is the trust in a label shared out with teachers, who say more of a row than one class? Their errors on
     validation rows, ten more each, are compared with the student's, over the two latest validations: a teacher that
     errs as often as the student has a quality of 0.05, one that errs a fifth less often 1, one that errs a hundredth
-    more often 0. Of the trust in a label it has 0.8 times that. Several have together what the best of them would have alone, in proportion to these; the label has
-    the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7 times its quality. Where
-    noise is found, the student first learns from that for about two fifths of the warm-up; until then, and before any
-    validation, the quality is 0. A row whose label and teachers are all wrong has no weight at all.
+    more often 0. Of the trust in a label it has 0.8 times that. Several have together what the best of them would have
+    alone, in proportion to these; the label has the rest. Of what a teacher is trusted with against the label it has
+    0.3, and the other 0.7 times its quality. Where noise is found, the student first learns from that for about two
+    fifths of the warm-up; until then, and before any validation, the quality is 0. A row whose label and teachers are
+    all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
