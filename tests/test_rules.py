@@ -25,7 +25,7 @@ from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
 from lit_kd.rules.channels import label_channel, label_log_odds, teacher_channel
 from lit_kd.rules.paper import project
 from lit_kd.rules.pu import fit_clean_probability
-from lit_kd.rules.robust import trust_to_weights
+from lit_kd.rules.robust import teacher_quality, trust_to_weights
 from lit_kd.samples import SampleTable
 
 torch.set_num_threads(1)
@@ -559,10 +559,17 @@ class TestRobust:
     def test_errors_of_the_two_latest_validations(self, teachers: int) -> None:
         """The newer of two has as much to say as the older, and one before them nothing; ten rows more are wrong."""
         e = Epochs([0.4] * teachers)
-        for wrong, rows in ([0, 9], 10), ([20, 30], 100), ([10, 15], 50):
+        for wrong, rows in ([0, 90], 100), ([30, 28], 100), ([10, 7], 50):
             e.rule.validated(e.table, torch.tensor(wrong[:1] + wrong[1:] * teachers), torch.tensor(rows))
-        expected = torch.tensor([[30 / 100] + [40 / 100] * teachers, [20 / 50] + [25 / 50] * teachers])
-        torch.testing.assert_close(e.table.shared["validation_errors"], expected)
+        ratio = (38 / 100 + 17 / 50) / (40 / 100 + 20 / 50)
+        expected = torch.full((teachers,), 0.05 + 5 * (1 - ratio))
+        torch.testing.assert_close(teacher_quality(e.table), expected)
+
+    @pytest.mark.parametrize(("student", "teacher", "quality"), [(8, 8, 0.05), (8, 9, 0.0), (0, 0, 0.05), (10, 6, 1.0)])
+    def test_few_validation_rows(self, teachers: int, student: int, teacher: int, quality: float) -> None:
+        e = Epochs([0.4] * teachers)
+        e.rule.validated(e.table, torch.tensor([student] + [teacher] * teachers), torch.tensor(12))
+        assert teacher_quality(e.table).tolist() == pytest.approx([quality] * teachers, abs=1e-6)
 
     def test_rows_not_seen_keep_their_evidence(self, teachers: int) -> None:
         e = Epochs([0.4] * teachers)
@@ -669,6 +676,12 @@ class TestRobustTeachers:
         weights = e.run(6)["weights"][:180]
         assert (weights[:, 1] == 0).all()
         assert weights[:, 2].mean() > 3 * weights[:, 0].mean()
+        # without a validation a voice of 0.3, with a teacher much better than the student 1
+        e.validate(0.4, 0.9, 0.1)
+        trusted = e.table["clean_probability"][:180] < 0.01
+        heard = e.run(1)["weights"][:180]
+        ratio = heard[trusted, 2] / weights[trusted, 2]
+        assert ratio.mean().item() == pytest.approx(1 / 0.3, rel=0.05)
 
     def test_weights_by_hand(self) -> None:
         """Every row and class by itself, from the words of the docstring."""

@@ -72,7 +72,7 @@ def test_a_teacher_beside_labels_after_validation() -> None:
     model = Watched("mlp-8", trained_teachers()[0], num_classes=CLASSES, input_shape=list(SHAPE), optimizer=slow)
     trainer(max_epochs=6).fit(model, Blobs(val=60))
     assert model.table is not None
-    assert model.table.shared["validation_errors"].shape == (2, 2)
+    assert model.table.shared["validation_counts"].shape == (2, 3)
     assert model.table.shared["noise_rate"] == 0
     assert shares[0] == 0
     assert shares[1:] == pytest.approx([0.8] * 5, abs=1e-6)  # the most there is

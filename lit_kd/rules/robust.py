@@ -23,7 +23,9 @@ LARGEST_SHARE = 0.8
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
 MORE_ERRORS = 10
-"""That student and teachers are thought to make, so that little is decided by few rows."""
+"""That student and teachers are thought to make in each, so that one row decides less."""
+QUALITY_IF_EQUAL = 0.05
+"""Of a teacher with as many errors as the student: above 0, so that the table tells it from worse ones."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -56,11 +58,13 @@ class Robust(Rule):
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
     against the meta rows of one step); the teachers must not have been trained on meta or validation rows; where
-    validation labels are wrong, or few, good and bad teachers look more alike.
+    validation labels are wrong, good and bad teachers look more alike; of some hundred validation rows a handful
+    decides, and where the student overtakes all teachers, a finished run's table holds no weight of theirs beside
+    labels that are right; who validates less often than every epoch compares teachers with an earlier, worse student.
 
     Args:
-        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. Where nobody
-            knows how long the training is, it counts as a sixth of it.
+        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training, whose length must
+            be known then.
     """
 
     trains_on_meta = True
@@ -138,10 +142,10 @@ class Robust(Rule):
         )
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
-        """Keep the latest errors of student and teachers, each with some wrong rows more."""
-        errors = (wrong + MORE_ERRORS) / rows
-        kept = table.shared.get("validation_errors", errors[:0].view(0, len(errors)))
-        table.shared["validation_errors"] = torch.cat([kept, errors.unsqueeze(0)])[-VALIDATIONS:]
+        """Keep the latest counts: who was wrong how often, and of how many rows."""
+        counts = torch.cat([wrong, rows.view(1)]).float()
+        kept = table.shared.get("validation_counts", counts.new_zeros(0, len(counts)))
+        table.shared["validation_counts"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
 
     def renew(self, table: SampleTable, epoch: int) -> None:
         """From evidence to beliefs, from beliefs to weights."""
@@ -231,11 +235,11 @@ def teacher_quality(table: SampleTable) -> Tensor:
 
     0.05 for as many errors, 1 for a fifth fewer, 0 for a hundredth more, and before any validation.
     """
-    errors = table.shared.get("validation_errors")
-    if errors is None:
+    counts = table.shared.get("validation_counts")
+    if counts is None:
         return torch.zeros_like(table["teacher_class"][0])
-    total = errors.sum(0)
-    return (0.05 + 5 * (1 - total[1:] / total[0])).clamp(0, 1)
+    errors = ((counts[:, :-1] + MORE_ERRORS) / counts[:, -1:]).sum(0)
+    return (QUALITY_IF_EQUAL + 5 * (1 - errors[1:] / errors[0])).clamp(0, 1)
 
 
 def trust_to_weights(

@@ -2,8 +2,10 @@
 
 Every cell is a data set, a scenario and a student. Its yardsticks are the best of the weights 0, 0.1, 0.3, 0.5, 0.7,
 0.9 and 1 of KD by mean test accuracy, trained on train and on train + meta, at the best validation epoch or the last,
-whichever is better in the mean; ALM-KD is measured at the last. The summary also has all at the best validation epoch.
-Results are kept cell by cell: run again to go on; without CELL.json, ALM-KD alone is measured anew.
+whichever is better in the mean; ALM-KD is measured at the last. It also reads validation labels, of which fixed weights
+make no use but to tell the best epoch. The summary also has all at the best validation epoch, all at the last, and each
+seed against what is best on the other seeds. Results are kept cell by cell: run again to go on; without CELL.json,
+ALM-KD alone is measured anew.
 """
 
 from __future__ import annotations
@@ -174,8 +176,7 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepa
     path, measure = out / f"{'-'.join(cell)}.json", out / "yardsticks" / f"{'-'.join(cell)}.pt"
     name, scenario, student = cell
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if result.get("seeds", seeds) != seeds:
-        raise SystemExit(f"{path} is of the seeds {result['seeds']}: give these, or another --out")
+    _check(path, result, seeds)
     silent = scenario in SILENT and "silent" not in result
     if result and not silent:
         return
@@ -192,8 +193,7 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepa
     if prepare:
         return
     known = torch.load(measure, weights_only=False)
-    if known.get("seeds", seeds) != seeds:
-        raise SystemExit(f"{measure} is of the seeds {known['seeds']}: give these, or another --out")
+    _check(measure, known, seeds)
     if not result:
         result = {"seeds": seeds} | {key: known[key] for key in KEYS} | almkd(datas, known["teachers"], student)
         _save(path, lambda part: part.write_text(json.dumps(result)))
@@ -235,6 +235,13 @@ def yardsticks(datas: list[ScenarioData], student: str) -> dict[str, Any]:
     return result
 
 
+def _check(path: Path, result: dict[str, Any], seeds: list[int]) -> None:
+    if result.get("seeds", seeds) != seeds:
+        raise SystemExit(f"{path} is of the seeds {result['seeds']}: give these, or another --out")
+    if any(len(of_seed) != 2 * len(WEIGHTS) for key in KEYS for of_seed in result.get(key, [])):
+        raise SystemExit(f"{path} lacks the fixed weights' accuracies at the last epoch: give another --out")
+
+
 def _save(path: Path, write: Callable[[Path], Any]) -> None:
     write(path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
@@ -242,7 +249,8 @@ def _save(path: Path, write: Callable[[Path], Any]) -> None:
 
 def report(cells: list[Cell], out: Path) -> None:
     """The table and its summary, as markdown and csv."""
-    rows, margins, others, at_best = [], [], [], []
+    rows = []
+    summaries: dict[str, list[float]] = {}
     for cell in cells:
         path = out / f"{'-'.join(cell)}.json"
         if not path.is_file():
@@ -250,7 +258,7 @@ def report(cells: list[Cell], out: Path) -> None:
         r = json.loads(path.read_text())
         row, own = [*cell, str(len(r["last"]))], []
         for key in KEYS:
-            best = best_weight(r[key])
+            best = best_column(r[key])
             yardstick = [of_seed[best] for of_seed in r[key]]
             row += [f"{WEIGHTS[best % len(WEIGHTS)]:g}", ("best", "last")[best // len(WEIGHTS)], _percent(yardstick)]
             own.append([100 * (a - b) for a, b in zip(r["last"], yardstick, strict=True)])
@@ -260,39 +268,44 @@ def report(cells: list[Cell], out: Path) -> None:
         row += [f"{mean(added):+.1f} ± {stdev(added):.1f}" if added else ""]
         row += [f"{mean(aucs):.2f}" if aucs else "", "{:.2f} / {:.2f}".format(*map(mean, zip(*r["rate"], strict=True)))]
         rows.append(row)
-        margins.append([mean(o) for o in own])
-        others.append([mean(unlucky(r["last"], r[key])) for key in KEYS])
-        early = {key: [of_seed[: len(WEIGHTS)] for of_seed in r[key]] for key in KEYS}
-        at_best.append([100 * (mean(r["best"]) - mean(a[best_weight(early[key])] for a in early[key])) for key in KEYS])
+        for key in KEYS:
+            half = len(WEIGHTS)
+            at_best, at_last = [of_seed[:half] for of_seed in r[key]], [of_seed[half:] for of_seed in r[key]]
+            for name, mine, theirs in [
+                (f"on {key}, weight and epoch in hindsight", "last", r[key]),
+                (f"on {key}, all at the best validation epoch", "best", at_best),
+                (f"on {key}, all at the last epoch", "last", at_last),
+            ]:
+                margins = summaries.setdefault(name, []), summaries.setdefault(f"{name}, of other seeds", [])
+                best = best_column(theirs)
+                margins[0].append(100 * (mean(r[mine]) - mean(of_seed[best] for of_seed in theirs)))
+                margins[1].append(mean(unlucky(r[mine], theirs)))
     head = ["data", "scenario", "student", "seeds", "w", "epoch", "best on train", "w", "epoch", "best on train + meta"]
     head += ["ALM-KD, best epoch", "ALM-KD, last epoch", "margin, train", "margin, + meta", "teacher adds", "AUC"]
     head += ["noise: true / estimated"]
     lines = [head, ["---"] * len(head), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
-    for i, key in enumerate(KEYS):
-        text += f"- against the best fixed weight and epoch on {key}: {summary([m[i] for m in margins])}\n"
-        text += f"- each seed against what is best on the others: {summary([m[i] for m in others])}\n"
-        text += f"- all at the best validation epoch: {summary([m[i] for m in at_best])}\n"
+    text += "".join(f"- {name}: {summary(margins)}\n" for name, margins in summaries.items())
     (out / "margins.md").write_text(text)
     with (out / "margins.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *rows])
     print(text)
 
 
-def best_weight(accuracies: list[list[float]]) -> int:
-    """The position of the weight, and epoch, that is best in the mean over seeds."""
+def best_column(accuracies: list[list[float]]) -> int:
+    """The position of what is best in the mean over seeds."""
     return max(range(len(accuracies[0])), key=lambda w: mean(of_seed[w] for of_seed in accuracies))
 
 
 def unlucky(found: list[float], accuracies: list[list[float]]) -> list[float]:
     """Margins, in points, over what is best on the other seeds.
 
-    Of seven weights that are as good as each other one is the best by luck, which this one does not share.
+    Of several weights that are as good as each other one is the best by luck, which this one does not share.
     """
     margins = []
     for i, mine in enumerate(found):
         others = accuracies[:i] + accuracies[i + 1 :]
-        margins.append(100 * (mine - accuracies[i][best_weight(others)]))
+        margins.append(100 * (mine - accuracies[i][best_column(others)]))
     return margins
 
 
