@@ -75,7 +75,7 @@ def test_a_teacher_beside_labels_after_validation() -> None:
     assert model.table.shared["validation_counts"].shape == (2, 3)
     assert model.table.shared["noise_rate"] == 0
     assert shares[0] == 0
-    assert shares[1:] == pytest.approx([0.8] * 5, abs=1e-6)  # the most there is
+    assert shares[1:] == pytest.approx([0.9 * (1 - epoch / 12) for epoch in range(2, 7)], abs=1e-6)  # the most there is
 
 
 @pytest.mark.parametrize(

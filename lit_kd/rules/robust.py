@@ -18,14 +18,14 @@ DECAY = 0.9
 """Of the running means of evidence about a label."""
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
-LARGEST_SHARE = 0.8
-"""Of the trust in a label, what teachers may have."""
+LARGEST_SHARE = 0.9
+"""Of the trust in a label, what teachers may have at first; at the end it is half as much."""
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
-MORE_ERRORS = 10
+MORE_ERRORS = 5
 """That student and teachers are thought to make in each, so that one row decides less."""
 QUALITY_IF_EQUAL = 0.05
-"""Of a teacher with as many errors as the student: above 0, so that the table tells it from worse ones."""
+"""The least of a teacher with no more errors than the student, so that the table tells it from worse ones."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -47,13 +47,13 @@ class Robust(Rule):
     through the confusion of predicted and true classes on trusted rows. Below r = 0.8 the teacher is not listened to.
 
     How is the trust in a label shared out with teachers, who say more of a row than one class? Their errors on
-    validation rows, ten more each, are compared with the student's, over the two latest validations: a teacher that
-    errs as often as the student has a quality of 0.05, one that errs a fifth less often 1, one that errs a hundredth
-    more often 0. Of the trust in a label it has 0.8 times that. Several have together what the best of them would have
-    alone, in proportion to these; the label has the rest. Of what a teacher is trusted with against the label it has
-    0.3, and the other 0.7 times its quality. Where noise is found, the student first learns from that for about two
-    fifths of the warm-up; until then, and before any validation, the quality is 0. A row whose label and teachers are
-    all wrong has no weight at all.
+    validation rows are compared with the student's, over the two latest validations: five more of each, and half a
+    standard error more of a teacher's. A teacher that errs an eighth less often has a quality of 1, one that errs as
+    often 0, or 0.05 without that half. Of the trust in a label it has 0.9 times that at first, and evenly less until it
+    is 0.45 times that at the end. Several have together what the best of them would have alone, in proportion to these;
+    the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7 times its
+    quality. Where noise is found, the student first learns from that for about two fifths of the warm-up; until then,
+    and before any validation, the quality is 0. A row whose label and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
@@ -63,8 +63,8 @@ class Robust(Rule):
     labels that are right; who validates less often than every epoch compares teachers with an earlier, worse student.
 
     Args:
-        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training, whose length must
-            be known then.
+        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. Where nobody
+            knows how long the training is, it counts as a sixth of it.
     """
 
     trains_on_meta = True
@@ -89,6 +89,7 @@ class Robust(Rule):
             )
         self.trusted = trusted
         self.labels = labels
+        self.length = epochs or 6 * self.warmup
         zero, each = torch.zeros(()), torch.zeros(teachers)
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", zero + 1)
@@ -143,7 +144,7 @@ class Robust(Rule):
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
         """Keep the latest counts: who was wrong how often, and of how many rows."""
-        counts = torch.cat([wrong, rows.view(1)]).float()
+        counts = torch.cat([wrong, rows.view(1)]).to(table["weights"])
         kept = table.shared.get("validation_counts", counts.new_zeros(0, len(counts)))
         table.shared["validation_counts"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
 
@@ -162,7 +163,8 @@ class Robust(Rule):
         quality = teacher_quality(table)
         if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
             quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
-        shares, voices = LARGEST_SHARE * quality, 0.3 + 0.7 * quality
+        shares = LARGEST_SHARE * (1 - 0.5 * min((epoch + 1) / self.length, 1)) * quality
+        voices = 0.3 + 0.7 * quality
         table["clean_probability"] = clean
         table["weights"] = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares, voices)
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
@@ -233,13 +235,17 @@ class _Rows(NamedTuple):
 def teacher_quality(table: SampleTable) -> Tensor:
     """How much better than the student each teacher is on validation rows, in [0, 1], ``(K,)`` [ours].
 
-    0.05 for as many errors, 1 for a fifth fewer, 0 for a hundredth more, and before any validation.
+    A teacher's errors count as half a standard error more, half of all errors being thought common to both. Then 1 is
+    for an eighth fewer than the student's, and 0 for as many, but 0.05 if it has no more before. Without any
+    validation it is 0.
     """
     counts = table.shared.get("validation_counts")
     if counts is None:
         return torch.zeros_like(table["teacher_class"][0])
-    errors = ((counts[:, :-1] + MORE_ERRORS) / counts[:, -1:]).sum(0)
-    return (QUALITY_IF_EQUAL + 5 * (1 - errors[1:] / errors[0])).clamp(0, 1)
+    wrong = counts.mean(0)[:-1] + MORE_ERRORS
+    student, teachers = wrong[0], wrong[1:]
+    ratio = (teachers + 0.5 * ((student + teachers) / 2).sqrt()) / student
+    return (8 * (1 - ratio)).clamp(0, 1).maximum(QUALITY_IF_EQUAL * (teachers <= student).to(teachers))
 
 
 def trust_to_weights(
