@@ -19,7 +19,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.9
-"""Of the trust in a label, what teachers may have at first; at the end it is half as much."""
+"""Of the trust in a label, what teachers may have, times the part of the training that is left."""
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
 MORE_ERRORS = 5
@@ -49,11 +49,12 @@ class Robust(Rule):
     How is the trust in a label shared out with teachers, who say more of a row than one class? Their errors on
     validation rows are compared with the student's, over the two latest validations: five more of each, and half a
     standard error more of a teacher's. A teacher that errs an eighth less often has a quality of 1, one that errs as
-    often 0, or 0.05 without that half. Of the trust in a label it has 0.9 times that at first, and evenly less until it
-    is 0.45 times that at the end. Several have together what the best of them would have alone, in proportion to these;
-    the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7 times its
-    quality. Where noise is found, the student first learns from that for about two fifths of the warm-up; until then,
-    and before any validation, the quality is 0. A row whose label and teachers are all wrong has no weight at all.
+    often 0, or 0.05 without that half. Of the trust in a label it has 0.9 times that, times the part of the training
+    that is left: 0.75 at most after the default warm-up, 0.9 / epochs in the last epoch. Several have together what the
+    best of them would have alone, in proportion to these; the label has the rest. Of what a teacher is trusted with
+    against the label it has 0.3, and the other 0.7 times its quality. Where noise is found, the student first learns
+    from that for about two fifths of the warm-up; until then, and before any validation, the quality is 0. A row whose
+    label and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
@@ -163,7 +164,8 @@ class Robust(Rule):
         quality = teacher_quality(table)
         if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
             quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
-        shares = LARGEST_SHARE * (1 - 0.5 * min((epoch + 1) / self.length, 1)) * quality
+        after = min(epoch + 1, self.length - 1)  # never 0: which teacher was heard is to be seen to the end
+        shares = LARGEST_SHARE * (1 - after / self.length) * quality
         voices = 0.3 + 0.7 * quality
         table["clean_probability"] = clean
         table["weights"] = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares, voices)
