@@ -48,17 +48,20 @@ def test_the_report_takes_the_better_of_both_epochs(
     import margins
 
     monkeypatch.setattr(margins, "WEIGHTS", (0.0, 0.7))
-    early, late = [[0.80, 0.82, 0.70, 0.71], [0.84, 0.86, 0.70, 0.71]], [[0.5, 0.6, 0.70, 0.80], [0.5, 0.6, 0.70, 0.90]]
-    cell = {"seeds": [0, 1], "train": early, "train + meta": late, "best": [0.83, 0.83], "last": [0.88, 0.90]}
-    (tmp_path / "digits-sym40-mlp-32.json").write_text(json.dumps(cell | {"auc": [None] * 2, "rate": [[0, 0]] * 2}))
+    early = [[0.82, 0.80, 0.71, 0.70], [0.86, 0.84, 0.71, 0.70], [0.84, 0.85, 0.71, 0.70]]
+    late = [[0.5, 0.6, 0.79, 0.80], [0.5, 0.6, 0.92, 0.90], [0.5, 0.6, 0.70, 0.85]]
+    cell = {"seeds": [0, 1, 2], "train": early, "train + meta": late}
+    cell |= {"best": [0.83, 0.83, 0.83], "last": [0.88, 0.90, 0.89], "silent": [0.86, 0.88, 0.87]}
+    (tmp_path / "digits-sym40-mlp-32.json").write_text(json.dumps(cell | {"auc": [None] * 3, "rate": [[0, 0]] * 3}))
     margins.report([("digits", "sym40", "mlp-32"), ("digits", "not", "done")], tmp_path)
     row = next(csv.DictReader((tmp_path / "margins.csv").open()))
     assert row["best on train"].startswith("84.0")
     assert row["best on train + meta"].startswith("85.0")
     assert row["margin, train"].startswith("+5.0")
     assert row["margin, + meta"].startswith("+4.0")
-    assert (tmp_path / "margins.csv").read_text().splitlines()[1].startswith("digits,sym40,mlp-32,2,0.7,best,84.0")
-    assert ",0.7,last,85.0" in (tmp_path / "margins.csv").read_text()
+    assert row["teacher adds"].startswith("+2.0")
+    assert [row[f"{name}, train"] for name in ("w", "epoch")] == ["0", "best"]
+    assert [row[f"{name}, + meta"] for name in ("w", "epoch")] == ["0.7", "last"]
     text = capsys.readouterr().out
     for line in [
         "on train, weight and epoch in hindsight: mean +5.00",
@@ -66,6 +69,10 @@ def test_the_report_takes_the_better_of_both_epochs(
         "on train, all at the last epoch: mean +18.00",
         "on train + meta, weight and epoch in hindsight: mean +4.00",
         "on train + meta, all at the best validation epoch: mean +23.00",
+        "on train + meta, all at the last epoch: mean +4.00",
+        "on train, weight and epoch in hindsight, of other seeds: mean +5.00",
+        "on train + meta, weight and epoch in hindsight, of other seeds: mean +9.00",  # 8, 0 and 19
+        "on train + meta, all at the best validation epoch, of other seeds: mean +23.00",
     ]:
         assert line in text
 
@@ -74,10 +81,17 @@ def test_yardsticks_of_one_epoch_are_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(str(STUDIES))
     import margins
 
-    cell = ("digits", "clean", "mlp-32")
-    (tmp_path / "digits-clean-mlp-32.json").write_text(json.dumps({"seeds": [0], "train": [[0.5] * 7]}))
-    with pytest.raises(SystemExit, match="lacks the fixed weights' accuracies at the last epoch"):
+    cell, old = ("digits", "clean", "mlp-32"), {"seeds": [0], "train": [[0.5] * 7]}
+    message = "lacks the fixed weights' accuracies at the last epoch"
+    (tmp_path / "yardsticks").mkdir()
+    torch.save(old, tmp_path / "yardsticks" / "digits-clean-mlp-32.pt")
+    with pytest.raises(SystemExit, match=message):
+        margins.run(cell, [0], {}, tmp_path, prepare=True)
+    (tmp_path / "digits-clean-mlp-32.json").write_text(json.dumps(old | {"alm-kd": [0.5], "last": [0.5]}))
+    with pytest.raises(SystemExit, match=message):
         margins.run(cell, [0], {}, tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        margins.report([cell], tmp_path)
 
 
 def test_the_weight_that_is_best_on_other_seeds_is_best_by_no_luck(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -486,7 +486,7 @@ class Epochs:
         return values | {"teacher_class": torch.stack(self.classes[1:], dim=1).float()}
 
     def validate(self, *errors: float) -> None:
-        """How often the student was wrong, then each teacher; of many rows, that five more are nothing."""
+        """How often the student was wrong, then each teacher; of so many rows that what is added is nothing."""
         self.rule.validated(self.table, torch.tensor([round(e * 10**12) for e in errors]), torch.tensor(10**12))
 
     def run(self, epochs: int, scale: float = 1.0, seen: Tensor | None = None) -> SampleTable:
@@ -567,7 +567,9 @@ class TestRobust:
         expected = torch.full((teachers,), 8 * (1 - ratio))
         torch.testing.assert_close(teacher_quality(e.table), expected)
 
-    @pytest.mark.parametrize(("student", "teacher", "quality"), [(8, 8, 0.05), (8, 9, 0.0), (0, 0, 0.05), (12, 4, 1.0)])
+    @pytest.mark.parametrize(
+        ("student", "teacher", "quality"), [(8, 8, 0.05), (9, 8, 0.05), (8, 9, 0.0), (0, 0, 0.05), (12, 4, 1.0)]
+    )
     def test_few_validation_rows(self, teachers: int, student: int, teacher: int, quality: float) -> None:
         e = Epochs([0.4] * teachers)
         e.rule.validated(e.table, torch.tensor([student] + [teacher] * teachers), torch.tensor(12))
@@ -680,10 +682,17 @@ class TestRobustTeachers:
         assert weights[:, 2].mean() > 3 * weights[:, 0].mean()
         # without a validation a voice of 0.3, with a teacher much better than the student 1
         e.validate(0.4, 0.9, 0.1)
-        trusted = e.table["clean_probability"][:180] < 0.01
-        heard = e.run(1)["weights"][:180]
-        ratio = heard[trusted, 2] / weights[trusted, 2]
+        wrong = e.table["clean_probability"][:180] < 0.01
+        heard = e.run(1)["weights"]
+        ratio = heard[:180][wrong, 2] / weights[wrong, 2]
         assert ratio.mean().item() == pytest.approx(1 / 0.3, rel=0.05)
+        assert (heard[300:, 1] == 0).all()
+        assert (heard[300:, 2] > 0.5 * heard[300:].sum(1)).all()
+
+    def test_each_has_a_quality_of_its_own(self) -> None:
+        e = Epochs([0.4] * 3)
+        e.rule.validated(e.table, torch.tensor([50, 10, 60, 50]), torch.tensor(100))
+        assert teacher_quality(e.table).tolist() == pytest.approx([1, 0, 0.05])
 
     def test_weights_by_hand(self) -> None:
         """Every row and class by itself, from the words of the docstring."""

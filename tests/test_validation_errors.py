@@ -72,10 +72,10 @@ def test_a_teacher_beside_labels_after_validation() -> None:
     model = Watched("mlp-8", trained_teachers()[0], num_classes=CLASSES, input_shape=list(SHAPE), optimizer=slow)
     trainer(max_epochs=6).fit(model, Blobs(val=60))
     assert model.table is not None
-    assert model.table.shared["validation_counts"].shape == (2, 3)
+    assert model.table.shared["validation_errors"].shape == (2, 2)
     assert model.table.shared["noise_rate"] == 0
     assert shares[0] == 0
-    # the most there is: of the six epochs' last the share of the one before
+    # quality 1: 0.9 times the part that is left, after the last epoch as after the one before
     assert shares[1:] == pytest.approx([0.9 * (1 - epoch / 6) for epoch in (2, 3, 4, 5, 5)], abs=1e-6)
 
 

@@ -162,7 +162,7 @@ class ALMKD(TableDistiller):
         if self.rule.wants_validation and not in_time:
             rank_zero_warn(
                 f"the rule {self.table_maker} compares teachers and student on validation rows, and this training has "
-                "none in time: labels that are right are heard alone, if no earlier part of the run has compared them. "
+                "none in time: labels that are right are heard alone, unless an earlier part of the run compared both. "
                 "Give the data a val split, and leave limit_val_batches and check_val_every_n_epoch unset"
             )
         if epochs is not None and not any(map(self.rule.active, range(epochs))):

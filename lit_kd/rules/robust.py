@@ -23,9 +23,11 @@ LARGEST_SHARE = 0.9
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
 MORE_ERRORS = 5
-"""That student and teachers are thought to make in each, so that one row decides less."""
-QUALITY_IF_EQUAL = 0.05
-"""The least of a teacher with no more errors than the student, so that the table tells it from worse ones."""
+"""That student and teachers are thought to make in each validation, so that one row decides less."""
+FEWER_ERRORS = 1 / 8
+"""Than the student's, relative to them, that a teacher of quality 1 makes."""
+LEAST_QUALITY = 0.05
+"""Of a teacher with no more errors than the student, so that the table tells it from worse ones."""
 PROVEN = 0.8
 """Probability from which on a teacher is listened to against the label."""
 
@@ -47,20 +49,21 @@ class Robust(Rule):
     through the confusion of predicted and true classes on trusted rows. Below r = 0.8 the teacher is not listened to.
 
     How is the trust in a label shared out with teachers, who say more of a row than one class? Their errors on
-    validation rows are compared with the student's, over the two latest validations: five more of each, and half a
-    standard error more of a teacher's. A teacher that errs an eighth less often has a quality of 1, one that errs as
-    often 0, or 0.05 without that half. Of the trust in a label it has 0.9 times that, times the part of the training
-    that is left: 0.75 at most after the default warm-up, 0.9 / epochs in the last epoch. Several have together what the
-    best of them would have alone, in proportion to these; the label has the rest. Of what a teacher is trusted with
-    against the label it has 0.3, and the other 0.7 times its quality. Where noise is found, the student first learns
-    from that for about two fifths of the warm-up; until then, and before any validation, the quality is 0. A row whose
-    label and teachers are all wrong has no weight at all.
+    validation rows are compared with the student's, over the two latest validations, with five errors more for each and
+    half a standard error more for a teacher: its quality is 1 for an eighth fewer than the student's, falls evenly to 0
+    for as many, and is at least 0.05 if it makes no more before anything is added. Of the trust in a label a teacher
+    has 0.9 times its quality, times the part of the training that is left: about 0.75 at most after the default
+    warm-up, 0.9 / epochs in the last epoch. Several have together what the best of them would have alone, in proportion
+    to these; the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7
+    times its quality. Where noise is found, the student first learns from that for about two fifths of the warm-up;
+    until then, and before any validation, the quality is 0. A row whose label and teachers are all wrong has no weight
+    at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
     against the meta rows of one step); the teachers must not have been trained on meta or validation rows; where
-    validation labels are wrong, good and bad teachers look more alike; of some hundred validation rows a handful
-    decides, and where the student overtakes all teachers, a finished run's table holds no weight of theirs beside
+    validation labels are wrong, good and bad teachers look more alike; where the student makes few errors, few
+    validation rows decide; where it overtakes all teachers, a finished run's table holds no weight of theirs beside
     labels that are right; who validates less often than every epoch compares teachers with an earlier, worse student.
 
     Args:
@@ -144,10 +147,10 @@ class Robust(Rule):
         )
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
-        """Keep the latest counts: who was wrong how often, and of how many rows."""
-        counts = torch.cat([wrong, rows.view(1)]).to(table["weights"])
-        kept = table.shared.get("validation_counts", counts.new_zeros(0, len(counts)))
-        table.shared["validation_counts"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
+        """Keep the latest counts of errors; of two validations, that of more rows has more to say."""
+        counts = wrong.to(table["weights"])
+        kept = table.shared.get("validation_errors", counts[:0].view(0, len(counts)))
+        table.shared["validation_errors"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
 
     def renew(self, table: SampleTable, epoch: int) -> None:
         """From evidence to beliefs, from beliefs to weights."""
@@ -164,7 +167,7 @@ class Robust(Rule):
         quality = teacher_quality(table)
         if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
             quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
-        after = min(epoch + 1, self.length - 1)  # never 0: which teacher was heard is to be seen to the end
+        after = min(epoch + 1, self.length - 1)  # never all: the table is to tell good teachers from others to the end
         shares = LARGEST_SHARE * (1 - after / self.length) * quality
         voices = 0.3 + 0.7 * quality
         table["clean_probability"] = clean
@@ -237,17 +240,18 @@ class _Rows(NamedTuple):
 def teacher_quality(table: SampleTable) -> Tensor:
     """How much better than the student each teacher is on validation rows, in [0, 1], ``(K,)`` [ours].
 
-    A teacher's errors count as half a standard error more, half of all errors being thought common to both. Then 1 is
-    for an eighth fewer than the student's, and 0 for as many, but 0.05 if it has no more before. Without any
-    validation it is 0.
+    Each is thought to make five errors more in a validation, and a teacher half a standard error more, half of all
+    errors being common to both. Then 1 is for an eighth fewer than the student's, and 0 for as many. Who makes no more
+    errors before that has at least 0.05. Without any validation it is 0.
     """
-    counts = table.shared.get("validation_counts")
-    if counts is None:
+    errors = table.shared.get("validation_errors")
+    if errors is None:
         return torch.zeros_like(table["teacher_class"][0])
-    wrong = counts.mean(0)[:-1] + MORE_ERRORS
+    wrong = errors.mean(0) + MORE_ERRORS
     student, teachers = wrong[0], wrong[1:]
-    ratio = (teachers + 0.5 * ((student + teachers) / 2).sqrt()) / student
-    return (8 * (1 - ratio)).clamp(0, 1).maximum(QUALITY_IF_EQUAL * (teachers <= student).to(teachers))
+    standard_error = ((student + teachers) / 2).sqrt()
+    quality = (1 - (teachers + 0.5 * standard_error) / student) / FEWER_ERRORS
+    return quality.clamp(0, 1).maximum(LEAST_QUALITY * (teachers <= student).to(teachers))
 
 
 def trust_to_weights(

@@ -140,8 +140,8 @@ def fixed_weights(datas: list[ScenarioData], teachers: list[nn.Module], student:
         sampler.set_epoch(epoch)
         return torch.from_numpy(sampler.order())
 
-    epochs = train(nets, tasks, EPOCHS, order=order)
-    return torch.stack(epochs).view(2, len(datas), len(WEIGHTS)).transpose(0, 1).flatten(1).tolist()
+    accuracies = train(nets, tasks, EPOCHS, order=order)  # at the best epoch, and at the last
+    return torch.stack(accuracies).view(2, len(datas), len(WEIGHTS)).transpose(0, 1).flatten(1).tolist()
 
 
 def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[list[float]]]:
@@ -161,12 +161,13 @@ def convolutional(data: ScenarioData, student: str) -> tuple[nn.Module, list[lis
     found = []
     for meta in (False, True):
         data.train_on_meta = meta
-        epochs = []
+        accuracies = []
         for weight in WEIGHTS:
             seed_everything(data.seed, verbose=False)
             model = FixedKD(logits, teacher=teacher.student, weight=weight, **options(student, data))
-            epochs.append(fit(model, data))
-        found.append([accuracy for accuracies in zip(*epochs, strict=True) for accuracy in accuracies])
+            accuracies.append(fit(model, data))
+        at_best, last = zip(*accuracies, strict=True)
+        found.append([*at_best, *last])
     data.train_on_meta = None
     return teacher.student, found
 
@@ -190,10 +191,10 @@ def run(cell: Cell, seeds: list[int], folders: dict[str, Path], out: Path, prepa
     if not measure.is_file():
         measure.parent.mkdir(parents=True, exist_ok=True)
         _save(measure, partial(torch.save, yardsticks(datas, student)))
-    if prepare:
-        return
     known = torch.load(measure, weights_only=False)
     _check(measure, known, seeds)
+    if prepare:
+        return
     if not result:
         result = {"seeds": seeds} | {key: known[key] for key in KEYS} | almkd(datas, known["teachers"], student)
         _save(path, lambda part: part.write_text(json.dumps(result)))
@@ -256,6 +257,7 @@ def report(cells: list[Cell], out: Path) -> None:
         if not path.is_file():
             continue
         r = json.loads(path.read_text())
+        _check(path, r, r["seeds"])
         row, own = [*cell, str(len(r["last"]))], []
         for key in KEYS:
             best = best_column(r[key])
@@ -280,7 +282,8 @@ def report(cells: list[Cell], out: Path) -> None:
                 best = best_column(theirs)
                 margins[0].append(100 * (mean(r[mine]) - mean(of_seed[best] for of_seed in theirs)))
                 margins[1].append(mean(unlucky(r[mine], theirs)))
-    head = ["data", "scenario", "student", "seeds", "w", "epoch", "best on train", "w", "epoch", "best on train + meta"]
+    head = ["data", "scenario", "student", "seeds", "w, train", "epoch, train", "best on train"]
+    head += ["w, + meta", "epoch, + meta", "best on train + meta"]
     head += ["ALM-KD, best epoch", "ALM-KD, last epoch", "margin, train", "margin, + meta", "teacher adds", "AUC"]
     head += ["noise: true / estimated"]
     lines = [head, ["---"] * len(head), *rows]
