@@ -241,8 +241,8 @@ def teacher_quality(table: SampleTable) -> Tensor:
     """How much better than the student each teacher is on validation rows, in [0, 1], ``(K,)`` [ours].
 
     Each is thought to make five errors more in a validation, and a teacher half a standard error more, half of all
-    errors being common to both. Then 1 is for an eighth fewer than the student's, and 0 for as many. Who makes no more
-    errors before that has at least 0.05. Without any validation it is 0.
+    errors being common to both. Then 1 is for an eighth fewer than the student's, and 0 for as many. A teacher that
+    makes no more errors than the student, before anything is added, has at least 0.05. Before any validation it is 0.
     """
     errors = table.shared.get("validation_errors")
     if errors is None:
