@@ -25,7 +25,7 @@ from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
 from lit_kd.rules.channels import label_channel, label_log_odds, teacher_channel
 from lit_kd.rules.paper import project
 from lit_kd.rules.pu import fit_clean_probability
-from lit_kd.rules.robust import fits_better, teacher_quality, trust_to_weights
+from lit_kd.rules.robust import teacher_quality, trust_to_weights
 from lit_kd.samples import SampleTable
 
 torch.set_num_threads(1)
@@ -557,25 +557,6 @@ class TestRobust:
             torch.testing.assert_close(found, torch.full_like(found, expected), atol=1e-4, rtol=0)
             torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
 
-    @pytest.mark.parametrize(
-        ("own", "lasting"), [(0.5, 0), (0.4, 0), (0.38, 0.075), (0.3, 0.375), (0.27, 0.4875), (0.25, 0.5), (0, 0.5)]
-    )
-    def test_what_lasts_of_a_teachers_share(self, teachers: int, own: float, lasting: float) -> None:
-        """A student that errs on 40% of validation rows; others that it trains on, and errs on, are not trusted."""
-        e = Epochs([0.4] * teachers)
-        e.noisy[:] = False
-        e.classes[0][TRAIN:] = e.labels[TRAIN:]
-        wrong = slice(TRAIN, TRAIN + round(own * META))
-        e.classes[0][wrong] = (e.labels[wrong] + 1) % NUM_CLASSES
-        e.validate(0.4, *[0.2] * teachers)
-        for epoch, part in (8, 0.3), (14, 0.5), (28, 29 / 30), (29, 29 / 30):
-            e.run(epoch - (3 + len(e.drawn)))
-            weights = e.table["weights"][TRAIN:].double()
-            expected = 0.9 * (1 - (1 - lasting) * part)
-            torch.testing.assert_close(
-                weights[:, 1:].sum(1), torch.full((META,), expected, dtype=torch.float64), atol=1e-5, rtol=0
-            )
-
     def test_errors_of_the_two_latest_validations(self, teachers: int) -> None:
         """The newer of two has as much to say as the older, and one before them nothing; five rows more are wrong."""
         e = Epochs([0.4] * teachers)
@@ -712,23 +693,6 @@ class TestRobustTeachers:
         e = Epochs([0.4] * 3)
         e.rule.validated(e.table, torch.tensor([50, 10, 60, 50]), torch.tensor(100))
         assert teacher_quality(e.table).tolist() == pytest.approx([1, 0, 0.05])
-
-    def test_how_much_better_a_student_fits_its_own_rows(self) -> None:
-        e = Epochs([0.4])
-        trusted = torch.arange(ROWS) >= ROWS - 10
-        assert fits_better(e.table, e.labels, trusted) == 0  # nobody has validated
-        for wrong, rows in [90, 90], [3, 40], [16, 60]:
-            e.rule.validated(e.table, torch.tensor([wrong, 0]), torch.tensor(rows))
-        assert fits_better(e.table, e.labels, torch.zeros(ROWS, dtype=torch.bool)) == 0
-        for own, expected in (0, 1), (1, 1), (2, 0), (10, 0):  # of 10, beside 3 + 16 + 1 of 100
-            e.table["student_class"] = e.labels.float()
-            e.table["student_class"][ROWS - own :] += 1
-            e.table["student_class"][:300] += 1
-            assert fits_better(e.table, e.labels, trusted) == pytest.approx(expected, abs=1e-6)
-        trusted[ROWS - 17 : ROWS - 10] = True  # 3 of 17
-        e.table["student_class"] = e.labels.float()
-        e.table["student_class"][-3:] += 1
-        assert fits_better(e.table, e.labels, trusted) == pytest.approx(3 * (1 - 3 / 17 / 0.2), rel=1e-5)
 
     def test_weights_by_hand(self) -> None:
         """Every row and class by itself, from the words of the docstring."""

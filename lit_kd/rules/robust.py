@@ -19,11 +19,7 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.9
-"""Of the trust in a label, what teachers may have at first; it falls evenly, epoch by epoch."""
-LASTING = 0.5
-"""To what part of that it falls, where the student has come to fit its own rows far better than others; else to 0."""
-FIT_BETTER = 1 / 3
-"""How much lower, relative to that on validation rows, the student's error rate on its own rows is then."""
+"""Of the trust in a label, what teachers may have, times the part of the training that is left."""
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
 MORE_ERRORS = 5
@@ -56,22 +52,19 @@ class Robust(Rule):
     validation rows are compared with the student's, over the two latest validations, with five errors more for each and
     half a standard error more for a teacher: its quality is 1 for an eighth fewer than the student's, falls evenly to 0
     for as many, and is at least 0.05 if it makes no more before anything is added. Of the trust in a label a teacher
-    has 0.9 times its quality at first, and evenly less from epoch to epoch: down to half of that in the end, where the
-    student makes a third fewer errors on the trusted rows that it trains on than on validation rows, for then it fits
-    them by heart, and a teacher tells it more than labels do; down to nothing where it fits both alike, for then it is
-    too small to follow labels and teachers at once; and evenly between. Several have together what the best of them
-    would have alone, in proportion to these; the label has the rest. Of what a teacher is trusted with against the
-    label it has 0.3, and the other 0.7 times its quality. Where noise is found, the student first learns from that for
-    about two fifths of the warm-up; until then, and before any validation, the quality is 0. A row whose label and
-    teachers are all wrong has no weight at all.
+    has 0.9 times its quality, times the part of the training that is left: about 0.75 at most after the default
+    warm-up, 0.9 / epochs in the last epoch. Several have together what the best of them would have alone, in proportion
+    to these; the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7
+    times its quality. Where noise is found, the student first learns from that for about two fifths of the warm-up;
+    until then, and before any validation, the quality is 0. A row whose label and teachers are all wrong has no weight
+    at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
     against the meta rows of one step); the teachers must not have been trained on meta or validation rows; where
     validation labels are wrong, good and bad teachers look more alike; where the student makes few errors, few
     validation rows decide; where it overtakes all teachers, a finished run's table holds no weight of theirs beside
-    labels that are right; who validates less often than every epoch compares teachers with an earlier, worse student;
-    errors on the student's own rows are read while it trains, so with dropout or augmentation teachers fade sooner.
+    labels that are right; who validates less often than every epoch compares teachers with an earlier, worse student.
 
     Args:
         warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. Where nobody
@@ -154,10 +147,10 @@ class Robust(Rule):
         )
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
-        """Keep the latest counts, of errors and of rows; of two validations, that of more rows has more to say."""
-        counts = torch.cat([wrong, rows.view(1)]).to(table["weights"])
-        kept = table.shared.get("validation_counts", counts[:0].view(0, len(counts)))
-        table.shared["validation_counts"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
+        """Keep the latest counts of errors; of two validations, that of more rows has more to say."""
+        counts = wrong.to(table["weights"])
+        kept = table.shared.get("validation_errors", counts[:0].view(0, len(counts)))
+        table.shared["validation_errors"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
 
     def renew(self, table: SampleTable, epoch: int) -> None:
         """From evidence to beliefs, from beliefs to weights."""
@@ -174,14 +167,13 @@ class Robust(Rule):
         quality = teacher_quality(table)
         if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
             quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
-        trusted = rows.trusted & known
-        lasting = LASTING * fits_better(table, rows.labels, trusted)
         after = min(epoch + 1, self.length - 1)  # never all: the table is to tell good teachers from others to the end
-        shares = LARGEST_SHARE * (1 - (1 - lasting) * after / self.length) * quality
+        shares = LARGEST_SHARE * (1 - after / self.length) * quality
         voices = 0.3 + 0.7 * quality
         table["clean_probability"] = clean
         table["weights"] = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares, voices)
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
+        trusted = rows.trusted & known
         student, num_classes = table["student_class"].long(), table.shared["teacher_channel"].shape[-1]
         table.shared["teacher_channel"] = teacher_channel(classes[trusted], rows.labels[trusted], num_classes)
         # of trusted rows too: else a hard row would speak against its label where it is not trusted, and there alone
@@ -252,33 +244,14 @@ def teacher_quality(table: SampleTable) -> Tensor:
     errors being common to both. Then 1 is for an eighth fewer than the student's, and 0 for as many. A teacher that
     makes no more errors than the student, before anything is added, has at least 0.05. Before any validation it is 0.
     """
-    counts = table.shared.get("validation_counts")
-    if counts is None:
+    errors = table.shared.get("validation_errors")
+    if errors is None:
         return torch.zeros_like(table["teacher_class"][0])
-    wrong = counts[:, :-1].mean(0) + MORE_ERRORS
+    wrong = errors.mean(0) + MORE_ERRORS
     student, teachers = wrong[0], wrong[1:]
     standard_error = ((student + teachers) / 2).sqrt()
     quality = (1 - (teachers + 0.5 * standard_error) / student) / FEWER_ERRORS
     return quality.clamp(0, 1).maximum(LEAST_QUALITY * (teachers <= student).to(teachers))
-
-
-def fits_better(table: SampleTable, labels: Tensor, trusted: Tensor) -> Tensor:
-    """How much better the student fits trusted rows that it trains on than validation rows, in [0, 1], ``()`` [ours].
-
-    1 is for an error rate that is lower by a third, or more, and 0 for one that is no lower. The student is thought to
-    make one error more on validation rows, so that there is always one. Before any validation it is 0.
-
-    Args:
-        table: With the classes that the student predicted while training, ``(N,)``.
-        labels: ``(N,)``.
-        trusted: Which rows are trusted and were seen, ``(N,)``.
-    """
-    counts = table.shared.get("validation_counts")
-    if counts is None or not trusted.any():
-        return torch.zeros_like(table["student_class"][0])
-    own = (table["student_class"][trusted].long() != labels[trusted]).to(counts).mean()
-    others = (counts[:, 0].sum() + 1) / counts[:, -1].sum()
-    return ((1 - own / others) / FIT_BETTER).clamp(0, 1)
 
 
 def trust_to_weights(
