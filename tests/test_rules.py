@@ -25,7 +25,7 @@ from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
 from lit_kd.rules.channels import label_channel, label_log_odds, teacher_channel
 from lit_kd.rules.paper import project
 from lit_kd.rules.pu import fit_clean_probability
-from lit_kd.rules.robust import teacher_quality, trust_to_weights
+from lit_kd.rules.robust import memorization, teacher_quality, trust_to_weights
 from lit_kd.samples import SampleTable
 
 torch.set_num_threads(1)
@@ -548,14 +548,55 @@ class TestRobust:
         e.readings = lambda: draw() | {"teacher_right": torch.zeros(ROWS, teachers)}  # type: ignore[method-assign]
         assert (e.run(1)["weights"][:, 1:] == 0).all()  # epoch 4, and nobody has validated
         e.validate(0.4, *[error] * teachers)
-        # before the two fifths of five epochs are over, after them, at 18 epochs from the end, and at the end
-        for epoch, share in (5, 0.0 if noise else 0.72), (6, 0.69), (11, 0.54), (28, 0.03), (29, 0.03):
+        # before 1.6 times five epochs are over, after them, at 18 epochs from the end, and at the end
+        for epoch, share in (5, 0.0), (6, 0.0), (7, 0.66), (11, 0.54), (28, 0.03), (29, 0.03):
             e.run(epoch - (3 + len(e.drawn)))
             weights = e.table["weights"][300:].double()
             expected = share * quality
             found = weights[:, 1:].sum(1) / weights.sum(1)
             torch.testing.assert_close(found, torch.full_like(found, expected), atol=1e-4, rtol=0)
             torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
+
+    @pytest.mark.parametrize(("warmup", "first"), [(1, 2), (2, 3), (3, 5), (10, 16)])
+    def test_when_teachers_are_first_heard(self, teachers: int, warmup: int, first: int) -> None:
+        """Beside labels at all, and against them with full voice, from 1.6 warm-ups on."""
+        e = Epochs([0.4] * teachers, warmup=warmup)
+        for classes in e.classes[1:]:
+            classes[:180] = (e.labels[:180] + 1) % NUM_CLASSES
+        draw = e.readings
+        e.readings = lambda: draw() | {"teacher_right": torch.ones(ROWS, teachers)}  # type: ignore[method-assign]
+        e.validate(0.4, *[0.0] * teachers)
+        for epoch in range(warmup, first + 2):
+            table = e.run(1)
+            weights = table["weights"].double()
+            trust = weights[TRAIN:].sum(1)
+            share = weights[TRAIN:, 1:].sum(1) / trust
+            assert (share > 0.3).all() if epoch >= first else (share == 0).all()
+            clean = table["clean_probability"][:180].double()
+            voice = (weights[:180, 1:].sum(1) / trust[0] - share[0] * clean) / (1 - clean)
+            expected = 1.0 if epoch >= first else 0.3
+            torch.testing.assert_close(voice, torch.full_like(voice, expected), atol=1e-3, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("own", "lasting"), [(0.5, 0), (0.4, 0), (0.38, 0.075), (0.3, 0.375), (0.27, 0.4875), (0.25, 0.5), (0, 0.5)]
+    )
+    @pytest.mark.parametrize("noise", [True, False])
+    def test_what_lasts_of_a_teachers_share(self, teachers: int, own: float, lasting: float, noise: bool) -> None:
+        """A student that errs on 40% of validation rows; what it errs on of rows that are not trusted is no matter."""
+        e = Epochs([0.4] * teachers)
+        e.noisy &= noise
+        draw = e.readings
+        e.readings = lambda: draw() | {"teacher_right": torch.zeros(ROWS, teachers)}  # type: ignore[method-assign]
+        e.validate(0.4, *[0.375] * teachers)  # a quality of a half
+        wrong = slice(TRAIN, TRAIN + round(own * META))
+        for epoch, part in (8, 9 / 30), (14, 15 / 30), (28, 29 / 30), (29, 29 / 30):
+            e.classes[0][TRAIN:] = e.labels[TRAIN:]
+            e.run(epoch - 1 - (3 + len(e.drawn)))  # by heart, and only the latest epoch counts
+            e.classes[0][wrong] = (e.labels[wrong] + 1) % NUM_CLASSES
+            e.run(1)
+            weights = e.table["weights"][TRAIN:].double()
+            found, expected = weights[:, 1:].sum(1) / weights.sum(1), 0.5 * 0.9 * (1 - (1 - lasting) * part)
+            torch.testing.assert_close(found, torch.full_like(found, expected), atol=1e-5, rtol=0)
 
     def test_errors_of_the_two_latest_validations(self, teachers: int) -> None:
         """The newer of two has as much to say as the older, and one before them nothing; five rows more are wrong."""
@@ -624,6 +665,16 @@ class TestRobust:
         assert clean[0].item() == pytest.approx(1 - table.shared["noise_rate"].item(), abs=0.01)
         torch.testing.assert_close(clean[hidden], torch.tensor([clean[0]] * 3 + [1.0, 1.0]))
 
+    def test_what_it_has_not_seen_it_has_not_memorized(self, teachers: int) -> None:
+        """Rows never seen have class 0 in the table, which is the label of these."""
+        e = Epochs([0.4] * teachers)
+        e.noisy[:] = False
+        e.labels[TRAIN + 200 :] = 0
+        e.validate(0.6, *[0.2] * teachers)
+        # of these 200 it errs on 120, as often as on validation rows; of all 300 as often as on two thirds of them
+        weights = e.run(11, seen=torch.arange(TRAIN + 200))["weights"]
+        torch.testing.assert_close(weights[:TRAIN, 1:].sum(1), torch.full((TRAIN,), 0.9 * 0.5))
+
     def test_an_epoch_without_trusted_rows(self, teachers: int) -> None:
         """A short epoch (``limit_train_batches``) may hold none: nothing is proven, nothing breaks."""
         e = Epochs([0.1] * teachers)
@@ -645,7 +696,7 @@ class TestRobust:
         whole, half = Epochs([0.3] * teachers), Epochs([0.3] * teachers)
         for epochs in (whole, half):
             epochs.run(6)
-            epochs.validate(0.3, *[0.2] * teachers)
+            epochs.validate(0.5, *[0.2] * teachers)  # it errs on 0.4 of its own: a part lasts
         whole.run(3)
         half.run(1)
         half.rule = Robust(warmup_epochs=5)
@@ -693,6 +744,28 @@ class TestRobustTeachers:
         e = Epochs([0.4] * 3)
         e.rule.validated(e.table, torch.tensor([50, 10, 60, 50]), torch.tensor(100))
         assert teacher_quality(e.table).tolist() == pytest.approx([1, 0, 0.05])
+
+    def test_memorization_by_hand(self) -> None:
+        e = Epochs([0.4])
+        trusted = torch.arange(ROWS) >= ROWS - 10
+        assert memorization(e.table, e.labels, trusted) == 0  # nobody has validated
+        for wrong, rows in [90, 90], [3, 40], [16, 60]:
+            e.rule.validated(e.table, torch.tensor([wrong, 0]), torch.tensor(rows))
+        assert memorization(e.table, e.labels, torch.zeros(ROWS, dtype=torch.bool)) == 0
+        # 19 of the latest 100, and five more of each 50 on both sides: 0.29, against 0.1 and the errors among ten
+        for own, expected in (0, 1.0), (1, 3 * (1 - 0.2 / 0.29)), (2, 0.0), (10, 0.0):
+            e.table["student_class"] = e.labels.float()
+            e.table["student_class"][ROWS - own :] += 1
+            e.table["student_class"][:300] += 1
+            assert memorization(e.table, e.labels, trusted) == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize("errors", [0, 1, 5, 40])
+    def test_a_student_that_errs_alike_has_memorized_nothing(self, errors: int) -> None:
+        e = Epochs([0.4])
+        e.rule.validated(e.table, torch.tensor([errors, 0]), torch.tensor(META))
+        e.table["student_class"] = e.labels.float()
+        e.table["student_class"][ROWS - errors :] += 1
+        assert memorization(e.table, e.labels, torch.arange(ROWS) >= TRAIN) == pytest.approx(0, abs=1e-6)
 
     def test_weights_by_hand(self) -> None:
         """Every row and class by itself, from the words of the docstring."""
@@ -870,10 +943,13 @@ class TestRobustObserve:
         assert roc_auc_score(~planted.wrong.numpy(), evidence) > 0.8
 
     def test_schedule(self) -> None:
-        for epochs, first in [(30, 4), (60, 9), (6, 0), (1, 0)]:
+        for epochs, first in [(30, 2), (60, 5), (6, 0), (1, 0)]:
             rule = Robust()
             started(rule, 4, 1, 2, epochs)
             assert [e for e in range(epochs) if rule.active(e)] == list(range(first, epochs))
+        rule = Robust(warmup_epochs=4)
+        rule.start(SampleTable(1, ""), 1, torch.tensor([False]), torch.tensor([0]), epochs=None)
+        assert rule.length == 40
         rule = Robust(warmup_epochs=3)
         table = started(rule, ROWS, 1, META)
         before = table.state_dict()["columns"]

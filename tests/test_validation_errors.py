@@ -59,24 +59,42 @@ def test_a_part_of_the_rows_and_not_every_epoch() -> None:
 
 
 def test_a_teacher_beside_labels_after_validation() -> None:
-    """A student that learns too slowly, and a teacher with all of its training behind it."""
+    """A student that learns slowly, and a teacher with all of its training behind it; errors are counted anew here."""
     shares: list[float] = []
+    expected: list[float] = []
+    memorized: list[float] = []
+    wrong: list[float] = []
+    data = Blobs(val=60)
 
     class Watched(ALMKD):
         def on_train_epoch_end(self) -> None:
             super().on_train_epoch_end()
             assert self.table is not None
             shares.append(float(self.table["weights"][:, 1].mean()))
+            if wrong:  # the weights were renewed before this epoch's validation
+                trusted, latest = self.data.trusted, wrong[-2:]
+                own = float((self.table["student_class"] != self.data.labels)[trusted].double().mean())
+                m = 3 * (1 - (own + 5 / 60) / (sum(latest) / len(latest) / 60 + 5 / 60))
+                memorized.append(m)
+                after = min(self.current_epoch + 1, 11)
+                # the teacher errs on none of them: it has quality 1
+                expected.append(0.9 * (1 - (1 - 0.5 * min(max(m, 0), 1)) * after / 12))
+            rows = data.parts.val.__getitems__(list(range(60)))
+            with torch.no_grad():
+                wrong.append(zero_one_loss(rows.y, self.student.eval()(rows.x).argmax(-1), normalize=False))
+            self.student.train()
 
-    slow = partial(torch.optim.SGD, lr=1e-4)
+    slow = partial(torch.optim.SGD, lr=1e-2)
     model = Watched("mlp-8", trained_teachers()[0], num_classes=CLASSES, input_shape=list(SHAPE), optimizer=slow)
-    trainer(max_epochs=6).fit(model, Blobs(val=60))
+    trainer(max_epochs=12).fit(model, data)
     assert model.table is not None
-    assert model.table.shared["validation_errors"].shape == (2, 2)
     assert model.table.shared["noise_rate"] == 0
+    assert model.table.shared["validation_counts"].shape == (2, 3)
     assert shares[0] == 0
-    # quality 1: 0.9 times the part that is left, after the last epoch as after the one before
-    assert shares[1:] == pytest.approx([0.9 * (1 - epoch / 6) for epoch in (2, 3, 4, 5, 5)], abs=1e-6)
+    assert min(memorized) <= 0
+    assert max(memorized) > 1
+    assert any(0 < m < 1 for m in memorized)
+    assert shares[1:] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

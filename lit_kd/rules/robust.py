@@ -19,7 +19,13 @@ DECAY = 0.9
 TEACHER_DECAY = 0.7
 """Of the running mean of the belief in a teacher, which changes faster, as the student learns."""
 LARGEST_SHARE = 0.9
-"""Of the trust in a label, what teachers may have, times the part of the training that is left."""
+"""Of the trust in a label, what a teacher of quality 1 would have at the training's start; later it has less."""
+LASTING = 0.5
+"""What part of that is left at the end where the student knows its rows by heart; none where it fits others as well."""
+FEWER_OWN_ERRORS = 1 / 3
+"""Than on validation rows, relative to these, that a student makes on rows that it knows by heart."""
+FIRST_HEARD = 1.6
+"""Warm-ups after which teachers are first heard beside labels; a student of wrong labels has begun to unlearn them."""
 VALIDATIONS = 2
 """Over how many of the latest ones errors are compared."""
 MORE_ERRORS = 5
@@ -52,23 +58,29 @@ class Robust(Rule):
     validation rows are compared with the student's, over the two latest validations, with five errors more for each and
     half a standard error more for a teacher: its quality is 1 for an eighth fewer than the student's, falls evenly to 0
     for as many, and is at least 0.05 if it makes no more before anything is added. Of the trust in a label a teacher
-    has 0.9 times its quality, times the part of the training that is left: about 0.75 at most after the default
-    warm-up, 0.9 / epochs in the last epoch. Several have together what the best of them would have alone, in proportion
-    to these; the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the other 0.7
-    times its quality. Where noise is found, the student first learns from that for about two fifths of the warm-up;
-    until then, and before any validation, the quality is 0. A row whose label and teachers are all wrong has no weight
-    at all.
+    has 0.9 times its quality, times ``1 - (1 - m / 2) e / n`` after e of n epochs, the last of which counts as the one
+    before. m is how far the student has memorized its rows: 1 where the error rate on trusted rows, each read when the
+    student last learned from it, is lower by a third or more than that on validation rows, 0 where it is no lower, as
+    in a student that is too small to follow labels and teachers at once, and evenly between, with the same five errors
+    added to both. So in ten epochs or more, with a warm-up of the default length, one of quality 1 begins with 0.72 or
+    more, and ends with 0.9 / n to 0.45 (1 + 1 / n). Several have together what the best of them would have alone, in
+    proportion to these; the label has the rest. Of what a teacher is trusted with against the label it has 0.3, and the
+    other 0.7 times its quality. Until 1.6 warm-ups, to the nearest epoch, are over, and before any validation, the
+    quality is 0. A row whose label and teachers are all wrong has no weight at all.
 
     Its limits: meta and training rows must be exchangeable but for the noise, augmentation included; evidence is read
     against features of up to 512 meta rows of the latest steps (with ``meta_gradient="exact"`` through all layers,
     against the meta rows of one step); the teachers must not have been trained on meta or validation rows; where
     validation labels are wrong, good and bad teachers look more alike; where the student makes few errors, few
     validation rows decide; where it overtakes all teachers, a finished run's table holds no weight of theirs beside
-    labels that are right; who validates less often than every epoch compares teachers with an earlier, worse student.
+    labels that are right. Validations are of earlier epochs, the more so where they are rarer: teachers are compared
+    with an earlier, worse student, and one that learns fast looks as if it had memorized more; with dropout,
+    augmentation or batch statistics, less.
 
     Args:
-        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a sixth of the training. Where nobody
-            knows how long the training is, it counts as a sixth of it.
+        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a tenth of the training. Where nobody
+            knows how long the training is, it counts as a tenth of it. Teachers are first heard beside labels after
+            1.6 times as many.
     """
 
     trains_on_meta = True
@@ -85,15 +97,15 @@ class Robust(Rule):
         if self.warmup_epochs is not None:
             self.warmup = self.warmup_epochs
         elif epochs is not None:
-            self.warmup = max(1, round(epochs / 6))
+            self.warmup = max(1, round(epochs / 10))
         else:
             raise ValueError(
-                "expected to know how long the training is, to warm up for a sixth of it: set the trainer's max_epochs "
+                "expected to know how long the training is, to warm up for a tenth of it: set the trainer's max_epochs "
                 "or max_steps, or pass rule=lit_kd.rules.Robust(warmup_epochs=...)"
             )
         self.trusted = trusted
         self.labels = labels
-        self.length = epochs or 6 * self.warmup
+        self.length = epochs or 10 * self.warmup
         zero, each = torch.zeros(()), torch.zeros(teachers)
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", zero + 1)
@@ -147,10 +159,10 @@ class Robust(Rule):
         )
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
-        """Keep the latest counts of errors; of two validations, that of more rows has more to say."""
-        counts = wrong.to(table["weights"])
-        kept = table.shared.get("validation_errors", counts[:0].view(0, len(counts)))
-        table.shared["validation_errors"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
+        """Keep the latest counts, of errors and of rows; of two validations, that of more rows has more to say."""
+        counts = torch.cat([wrong, rows.view(1)]).to(table["weights"])
+        kept = table.shared.get("validation_counts", counts[:0].view(0, len(counts)))
+        table.shared["validation_counts"] = torch.cat([kept, counts.unsqueeze(0)])[-VALIDATIONS:]
 
     def renew(self, table: SampleTable, epoch: int) -> None:
         """From evidence to beliefs, from beliefs to weights."""
@@ -165,15 +177,16 @@ class Robust(Rule):
         classes = table["teacher_class"].long()
         clean = self._clean(table, rows, known)
         quality = teacher_quality(table)
-        if table.shared["noise_rate"] > 0 and epoch + 1 < round(1.4 * self.warmup):
-            quality = torch.zeros_like(quality)  # the student is still that which learned from all labels
+        if epoch + 1 < round(FIRST_HEARD * self.warmup):
+            quality = torch.zeros_like(quality)
+        trusted = rows.trusted & known
+        m = memorization(table, rows.labels, trusted)
         after = min(epoch + 1, self.length - 1)  # never all: the table is to tell good teachers from others to the end
-        shares = LARGEST_SHARE * (1 - after / self.length) * quality
+        shares = LARGEST_SHARE * (1 - (1 - LASTING * m) * after / self.length) * quality
         voices = 0.3 + 0.7 * quality
         table["clean_probability"] = clean
         table["weights"] = trust_to_weights(clean, self._teacher_right(table), classes, rows.labels, shares, voices)
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
-        trusted = rows.trusted & known
         student, num_classes = table["student_class"].long(), table.shared["teacher_channel"].shape[-1]
         table.shared["teacher_channel"] = teacher_channel(classes[trusted], rows.labels[trusted], num_classes)
         # of trusted rows too: else a hard row would speak against its label where it is not trusted, and there alone
@@ -244,14 +257,35 @@ def teacher_quality(table: SampleTable) -> Tensor:
     errors being common to both. Then 1 is for an eighth fewer than the student's, and 0 for as many. A teacher that
     makes no more errors than the student, before anything is added, has at least 0.05. Before any validation it is 0.
     """
-    errors = table.shared.get("validation_errors")
-    if errors is None:
+    counts = table.shared.get("validation_counts")
+    if counts is None:
         return torch.zeros_like(table["teacher_class"][0])
-    wrong = errors.mean(0) + MORE_ERRORS
+    wrong = counts[:, :-1].mean(0) + MORE_ERRORS
     student, teachers = wrong[0], wrong[1:]
     standard_error = ((student + teachers) / 2).sqrt()
     quality = (1 - (teachers + 0.5 * standard_error) / student) / FEWER_ERRORS
     return quality.clamp(0, 1).maximum(LEAST_QUALITY * (teachers <= student).to(teachers))
+
+
+def memorization(table: SampleTable, labels: Tensor, trusted: Tensor) -> Tensor:
+    """How far the student knows its own rows better than others, in [0, 1], ``()`` [ours].
+
+    Its error rate on trusted rows, as it learns from them, against that on rows of the latest validations, five errors
+    of one validation's rows added to both rates: 1 where it is then lower by a third or more, falling evenly to 0 where
+    it is no lower. Without any validation, or trusted rows that were seen, it is 0.
+
+    Args:
+        table: With the classes that the student predicted when it last saw a row, and the counts of validations.
+        labels: ``(N,)``.
+        trusted: Which rows are trusted and were seen, ``(N,)``.
+    """
+    counts = table.shared.get("validation_counts")
+    if counts is None or not trusted.any():
+        return torch.zeros_like(table["student_class"][0])
+    more = MORE_ERRORS / counts[:, -1].mean()
+    own = (table["student_class"][trusted].long() != labels[trusted]).to(counts).mean() + more
+    others = counts[:, 0].sum() / counts[:, -1].sum() + more
+    return ((1 - own / others) / FEWER_OWN_ERRORS).clamp(0, 1)
 
 
 def trust_to_weights(
