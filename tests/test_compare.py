@@ -25,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 from lit_kd import __version__
 from lit_kd.cli import main
+from lit_kd.compare import report
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
 
@@ -162,8 +163,14 @@ class TestResults:
         for column, name in ((1, "test_accuracy"), (2, "test_accuracy_last")):
             means = {m: np.mean([float(r[name]) for r in rows if r["method"] == m]) for m in FOLDERS if m != "teacher"}
             bold = [line[0] for line in lines if line[column].startswith("**") and line[column].endswith("**")]
-            assert bold == [max(means, key=lambda method: means[method])]
-        assert sum(line.count("**") for line in table()) == 4
+            assert bold == [m for m in means if f"{means[m]:.3f}" == f"{max(means.values()):.3f}"]
+
+    def test_all_that_are_best_as_printed_are_bold(self) -> None:
+        accuracies = {"teacher": 0.99, "A": 0.9512, "B": 0.9508, "C": 0.9502}
+        by_method: Any = {m: [{"test_accuracy": a, "test_accuracy_last": 0.5 + a / 10}] for m, a in accuracies.items()}
+        rows = report._table(by_method, ["teacher"])[1]
+        assert [row[1] for row in rows] == ["99.0", "**95.1**", "**95.1**", "95.0"]
+        assert [row[2] for row in rows] == ["59.9", "**59.5**", "**59.5**", "**59.5**"]
 
 
 def training(row: dict[str, str]) -> Path:

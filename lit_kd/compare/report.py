@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
 from rich import box
 from rich.console import Console
@@ -94,12 +93,13 @@ def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[lis
         for name, (_, factor, digits) in heads.items():
             row.append(mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
         rows.append(row)
-    names = list(by_method)
-    students = [row for row, method in enumerate(names) if method not in teachers]
+    students = [row for row, method in zip(rows, by_method, strict=True) if method not in teachers]
     for column, name in enumerate(heads, start=1):
         if name in ("test_accuracy", "test_accuracy_last") and students:
-            best = max(students, key=lambda row: mean(r[name] for r in by_method[names[row]]))
-            rows[best][column] = f"**{rows[best][column]}**"
+            means = [float(row[column].split()[0]) for row in students]  # as printed: all that equal the best are
+            for row, found in zip(students, means, strict=True):
+                if found == max(means):
+                    row[column] = f"**{row[column]}**"
     return ["method", *(head for head, _, _ in heads.values())], rows
 
 
