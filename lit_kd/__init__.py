@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lit_kd.version import __version__
 
 if TYPE_CHECKING:
-    from lit_kd.data import Batch
     from lit_kd.distiller import Distiller
-    from lit_kd.features import Outputs
     from lit_kd.methods import (
         ALMKD,
         KD,
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
         Supervised,
         WeightedDistillation,
     )
+    from lit_kd.types import Batch, Outputs
 
 __all__ = [
     "ALMKD",
@@ -39,6 +38,6 @@ def __getattr__(name: str) -> Any:
     """Import torch and Lightning only when something needs them: ``lit-kd --version`` answers at once."""
     if name not in __all__:
         raise AttributeError(f"module 'lit_kd' has no attribute {name!r}")
-    from lit_kd import data, distiller, features, methods
+    from lit_kd import distiller, methods, types
 
-    return next(getattr(m, name) for m in (methods, distiller, features, data) if hasattr(m, name))
+    return next(getattr(m, name) for m in (methods, distiller, types) if hasattr(m, name))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from lightning import Callback
 
-from lit_kd.cli import main
+from lit_kd.cli.main import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUIET = (

@@ -25,7 +25,7 @@ from lit_kd import (
 )
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
-from lit_kd.rules import Amal, Paper
+from lit_kd.weightings import Amal, Paper
 
 METHODS: dict[str, Callable[..., Distiller]] = {
     "supervised": lambda student, teachers, **base: Supervised(student, **base),

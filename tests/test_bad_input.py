@@ -15,11 +15,11 @@ from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import lit_kd.distiller
+import lit_kd.distiller.base
 from lit_kd import ALMKD, KD, Distiller, Supervised
 from lit_kd.data import DigitsDataModule, DistillationDataModule, TensorRows, transition_matrix
-from lit_kd.features import Tapped
 from lit_kd.models import build_model
+from lit_kd.models.taps import Tapped
 
 DISTILLED = [method for method in METHODS if method != "supervised"]
 NEED_META = [method for method in METHODS if method.startswith("almkd")]
@@ -320,7 +320,7 @@ class TestNotFinite:
         self, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """To read each batch would stall it; no weights are renewed with what it said, and no checkpoint is written."""
-        monkeypatch.setattr(lit_kd.distiller, "stalls", lambda device: True)
+        monkeypatch.setattr(lit_kd.distiller.base, "stalls", lambda device: True)
         teachers = [Sick(torch.nan, 4), trained_teachers()[0]]
         model = build(method, teachers=teachers)
         if isinstance(model, ALMKD):
@@ -334,7 +334,7 @@ class TestNotFinite:
         assert not list(tmp_path.iterdir())
 
     def test_on_an_accelerator_at_the_first_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lit_kd.distiller, "stalls", lambda device: True)
+        monkeypatch.setattr(lit_kd.distiller.base, "stalls", lambda device: True)
         refused(build("kd", teachers=[Sick(torch.nan)]), "expected finite numbers in teacher 0's logits", Blobs())
 
     def test_what_was_wrong_is_forgotten(self) -> None:

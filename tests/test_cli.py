@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 import lit_kd.methods
 from lit_kd import KD, __version__
-from lit_kd.callbacks import REDRAWS, Bar
-from lit_kd.cli import main
+from lit_kd.cli.lightning import make_cli
+from lit_kd.cli.main import main
 from lit_kd.data import DigitsDataModule
-from lit_kd.lightning_cli import make_cli
+from lit_kd.report.callbacks import REDRAWS, Bar
 
 TINY = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4")
 ONE, TWO = "--trainer.max_epochs=1", "--trainer.max_epochs=2"
@@ -276,14 +276,14 @@ class TestHelp:
 
     def test_version_answers_without_torch(self) -> None:
         check = "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
-        script = f"import sys; sys.argv[0] = 'lit-kd'; from lit_kd.cli import main; main(); {check}"
+        script = f"import sys; sys.argv[0] = 'lit-kd'; from lit_kd.cli.main import main; main(); {check}"
         assert shell(sys.executable, "-c", script, "--version") == (0, f"lit-kd {__version__}\n", "")
         assert shell(sys.executable, "-m", "lit_kd", "--version") == (0, f"lit-kd {__version__}\n", "")
         assert shell(COMMAND, "--version") == (0, f"lit-kd {__version__}\n", "")
 
     def test_a_comparison_s_help_needs_no_torch(self) -> None:
         check = "assert 'torch' not in sys.modules"
-        script = f"import sys; from lit_kd.cli import main\ntry: main()\nfinally: {check}"
+        script = f"import sys; from lit_kd.cli.main import main\ntry: main()\nfinally: {check}"
         code, out, err = shell(sys.executable, "-c", script, "compare", "--help")
         assert (code, err) == (0, "")
         assert "--max_epochs" in out
@@ -371,7 +371,9 @@ class TestErrors:
 
 
 def test_works_without_wandb() -> None:
-    script = "import sys; sys.modules['wandb'] = None; import lit_kd; lit_kd.KD; from lit_kd.cli import main; main()"
+    script = (
+        "import sys; sys.modules['wandb'] = None; import lit_kd; lit_kd.KD; from lit_kd.cli.main import main; main()"
+    )
     given = ("fit", *configs("supervised"), *TINY, ONE)
     code, _, err = shell(sys.executable, "-c", script, *given)
     assert code == 0, err

@@ -24,10 +24,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import roc_auc_score
 
 from lit_kd import __version__
-from lit_kd.cli import main
-from lit_kd.compare import report
+from lit_kd.cli.main import main
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
+from lit_kd.report import report
 
 RECIPE: dict[str, Any] = {
     "seeds": [0, 1],

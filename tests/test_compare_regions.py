@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from test_compare import RECIPE, TINY, compare, trained
 
-from lit_kd.compare import regions
 from lit_kd.data import SpiralDataModule
 from lit_kd.models import load_student
+from lit_kd.report import regions
 
 PLANAR: dict[str, Any] = copy.deepcopy(RECIPE)
 PLANAR["seeds"] = [1, 0]

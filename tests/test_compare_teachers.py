@@ -14,11 +14,11 @@ import yaml
 from commands import call, files, read_csv, read_yaml
 from PIL import Image
 
-from lit_kd.compare import command
-from lit_kd.compare.recipe import Job, read_recipe
-from lit_kd.compare.training import picks_right
+from lit_kd.cli.recipe import Job, read_recipe
+from lit_kd.cli.training import picks_right
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
+from lit_kd.report import command
 
 SUPERVISED, KD = {"class_path": "Supervised"}, {"class_path": "KD"}
 CHAIN: dict[str, Any] = {

@@ -15,7 +15,7 @@ from test_data_vision import write_cifar, write_folder, write_mnist
 import lit_kd
 import lit_kd.data
 from lit_kd.data import CIFAR10DataModule, CIFAR100DataModule
-from lit_kd.tabled import TableDistiller
+from lit_kd.distiller.tabled import TableDistiller
 
 DIGITS, SUPERVISED = CONFIGS / "data" / "digits.yaml", CONFIGS / "methods" / "supervised.yaml"
 SHORT = (*QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")

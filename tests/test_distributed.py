@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from lit_kd import KD
 from lit_kd.data.rows import Indexed
+from lit_kd.data.table import all_rows
 from lit_kd.models import build_model
-from lit_kd.samples import all_rows
-from lit_kd.teacher_cache import PROBED, TeacherCache
+from lit_kd.teachers.cache import PROBED, TeacherCache
 
 ROWS = 12
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lit_kd.methods
 from lit_kd import KD, Batch, Outputs
-from lit_kd.lightning_cli import make_cli
+from lit_kd.cli.lightning import make_cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text() for path in (ROOT / "docs").rglob("*.md")}

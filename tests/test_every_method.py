@@ -28,11 +28,11 @@ from torch.utils.data import DataLoader
 
 from lit_kd import ALMKD, KD, Distiller, RobustActiveDistillation
 from lit_kd.data import Source, TensorRows
+from lit_kd.data.table import SampleTable
+from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.models import build_model
-from lit_kd.rules import MetaStep, Rule
-from lit_kd.samples import SampleTable
-from lit_kd.tabled import TableDistiller
+from lit_kd.weightings import MetaStep, Rule
 
 every_method = pytest.mark.parametrize("method", METHODS)
 automatic_and_manual = pytest.mark.parametrize("method", ["kd", "almkd-paper"])

@@ -20,8 +20,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_kd import ALMKD
-from lit_kd.data.batch import UNLABELED
-from lit_kd.exact import (
+from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.models import build_model
+from lit_kd.trust.exact import (
     Derivative,
     MetaInputs,
     central_derivative,
@@ -30,9 +31,8 @@ from lit_kd.exact import (
     repeat,
     whole_network_derivative,
 )
-from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.models import build_model
-from lit_kd.rules import MetaStep, Paper
+from lit_kd.types import UNLABELED
+from lit_kd.weightings import MetaStep, Paper
 
 ROWS, META = 12, 10
 

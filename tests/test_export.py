@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from lit_kd import Supervised
 from lit_kd.data import DataModule, DigitsDataModule, Source, TensorRows
-from lit_kd.export import export_student
-from lit_kd.images import ImageInput
 from lit_kd.models import build_model
+from lit_kd.models.export import export_student
+from lit_kd.models.images import ImageInput
 
 NAMES = ["ant", "bee", "cat"]
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD, Supervised
-from lit_kd.compare.pictures import draw_weights
 from lit_kd.data import (
     UNLABELED,
     BlobsDataModule,
@@ -35,8 +34,9 @@ from lit_kd.data import (
     MNISTDataModule,
     SpiralDataModule,
 )
-from lit_kd.distrust import noise_auc
-from lit_kd.sample_file import write_samples
+from lit_kd.report.distrust import noise_auc
+from lit_kd.report.plots import draw_weights
+from lit_kd.weightings.sample_file import write_samples
 
 NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.3}
 

@@ -30,13 +30,13 @@ from torch.utils.data import DataLoader
 
 import lit_kd
 from lit_kd import KD, Distiller
-from lit_kd.cli import raised_here
+from lit_kd.cli.main import raised_here
 from lit_kd.data import DataModule
 from lit_kd.data.rows import as_is
-from lit_kd.manual import learning_rate
+from lit_kd.data.table import SampleTable
+from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.models import build_model
-from lit_kd.samples import SampleTable
-from lit_kd.tabled import TableDistiller
+from lit_kd.weightings.manual import learning_rate
 
 LONGER = int(os.environ.get("FUZZ", "0"))
 

@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from methods import CLASSES, SHAPE, Blobs, trainer
 
 from lit_kd import ALMKD, KD, Supervised
-from lit_kd.saved import distrust_files
-from lit_kd.teacher_cache import TeacherCache
+from lit_kd.distiller.saved import distrust_files
+from lit_kd.teachers.cache import TeacherCache
 
 
 class Attack:

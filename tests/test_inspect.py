@@ -13,16 +13,16 @@ import torch
 from commands import CONFIGS, QUIET, call, configs, files, read_csv, version
 from PIL import Image
 
-from lit_kd.cli import main
+from lit_kd.cli.inspect import find_config
+from lit_kd.cli.main import main
 from lit_kd.data import DigitsDataModule
-from lit_kd.inspect_command import find_config
 from lit_kd.models import load_student
 
 SHORT = (*QUIET, "--trainer.limit_train_batches=4", "--trainer.max_epochs=1", "--data.noise=symmetric")
 ALMKD = (
     *("--config", CONFIGS / "methods" / "almkd.yaml", *SHORT, "--data.noise_rate=0.3", "--seed_everything=3"),
     *("--model.student=mlp-8", "--model.teacher=mlp-8"),
-    *("--model.rule", "{class_path: lit_kd.rules.Paper, init_args: {warmup_epochs: 0, every: 1}}"),
+    *("--model.rule", "{class_path: lit_kd.weightings.Paper, init_args: {warmup_epochs: 0, every: 1}}"),
 )
 RUN = version(0)
 

@@ -13,8 +13,7 @@ from scipy.stats import chisquare
 from torch import nn
 
 from lit_kd import KD
-from lit_kd.data.batch import Batch
-from lit_kd.features import Outputs
+from lit_kd.types import Batch, Outputs
 
 TEACHERS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 5.0]])
 BATCH = Batch(torch.zeros(1, 3), torch.tensor([0]))

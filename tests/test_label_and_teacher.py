@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD, Distiller, LabelRevision, PosteriorDistillation, Supervised
 from lit_kd.data import DigitsDataModule
-from lit_kd.data.batch import UNLABELED, Batch
-from lit_kd.features import Outputs
-from lit_kd.files import read_columns
+from lit_kd.data.table import SampleTable
 from lit_kd.models import last_linear
-from lit_kd.rules import MetaStep, Paper
-from lit_kd.sample_file import write_samples
-from lit_kd.samples import SampleTable
+from lit_kd.models.files import read_columns
+from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.weightings import MetaStep, Paper
+from lit_kd.weightings.sample_file import write_samples
 
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 NOISE = {"noise": "symmetric", "noise_rate": 0.4}

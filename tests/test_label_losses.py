@@ -12,16 +12,15 @@ from scipy.special import lambertw, softmax
 from torch import nn
 
 from lit_kd import KD, Supervised
-from lit_kd.data.batch import UNLABELED, Batch
-from lit_kd.features import Outputs
-from lit_kd.label_losses import (
+from lit_kd.losses import cross_entropy
+from lit_kd.losses.labels import (
     LABEL_LOSSES,
     generalized_cross_entropy,
     lambert_w,
     superloss,
     taylor_cross_entropy,
 )
-from lit_kd.losses import cross_entropy
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 every_loss = pytest.mark.parametrize("name", LABEL_LOSSES)
 C = 5

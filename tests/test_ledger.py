@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_kd.ledger import AT_ONCE, Ledger
+from lit_kd.distiller.ledger import AT_ONCE, Ledger
 
 
 def test_means_over_rows_whatever_terms_come() -> None:

@@ -11,8 +11,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 from scipy.stats import entropy
 from torch import Tensor, nn
 
-from lit_kd.data.batch import UNLABELED
 from lit_kd.losses import cross_entropy, kd_loss, mean_teacher
+from lit_kd.types import UNLABELED
 
 torch.set_num_threads(1)
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_kd.data.batch import UNLABELED
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.meta import Head, MetaRows, last_layer_derivative, meta_gradient, term_gradients
-from lit_kd.rules import MetaStep
-from lit_kd.rules.paper import by_share
+from lit_kd.trust.meta import Head, MetaRows, last_layer_derivative, meta_gradient, term_gradients
+from lit_kd.types import UNLABELED
+from lit_kd.weightings import MetaStep
+from lit_kd.weightings.paper import by_share
 
 torch.set_num_threads(1)
 

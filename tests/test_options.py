@@ -14,16 +14,16 @@ from commands import CONFIGS
 from jsonargparse import ArgumentParser
 
 from lit_kd import Distiller
-from lit_kd.command_line import check_line
-from lit_kd.compare.recipe import read_recipe
+from lit_kd.cli.configs import check_line
+from lit_kd.cli.lightning import Cli, make_cli
+from lit_kd.cli.options import CHOSEN, FIXED, _fits, _options, check_options, in_config
+from lit_kd.cli.recipe import read_recipe
+from lit_kd.cli.source import accepted, exported, find, objection, options_of
 from lit_kd.data import DataModule
-from lit_kd.lightning_cli import Cli, make_cli
-from lit_kd.options import CHOSEN, FIXED, _fits, _options, check_options, in_config
-from lit_kd.source import accepted, exported, find, objection, options_of
 
 OURS = [f"{m}.{name}" for _, m, ending in CHOSEN.values() for name in exported(m) if name.endswith(ending)]
 STEP = "torch.optim.lr_scheduler.StepLR"
-OTHERS = ["torch.optim.SGD", STEP, "lightning.pytorch.callbacks.EarlyStopping", "lit_kd.KD", "lit_kd.rules.Paper"]
+OTHERS = ["torch.optim.SGD", STEP, "lightning.pytorch.callbacks.EarlyStopping", "lit_kd.KD", "lit_kd.weightings.Paper"]
 VALUES = ["abc", "1", "1.5", "true", "null", "[1]", "kl", "1e-3", "1_000", "0x10", "yes", ".inf", "auto", "1:30"]
 SOME = ["lit_kd.methods.RobustActiveDistillation", "lit_kd.data.CIFAR10DataModule"]
 BOTH = ["fit", "--config=methods/kd.yaml", "--config=data/digits.yaml"]

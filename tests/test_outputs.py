@@ -15,10 +15,11 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
 from lit_kd import KD
-from lit_kd.features import PENULTIMATE, Tapped, logits_of
-from lit_kd.metrics import EvaluationMetrics
+from lit_kd.distiller.metrics import EvaluationMetrics
 from lit_kd.models import build_model
-from lit_kd.teachers import Teachers
+from lit_kd.models.taps import Tapped
+from lit_kd.teachers.modules import Teachers
+from lit_kd.types import PENULTIMATE, logits_of
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import CONFIGS, QUIET, call, files, version
 
-from lit_kd.command_line import check_line, find_config
+from lit_kd.cli.configs import check_line, find_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,9 +43,7 @@ def test_the_wheel_brings_the_configs(tmp_path: Path, monkeypatch: pytest.Monkey
     code = {path.relative_to(ROOT / "lit_kd") for path in (ROOT / "lit_kd").rglob("*.py")}
     assert {path.relative_to(package) for path in package.rglob("*.py")} == code
 
-    script = (
-        "from lit_kd.command_line import find_config as f; print(f('methods/kd.yaml'), f('digits_pair', 'recipes'))"
-    )
+    script = "from lit_kd.cli.configs import find_config as f; print(f('methods/kd.yaml'), f('digits_pair', 'recipes'))"
     done = python(script, tmp_path / "installed")
     configs = package / "configs"
     assert done.stdout.split() == [str(configs / "methods/kd.yaml"), str(configs / "recipes/digits_pair.yaml")]
@@ -136,7 +134,7 @@ def test_mistakes_are_told_before_anything_heavy_is_imported() -> None:
     Path("recipe.yaml").write_text("data: {}\nmetods: {}")
     script = f"""
 import sys
-from lit_kd.cli import main
+from lit_kd.cli.main import main
 for line, message in {QUICK!r}:
     sys.argv = ["lit-kd", *line]
     try:
@@ -162,7 +160,7 @@ def test_a_teacher_that_is_not_needed_may_be_gone(line: list[str]) -> None:
 
 def test_what_few_runs_need_is_not_imported_by_all() -> None:
     few = "{'sklearn.cluster', 'sklearn.neighbors', 'wandb', 'timm', 'onnx'}"
-    done = python(f"import sys, lit_kd.lightning_cli; found = {few} & set(sys.modules); assert not found, found")
+    done = python(f"import sys, lit_kd.cli.lightning; found = {few} & set(sys.modules); assert not found, found")
     assert done.returncode == 0, done.stderr
-    done = python("import sys, lit_kd.export, lit_kd.predict; assert 'lightning' not in sys.modules")
+    done = python("import sys, lit_kd.models.export, lit_kd.models.predict; assert 'lightning' not in sys.modules")
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED
-from lit_kd.posterior import (
+from lit_kd.trust.posterior import (
     EM_STEPS,
     Habits,
     Opinion,
@@ -28,6 +27,7 @@ from lit_kd.posterior import (
     posterior_targets,
     stack,
 )
+from lit_kd.types import UNLABELED
 
 CLASSES = 4
 PAIRS = np.roll(np.eye(CLASSES), 1, axis=1)

@@ -16,7 +16,7 @@ from test_data_vision import write_mnist
 
 from lit_kd import Supervised
 from lit_kd.data import DataModule, FashionMNISTDataModule, ImageFolderDataModule
-from lit_kd.images import ImageInput
+from lit_kd.models.images import ImageInput
 
 
 @pytest.fixture(scope="module")

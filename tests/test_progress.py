@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from methods import Blobs, build, trainer
 
-from lit_kd.callbacks import REDRAWS, Bar
+from lit_kd.report.callbacks import REDRAWS, Bar
 
 
 @pytest.mark.parametrize(("tick", "expected"), [(0.0, 4), (2 / REDRAWS, 18)])
@@ -25,7 +25,7 @@ def test_up_to_date_some_times_a_second_and_at_the_end(
         update(self, bar, current, visible)
 
     monkeypatch.setattr(Bar, "_update", seen)
-    monkeypatch.setattr("lit_kd.callbacks.time", SimpleNamespace(monotonic=lambda: tick * next(ticks)))
+    monkeypatch.setattr("lit_kd.report.callbacks.time", SimpleNamespace(monotonic=lambda: tick * next(ticks)))
     bar = Bar(console_kwargs={"force_terminal": True})
     trainer(max_epochs=3, enable_progress_bar=True, callbacks=bar, limit_val_batches=0).fit(build("kd"), Blobs())
     assert len(shown) == expected

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from lit_kd import RobustActiveDistillation, Supervised
-from lit_kd.compare.pictures import draw_queries
-from lit_kd.compare.training import accuracy_by_queries
+from lit_kd.cli.training import accuracy_by_queries
 from lit_kd.data import DataModule
-from lit_kd.data.batch import UNLABELED
 from lit_kd.methods.rad import RadRule
+from lit_kd.report.plots import draw_queries
+from lit_kd.types import UNLABELED
 
 every_rule = pytest.mark.parametrize("rule", get_args(RadRule))
 ROUNDS, BUDGET = 2, 5

@@ -19,15 +19,15 @@ import yaml
 from commands import call, files, read_csv
 from PIL import Image
 
-from lit_kd.compare.evidence import evidence
-from lit_kd.compare.page_pictures import curves_picture, slopes
-from lit_kd.compare.page_text import results, weights
-from lit_kd.compare.pictures import accuracy_picture
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
+from lit_kd.report.evidence import evidence
+from lit_kd.report.page_pictures import curves_picture, slopes
+from lit_kd.report.page_text import results, weights
+from lit_kd.report.plots import accuracy_picture
 
 NASTY = 'KD <b>&amp; $x_1$ "it\'s"'
-RULE = {"class_path": "lit_kd.rules.Paper", "init_args": {"warmup_epochs": 0, "every": 1}}
+RULE = {"class_path": "lit_kd.weightings.Paper", "init_args": {"warmup_epochs": 0, "every": 1}}
 RECIPE: dict[str, Any] = {
     "seeds": [0],
     "defaults": {

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from scipy.special import rel_entr, softmax
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED
-from lit_kd.influence import select_rows, selection_scores, solve_damped
 from lit_kd.losses import kd_loss, revise_labels, revised_teacher, soft_cross_entropy
-from lit_kd.meta import Head, MetaRows
+from lit_kd.trust.influence import select_rows, selection_scores, solve_damped
+from lit_kd.trust.meta import Head, MetaRows
+from lit_kd.types import UNLABELED
 
 
 def random_cases(rows: int = 5000, classes: int = 7) -> tuple[Tensor, Tensor]:

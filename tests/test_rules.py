@@ -18,15 +18,15 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from test_meta import CLASSES, Problem, TwoProcesses, problem
 from torch import Tensor, nn
 
-from lit_kd.data.batch import UNLABELED
+from lit_kd.data.table import SampleTable
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.meta import Head, MetaRows, last_layer_derivative
-from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule, pu
-from lit_kd.rules.channels import label_channel, label_log_odds, teacher_channel
-from lit_kd.rules.paper import project
-from lit_kd.rules.pu import fit_clean_probability
-from lit_kd.rules.robust import memorization, teacher_quality, trust_to_weights
-from lit_kd.samples import SampleTable
+from lit_kd.trust.channels import label_channel, label_log_odds, teacher_channel
+from lit_kd.trust.meta import Head, MetaRows, last_layer_derivative
+from lit_kd.trust.positive_unlabeled import fit_clean_probability
+from lit_kd.types import UNLABELED
+from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule, pu
+from lit_kd.weightings.paper import project
+from lit_kd.weightings.robust import memorization, teacher_quality, trust_to_weights
 
 torch.set_num_threads(1)
 

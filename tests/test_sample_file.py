@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lit_kd import ALMKD
-from lit_kd.cli import main
+from lit_kd.cli.main import main
 from lit_kd.data import DigitsDataModule, DistillationDataModule
-from lit_kd.rules import Amal, Paper, Robust
-from lit_kd.sample_file import starting_weights, write_samples
-from lit_kd.samples import SampleTable
+from lit_kd.data.table import SampleTable
+from lit_kd.weightings import Amal, Paper, Robust
+from lit_kd.weightings.sample_file import starting_weights, write_samples
 
 ROWS = 48
 ONES = [1.0] * ROWS
@@ -349,7 +349,7 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
 
     def test_from_fit_to_fit(self) -> None:
-        rule = "{class_path: lit_kd.rules.Paper, init_args: {warmup_epochs: 0, every: 1}}"
+        rule = "{class_path: lit_kd.weightings.Paper, init_args: {warmup_epochs: 0, every: 1}}"
         tiny = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4", "--trainer.max_epochs=1")
         data_options = ("--data.noise=symmetric", "--data.noise_rate=0.3", "--seed_everything=3")
         given = (*configs("almkd"), *tiny, "--model.teacher=mlp-8", *data_options)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_kd.samples import SampleTable, all_rows, all_sum
+from lit_kd.data.table import SampleTable, all_rows, all_sum
 
 torch.set_num_threads(1)
 

@@ -22,10 +22,10 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from lit_kd import ALMKD
 from lit_kd.data import DigitsDataModule, Source, TensorRows
-from lit_kd.show import ShowRun
+from lit_kd.report.show import ShowRun
 
 NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.4, "seed": 0}
-RULE = "{class_path: lit_kd.rules.Paper, init_args: {warmup_epochs: 0, every: 1}}"
+RULE = "{class_path: lit_kd.weightings.Paper, init_args: {warmup_epochs: 0, every: 1}}"
 ALMKD_FIT = (
     *("fit", *configs("almkd"), *QUIET[:3], "--model.student=mlp-8", "--model.teacher=mlp-8", "--model.rule", RULE),
     *("--trainer.limit_train_batches=4", "--trainer.max_epochs=2"),
@@ -288,7 +288,9 @@ class TestInPython:
 
     def test_without_distrust_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         titles = []
-        monkeypatch.setattr("lit_kd.show.contact_sheet", lambda *args: titles.append(args[3]) or Image.new("L", (1, 1)))
+        monkeypatch.setattr(
+            "lit_kd.report.show.contact_sheet", lambda *args: titles.append(args[3]) or Image.new("L", (1, 1))
+        )
         fit(ShowRun(every_n_epochs=1), max_epochs=2)  # the first epoch warms up
         assert titles == ["epoch 0: no label is distrusted", "epoch 1: the 24 most distrusted labels"]
 
@@ -310,7 +312,7 @@ class TestInPython:
 
 
 def test_large_pictures_are_made_small_and_others_are_none() -> None:
-    from lit_kd.distrust import as_pictures
+    from lit_kd.report.distrust import as_pictures
 
     draw = torch.Generator().manual_seed(0)
     shown = as_pictures(3 * torch.randn(2, 3, 192, 96, generator=draw) - 5)

@@ -13,7 +13,7 @@ from scipy.stats import chi2, chisquare
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import pairwise_distances
 
-from lit_kd.selection import (
+from lit_kd.trust import (
     badge,
     cluster_margin,
     coreset,

@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD, RobustActiveDistillation
 from lit_kd.data import Source, TensorRows
-from lit_kd.exact import MetaInputs, validation_gradient
-from lit_kd.features import PENULTIMATE, Outputs, Tapped
-from lit_kd.lean import NoProfiler
+from lit_kd.distiller.lean import NoProfiler
 from lit_kd.models import build_model
-from lit_kd.rules import Paper
-from lit_kd.speed import Frozen, Speed, channels_last, folded, reads_channels_last
-from lit_kd.teachers import Teachers
+from lit_kd.models.taps import Tapped
+from lit_kd.teachers.modules import Teachers
+from lit_kd.teachers.speed import Frozen, Speed, channels_last, folded, reads_channels_last
+from lit_kd.trust.exact import MetaInputs, validation_gradient
+from lit_kd.types import PENULTIMATE, Outputs
+from lit_kd.weightings import Paper
 
 
 def alive(model: nn.Module) -> nn.Module:

@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_kd import KD
-from lit_kd.callbacks import BestAndLast, WholeCheckpoints, WritePredictions
-from lit_kd.cli import main
+from lit_kd.cli.main import main
 from lit_kd.data import CIFAR10DataModule, ImageFolderDataModule, MNISTDataModule
-from lit_kd.files import write_columns, write_whole
+from lit_kd.models.files import write_columns, write_whole
+from lit_kd.report.callbacks import BestAndLast, WholeCheckpoints, WritePredictions
 
 
 @contextmanager

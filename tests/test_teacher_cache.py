@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lit_kd import KD, Distiller
 from lit_kd.data import DataModule, DistillationDataModule, Source, TensorRows
-from lit_kd.features import Outputs
-from lit_kd.fingerprint import of_teacher
-from lit_kd.row_store import RowFiles
-from lit_kd.teacher_cache import PROBED, TeacherCache
+from lit_kd.teachers.cache import PROBED, TeacherCache
+from lit_kd.teachers.fingerprint import of_teacher
+from lit_kd.teachers.row_store import RowFiles
+from lit_kd.types import Outputs
 
 ROWS = 72
 """48 training and 24 meta rows."""

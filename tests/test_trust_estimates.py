@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lit_kd.losses import slam_loss, slam_mix, teacher_labels
-from lit_kd.trust import (
+from lit_kd.trust.reliability import (
     Neighbours,
     accuracy_curve,
     class_ranks,

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD
-from lit_kd.rules import Paper, Rule
-from lit_kd.samples import SampleTable
+from lit_kd.data.table import SampleTable
+from lit_kd.weightings import Paper, Rule
 
 
 class Recording(Paper):

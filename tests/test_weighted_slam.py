@@ -14,8 +14,7 @@ from torch.utils.data import TensorDataset
 
 from lit_kd import Distiller, SLaM, WeightedDistillation
 from lit_kd.data import UNLABELED, DistillationDataModule, Source, TensorRows
-from lit_kd.data.batch import Batch
-from lit_kd.features import Outputs
+from lit_kd.types import Batch, Outputs
 
 both = pytest.mark.parametrize("method", ["weighted", "slam"])
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}

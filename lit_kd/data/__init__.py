@@ -1,7 +1,6 @@
 """Data modules whose batches tell each sample's index, with label noise and a trusted meta split."""
 
 from lit_kd.data.base import DataModule
-from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.data.digits import DigitsDataModule
 from lit_kd.data.folder import ImageFolderDataModule
 from lit_kd.data.foreign import DistillationDataModule
@@ -17,6 +16,7 @@ from lit_kd.data.vision import (
     FashionMNISTDataModule,
     MNISTDataModule,
 )
+from lit_kd.types import UNLABELED, Batch, as_batch
 
 __all__ = [
     "UNLABELED",

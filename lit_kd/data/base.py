@@ -14,13 +14,13 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data.batch import UNLABELED, Batch
 from lit_kd.data.noise import check_matrix, transition_matrix
 from lit_kd.data.partition import Partition, Source, partition
 from lit_kd.data.rows import Indexed, Moved, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
-from lit_kd.images import ImageInput
+from lit_kd.models.images import ImageInput
+from lit_kd.types import UNLABELED, Batch
 
 
 class DataModule(LightningDataModule, ABC):

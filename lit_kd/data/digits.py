@@ -10,7 +10,7 @@ import torch
 from lit_kd.data.base import DataModule
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import TensorRows
-from lit_kd.images import ImageInput
+from lit_kd.models.images import ImageInput
 
 
 class DigitsDataModule(DataModule):

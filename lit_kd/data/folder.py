@@ -10,7 +10,7 @@ import numpy as np
 from lit_kd.data.base import DataModule
 from lit_kd.data.partition import Labels, Source
 from lit_kd.data.rows import ItemRows
-from lit_kd.images import ImageInput
+from lit_kd.models.images import ImageInput
 
 # The usual statistics of natural images, those of ImageNet; pretrained networks expect them.
 MEAN = [0.485, 0.456, 0.406]

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 
 from lit_kd.data.augmentation import is_random, with_transform_of
 from lit_kd.data.base import DataModule
-from lit_kd.data.batch import Batch
 from lit_kd.data.labels import known_names, read_labels
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows
+from lit_kd.types import Batch
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED
+from lit_kd.types import UNLABELED
 
 Labels = TypeVar("Labels", npt.NDArray[np.int64], Tensor)
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED
 from lit_kd.data.noise import corrupt
 from lit_kd.data.rows import Indexed, JoinedRows, Rows
 from lit_kd.data.seeds import derive_seed
 from lit_kd.data.splits import Positions, count_rows, stratified_split
+from lit_kd.types import UNLABELED
 
 Labels = npt.NDArray[np.int64]
 

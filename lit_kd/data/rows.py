@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from lit_kd.data.batch import Batch
 from lit_kd.data.splits import Positions
+from lit_kd.types import Batch
 
 Inputs = Tensor | Mapping[str, Tensor]
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lit_kd.data.batch import Batch
 from lit_kd.data.rows import Indexed, as_is
+from lit_kd.types import Batch
 
 
 class EpochSampler(DistributedSampler[int]):

@@ -14,7 +14,7 @@ from lit_kd.data.partition import Source
 from lit_kd.data.rows import TensorRows
 from lit_kd.data.splits import stratified_split
 from lit_kd.data.transforms import ImageTransform
-from lit_kd.images import ImageInput
+from lit_kd.models.images import ImageInput
 
 
 class _TorchvisionDataModule(DataModule):

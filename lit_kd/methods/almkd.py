@@ -14,17 +14,16 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from lit_kd.data import DataModule
-from lit_kd.data.batch import UNLABELED, Batch, as_batch
-from lit_kd.features import Outputs
-from lit_kd.lookahead import LOOK_AHEADS
+from lit_kd.data.table import SampleTable, all_rows, all_sum
+from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.manual import check_manual, check_trainer_options, learning_rate, manual_update, step_plateaus
 from lit_kd.models import Network, last_linear
-from lit_kd.revision import Revision
-from lit_kd.rules import Amal, MetaStep, Paper, Robust, Rule
-from lit_kd.sample_file import check_start, starting_weights
-from lit_kd.samples import SampleTable, all_rows, all_sum
-from lit_kd.tabled import TableDistiller
+from lit_kd.types import UNLABELED, Batch, Outputs, as_batch
+from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
+from lit_kd.weightings.lookahead import LOOK_AHEADS
+from lit_kd.weightings.manual import check_manual, check_trainer_options, learning_rate, manual_update, step_plateaus
+from lit_kd.weightings.revision import Revision
+from lit_kd.weightings.sample_file import check_start, starting_weights
 
 RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}
 
@@ -51,15 +50,15 @@ class ALMKD(TableDistiller):
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.
         rule: How weights follow from the meta-gradient: ``"robust"`` (the default, ours), ``"paper"`` or ``"amal"``
-            (published), or a `lit_kd.rules.Rule` with constants of its own.
+            (published), or a `lit_kd.weightings.Rule` with constants of its own.
         meta_gradient: ``"last_layer"``, ``"exact"`` or ``"central"``, see above.
         temperature: T > 0, dimensionless; 4 in the published experiments and the robust rule's tuning.
         gradient_clip_val: Largest norm of the student's gradient, in place of the trainer's option.
         accumulate_grad_batches: Batches an update; likewise.
         start_weights: Weights before the rule's first update: the teachers' share in [0, 1], or a .csv, .parquet or
-            .ckpt file, see `lit_kd.sample_file.starting_weights`.
+            .ckpt file, see `lit_kd.weightings.sample_file.starting_weights`.
         revise: Eta of Label Revision, in [0, 1): see `lit_kd.losses.revised_teacher`.
-        select: The fraction of rows that teachers teach, see `lit_kd.revision.Revision`.
+        select: The fraction of rows that teachers teach, see `lit_kd.weightings.revision.Revision`.
         damping: Of the selection's scores.
         **base: See `lit_kd.Distiller`.
     """
@@ -90,7 +89,7 @@ class ALMKD(TableDistiller):
         start_weights = os.fspath(start_weights) if isinstance(start_weights, os.PathLike) else start_weights
         check_start(start_weights)
         if isinstance(rule, str) and rule not in RULES:
-            raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.rules.Rule, found {rule!r}")
+            raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.weightings.Rule, found {rule!r}")
         if meta_gradient not in LOOK_AHEADS:
             raise ValueError(f"expected a meta_gradient of {list(LOOK_AHEADS)}, found {meta_gradient!r}")
         self.automatic_optimization = False
@@ -169,7 +168,7 @@ class ALMKD(TableDistiller):
             name = self.table_maker
             rank_zero_warn(
                 f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
-                f"pass rule=lit_kd.rules.{name}(warmup_epochs=...)"
+                f"pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"
             )
 
     def _batches_per_update(self) -> int:

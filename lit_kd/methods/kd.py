@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_kd.data.batch import Batch
 from lit_kd.data.seeds import derive_seed, resolve_seed
-from lit_kd.distiller import Distiller
-from lit_kd.features import Outputs
-from lit_kd.label_losses import LabelLoss, label_loss_named
+from lit_kd.distiller.base import Distiller
 from lit_kd.losses import cross_entropy, kd_loss, mean_teacher
+from lit_kd.losses.labels import LabelLoss, label_loss_named
 from lit_kd.models import Network
-from lit_kd.revision import Revision
+from lit_kd.types import Batch, Outputs
+from lit_kd.weightings.revision import Revision
 
 
 class KD(Distiller):
@@ -34,14 +33,14 @@ class KD(Distiller):
         weight: The teacher's share, in [0, 1].
         temperature: T > 0, dimensionless.
         hard: Distil by cross-entropy with the class that the teacher finds most probable, at no temperature.
-        label_loss: In the place of CE, for labels that may be wrong: see `lit_kd.label_losses`.
+        label_loss: In the place of CE, for labels that may be wrong: see `lit_kd.losses.labels`.
         average: What of several teachers is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities
             has the gradient of the mean of the losses.
         drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
             If it were to drop all, one of them, drawn at random, is kept [ours].
         revise: Eta of Label Revision, in [0, 1): where the teacher contradicts the label, what is distilled is revised,
             see `lit_kd.losses.revised_teacher`; ``None``: the teacher as it is.
-        select: The fraction of rows to distil, see `lit_kd.revision.Revision`; the others have the label alone, with
+        select: The fraction of rows to distil, see `lit_kd.weightings.revision.Revision`; the others have the label alone, with
             weight 1. Needs sample indices and a meta split.
         damping: Of the selection's scores.
         **base: See `lit_kd.Distiller`.

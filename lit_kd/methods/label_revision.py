@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_kd.data.batch import Batch
-from lit_kd.distiller import Distiller
-from lit_kd.features import Outputs
+from lit_kd.distiller.base import Distiller
 from lit_kd.losses import contradicts, cross_entropy, kd_loss, mean_teacher, revise_labels
 from lit_kd.models import Network
-from lit_kd.revision import Revision
+from lit_kd.types import Batch, Outputs
+from lit_kd.weightings.revision import Revision
 
 
 class LabelRevision(Distiller):
@@ -22,7 +21,7 @@ class LabelRevision(Distiller):
     reimplementation by others: ``CE + 4 mean_c (z - t)^2`` and ``mean_c (softmax(z) - p)^2``. With ``form="kl"``
     ``CE + KL`` and ``KL`` to p, which is ours, as are means over the batch and not over each kind of row.
 
-    Rows that are not selected learn from their label alone [text]; the scores of `lit_kd.influence.selection_scores`
+    Rows that are not selected learn from their label alone [text]; the scores of `lit_kd.trust.influence.selection_scores`
     are ours. A row without a label is distilled from the teacher's own probabilities, as if they agreed.
 
     Its limit: the label is taken for the truth. Where it is the label that is wrong, a teacher that is right is
@@ -38,7 +37,7 @@ class LabelRevision(Distiller):
             lower the learning rate about tenfold.
         cross_entropy: Whether the label's cross-entropy is taken where the teacher agrees with it (``"right"``), or on
             every row (``"all"``).
-        select: The fraction of rows to distil, see `lit_kd.revision.Revision`; needs indices and a meta split.
+        select: The fraction of rows to distil, see `lit_kd.weightings.revision.Revision`; needs indices and a meta split.
         damping: Of the selection's scores.
         **base: See `lit_kd.Distiller`.
     """

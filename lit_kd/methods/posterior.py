@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED, Batch
-from lit_kd.features import Outputs
+from lit_kd.data.table import SampleTable
+from lit_kd.distiller.schedule import warn_of_warmup
+from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.losses import mean_teacher, soft_cross_entropy
 from lit_kd.models import Network
-from lit_kd.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
-from lit_kd.samples import SampleTable
-from lit_kd.schedule import warn_of_warmup
-from lit_kd.tabled import TableDistiller
+from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 DECAY = 0.7
 """Of the running mean of the student's and the teachers' probabilities."""
@@ -27,7 +26,7 @@ class PosteriorDistillation(TableDistiller):
     After a warm-up with the labels trusted meta rows calibrate the teacher, and before each epoch the student's
     probabilities alone and together with the teacher's; then an EM over the training rows finds how labels are mistaken
     for each other, what the teacher has memorised of them, and from these the posterior of each row; see
-    `lit_kd.posterior`. Where fewer than 2% of the labels are wrong, they are the targets. Else in the first half of the
+    `lit_kd.trust.posterior`. Where fewer than 2% of the labels are wrong, they are the targets. Else in the first half of the
     training each label weighs as much as it is probable, and in the second half the posterior is the target. Rows
     without a label have the posterior of student and teacher for a target once the warm-up is over. Needs a data module
     with sample indices and a meta split, any of `lit_kd.data`, or `lit_kd.data.DistillationDataModule` around your own.

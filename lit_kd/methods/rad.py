@@ -8,17 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED, Batch, as_batch
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import derive_seed, resolve_seed
-from lit_kd.distiller import Distiller
-from lit_kd.features import PENULTIMATE, Outputs, Tapped
+from lit_kd.data.table import SampleTable
+from lit_kd.distiller.base import Distiller
+from lit_kd.distiller.schedule import updates_per_epoch
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.manual import SHARDED
 from lit_kd.models import Network
-from lit_kd.samples import SampleTable
-from lit_kd.schedule import updates_per_epoch
-from lit_kd.selection import (
+from lit_kd.models.taps import Tapped
+from lit_kd.trust import (
     badge,
     cluster_margin,
     coreset,
@@ -29,7 +27,9 @@ from lit_kd.selection import (
     rad_marginals,
     uniform,
 )
-from lit_kd.selection.arrays import Floats, Indices
+from lit_kd.trust.arrays import Floats, Indices
+from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, as_batch
+from lit_kd.weightings.manual import SHARDED
 
 RadRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin"]
 OF_FEATURES = ("coreset", "badge", "cluster_margin")
@@ -59,7 +59,7 @@ class RobustActiveDistillation(Distiller):
         teacher: One teacher: a module or a checkpoint path.
         rule: ``"rad"``, the game against a teacher that is wrong where it hurts most, or what it is compared with:
             ``"uniform"``, ``"margin"``, ``"entropy"``, ``"coreset"``, ``"badge"`` or ``"cluster_margin"``, see
-            `lit_kd.selection`. The last three need a student whose last linear layer gives its logits.
+            `lit_kd.trust`. The last three need a student whose last linear layer gives its logits.
         budget: b, queries a round, at least 1.
         rounds: How often to query, at least 1.
         mistakes: m, on how many rows of the pool the teacher may be wrong, for the rule ``"rad"``. ``None``: its error

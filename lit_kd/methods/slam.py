@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_kd.checks import check_meta
-from lit_kd.data.batch import UNLABELED, Batch
-from lit_kd.distiller import Distiller
-from lit_kd.features import Outputs
+from lit_kd.distiller.base import Distiller
+from lit_kd.distiller.checks import check_meta
 from lit_kd.losses import cross_entropy, mean_teacher, slam_loss, slam_mix, teacher_labels
 from lit_kd.models import Network
-from lit_kd.trust import MixingRates, class_ranks, margin, mixing_rates
+from lit_kd.trust.reliability import MixingRates, class_ranks, margin, mixing_rates
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 
 class SLaM(Distiller):
@@ -21,7 +20,7 @@ class SLaM(Distiller):
     On rows without a label the student's output is mixed, as far as the teacher errs there, with the teacher's first k
     classes, and the mix predicts the teacher's label; on rows with one the output itself predicts it. At inference
     nothing is mixed. How often the teacher is right at a margin, alpha, and how many of its classes hold the true one,
-    k, are estimated once, before the training, on the meta split, of trusted labels: see `lit_kd.trust.mixing_rates`.
+    k, are estimated once, before the training, on the meta split, of trusted labels: see `lit_kd.trust.reliability.mixing_rates`.
 
     Needs a data module of `lit_kd.data` with a meta split that the teacher was not trained on.
 

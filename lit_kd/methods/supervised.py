@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_kd.data.batch import UNLABELED, Batch
-from lit_kd.distiller import Distiller
-from lit_kd.features import Outputs
-from lit_kd.label_losses import LabelLoss, label_loss_named
+from lit_kd.distiller.base import Distiller
+from lit_kd.losses.labels import LabelLoss, label_loss_named
 from lit_kd.models import Network
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 
 class Supervised(Distiller):
@@ -20,7 +19,7 @@ class Supervised(Distiller):
 
     Args:
         student: The network to train, a module or a name.
-        label_loss: In the place of cross-entropy, for labels that may be wrong: see `lit_kd.label_losses`.
+        label_loss: In the place of cross-entropy, for labels that may be wrong: see `lit_kd.losses.labels`.
         **base: See `lit_kd.Distiller`.
     """
 

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_kd.checks import check_meta
-from lit_kd.data.batch import UNLABELED, Batch
-from lit_kd.distiller import Distiller
-from lit_kd.features import Outputs
+from lit_kd.distiller.base import Distiller
+from lit_kd.distiller.checks import check_meta
+from lit_kd.distiller.schedule import warn_of_warmup
 from lit_kd.losses import cross_entropy, mean_teacher, teacher_labels
 from lit_kd.models import Network
-from lit_kd.schedule import warn_of_warmup
-from lit_kd.trust import Neighbours, distillation_weights, distortions, margin
+from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 
 class WeightedDistillation(Distiller):
@@ -24,7 +23,7 @@ class WeightedDistillation(Distiller):
     A row with a label costs the cross-entropy with it; one without costs w times the cross-entropy with the teacher's
     label, so that in the mean the loss is that with the true labels [text]. Rows have one vote each. The weights come
     from the k nearest neighbours in the meta split, of trusted labels, in the plane of the teacher's and the student's
-    margin; they are estimated anew at the start of each epoch with the student as it is, see `lit_kd.trust` [ours in
+    margin; they are estimated anew at the start of each epoch with the student as it is, see `lit_kd.trust.reliability` [ours in
     detail]. There is nothing to tune.
 
     Needs a data module of `lit_kd.data` with a meta split that neither teacher nor student was trained on.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from lit_kd.files import check_checkpoint_file
-from lit_kd.images import ImageInput
+from lit_kd.models.files import check_checkpoint_file
+from lit_kd.models.images import ImageInput
 
 from .build import build_model
 
@@ -132,7 +132,7 @@ def read_student(path: Path) -> SavedStudent:
         raise ValueError(
             f"{path}: expected a model's name as hyper_parameters['student'], as resnet20, found "
             f"{textwrap.shorten(repr(name), 60)}. The student of this run was a live nn.Module or itself a "
-            f"checkpoint: {_IN_PYTHON}; lit_kd.export.export_student exports that one"
+            f"checkpoint: {_IN_PYTHON}; lit_kd.models.export.export_student exports that one"
         )
     num_classes, input_shape = hparams.get("num_classes"), hparams.get("input_shape")
     if not isinstance(num_classes, int):

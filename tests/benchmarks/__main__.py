@@ -38,11 +38,11 @@ from lightning.pytorch.callbacks import RichProgressBar
 from turns import Turns, interleave
 
 from lit_kd import ALMKD
-from lit_kd.callbacks import REDRAWS
-from lit_kd.exact import MetaInputs, moment, whole_network_derivative
-from lit_kd.meta import alignment, meta_gradient, term_gradients
-from lit_kd.rules import Paper, Robust, Rule
-from lit_kd.samples import SampleTable
+from lit_kd.data.table import SampleTable
+from lit_kd.report.callbacks import REDRAWS
+from lit_kd.trust.exact import MetaInputs, moment, whole_network_derivative
+from lit_kd.trust.meta import alignment, meta_gradient, term_gradients
+from lit_kd.weightings import Paper, Robust, Rule
 
 
 def spread(values: object, unit: str = "") -> str:

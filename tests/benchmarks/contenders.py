@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from turns import Source, Turns
 
 from lit_kd import KD, Distiller
-from lit_kd.callbacks import Bar
 from lit_kd.data import DataModule, TensorRows
 from lit_kd.data import Source as Rows
 from lit_kd.models import build_model
+from lit_kd.report.callbacks import Bar
 
 CLASSES, TEMPERATURE, WEIGHT, LR = 10, 4.0, 0.9, 0.05
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_kd.rules.base import MetaStep
-from lit_kd.rules.robust import Robust
-from lit_kd.samples import SampleTable
-from lit_kd.selection import dep_round, rad_distribution, rad_marginals
-from lit_kd.trust import Neighbours, distillation_weights
+from lit_kd.data.table import SampleTable
+from lit_kd.trust import dep_round, rad_distribution, rad_marginals
+from lit_kd.trust.reliability import Neighbours, distillation_weights
+from lit_kd.weightings.base import MetaStep
+from lit_kd.weightings.robust import Robust
 
 CLASSES, BATCH, META = 10, 256, 10_000
 Work = Callable[[], Any]

@@ -20,10 +20,11 @@ from torch import Tensor
 from lit_kd import ALMKD, KD, Supervised
 from lit_kd.data import Batch, DigitsDataModule
 from lit_kd.data.rows import Indexed
-from lit_kd.exact import MetaInputs, exact_derivative, moment, whole_network_derivative
-from lit_kd.features import PENULTIMATE, Tapped
-from lit_kd.meta import Head, MetaRows, alignment, last_layer_derivative, term_gradients
 from lit_kd.models import last_linear
+from lit_kd.models.taps import Tapped
+from lit_kd.trust.exact import MetaInputs, exact_derivative, moment, whole_network_derivative
+from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, term_gradients
+from lit_kd.types import PENULTIMATE
 
 
 def data(seed: int) -> DigitsDataModule:

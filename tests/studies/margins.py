@@ -37,7 +37,7 @@ from lit_kd import ALMKD, KD, Supervised
 from lit_kd.data import Batch
 from lit_kd.data.sampler import EpochSampler
 from lit_kd.data.seeds import derive_seed
-from lit_kd.features import Outputs
+from lit_kd.types import Outputs
 
 WEIGHTS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 WIDE = ("sym40", "pair30", "clean", "strong")

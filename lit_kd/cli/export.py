@@ -1,0 +1,59 @@
+"""The command ``lit-kd export``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_kd.models.files import EXPORTS, check_checkpoint_file, check_unused
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lit-kd export``.
+
+    Args:
+        args: Command line after ``export``.
+
+    Raises:
+        ValueError: If the output's name does not fit the format, or no shape of an input is known.
+    """
+    parser = argparse.ArgumentParser(
+        "lit-kd export",
+        description="Write a checkpoint's student alone, with class names and input shape in the file's metadata, and "
+        "check that it gives the same logits.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of a lit_kd run")
+    parser.add_argument("--format", choices=EXPORTS, required=True)
+    parser.add_argument("--output", type=Path, help="default: the checkpoint's path with the format's suffix")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--input_shape", type=int, nargs="+", help="where the checkpoint does not tell: 3 32 32, e.g.")
+    options = parser.parse_args(args)
+    suffix = EXPORTS[options.format]
+    output: Path = options.output or options.checkpoint.with_suffix(suffix)
+    if output.suffix != suffix:
+        raise ValueError(f"expected a path that ends in {suffix} for {options.format}, found {output}")
+    check_checkpoint_file(options.checkpoint)
+    check_unused(output, options.overwrite)
+
+    from lit_kd.models.checkpoint import read_student
+    from lit_kd.models.export import export_student  # heavy, and not needed to find a mistake so far
+
+    student = read_student(options.checkpoint)
+    shape = options.input_shape or student.input_shape
+    if shape is None:
+        raise ValueError(
+            f"{options.checkpoint}: expected it to tell the shape of an input, found none: give --input_shape, e.g. "
+            "--input_shape 3 32 32"
+        )
+    apart = export_student(
+        student.model,
+        output,
+        options.format,
+        input_shape=shape,
+        class_names=student.class_names,
+        image_input=student.image_input,
+        name=student.name,
+        overwrite=options.overwrite,
+    )
+    print(f"{student.name} written to {output}: logits differ by at most {apart:.1e}")

@@ -1,0 +1,68 @@
+"""The command ``lit-kd predict CHECKPOINT IMAGES``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_kd.models.files import check_checkpoint_file, check_new, write_columns
+from lit_kd.models.images import image_files
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lit-kd predict`` on a directory of images.
+
+    Args:
+        args: Command line after ``predict``, the checkpoint first.
+
+    Raises:
+        ValueError: If not one image can be read.
+    """
+    parser = argparse.ArgumentParser(
+        "lit-kd predict",
+        description="Classify the images of a directory and write file, class and probability. Images are resized, "
+        "cropped and normalised as in the evaluation of the training. For the test rows of the training's data: lit-kd "
+        "predict --config config.yaml --ckpt_path CHECKPOINT.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of a lit_kd run on images")
+    parser.add_argument("images", type=Path, help="a directory; subfolders are searched too")
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: none")
+    options = parser.parse_args(args)
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"expected --{name} of at least {least}, found {getattr(options, name)}")
+    check_checkpoint_file(options.checkpoint)
+    check_new(options.output, options.overwrite)
+    files, others = image_files(options.images)
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from lit_kd.models.checkpoint import read_student
+    from lit_kd.models.predict import predict_images  # heavy, and not needed to find a mistake so far
+
+    student = read_student(options.checkpoint)
+    predictions = predict_images(student, files, options.batch_size, options.num_workers)
+    done = list(track(predictions, "predict", len(files), console=Console(stderr=True), transient=True))
+    read = [found for found in done if isinstance(found.label, int)]
+    skipped = [found for found in done if isinstance(found.label, str)]
+    for found in skipped:
+        print(f"skipped {found.file}: {found.label}", file=sys.stderr)
+    if not read:
+        raise ValueError(f"{options.images}: expected images, found none of {len(files)} files readable")
+    names = student.class_names or range(student.num_classes)
+    columns: dict[str, list[Any]] = {
+        "file": [found.file.relative_to(options.images).as_posix() for found in read],
+        "class": [names[found.label] for found in read if isinstance(found.label, int)],
+        "probability": [round(found.probability, 6) for found in read],
+    }
+    write_columns(options.output, columns, options.overwrite)
+    left = f", {len(skipped)} unreadable" if skipped else ""
+    left += f", {others} other files left out" if others else ""
+    print(f"{len(read)} images classified, written to {options.output}{left}")

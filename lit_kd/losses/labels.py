@@ -1,0 +1,118 @@
+"""Losses with a label that may be wrong, in the place of cross-entropy: one value a sample, 0 where it is missing.
+
+Shapes: B samples, C classes. All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABELED`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_kd.losses.logits import cross_entropy
+from lit_kd.types import UNLABELED
+
+LabelLoss = Literal["cross_entropy", "generalized_cross_entropy", "taylor_cross_entropy", "superloss"]
+
+
+def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
+    """``(1 - p_y^q) / q`` (Zhang and Sabuncu, 2018), between cross-entropy, q to 0, and mean absolute error, q = 1.
+
+    Args:
+        logits: Student logits, ``(B, C)``.
+        y: Labels, ``(B,)``.
+        q: In (0, 1]; the paper's 0.7.
+
+    Returns:
+        Losses in [0, 1 / q], ``(B,)``.
+
+    Examples:
+        >>> generalized_cross_entropy(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([0]), q=0.5)
+        tensor([1.])
+    """
+    return -torch.expm1(-q * cross_entropy(logits, y)) / q
+
+
+def taylor_cross_entropy(logits: Tensor, y: Tensor, order: int = 2) -> Tensor:
+    """The first terms of the Taylor series of ``-log p_y``: ``sum_i (1 - p_y)^i / i`` (Feng et al., 2020).
+
+    Args:
+        logits: Student logits, ``(B, C)``.
+        y: Labels, ``(B,)``.
+        order: How many terms, at least 1; cross-entropy in the limit.
+
+    Returns:
+        Losses in [0, sum_i 1 / i], ``(B,)``.
+
+    Examples:
+        >>> taylor_cross_entropy(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0]))
+        tensor([0.6250])
+    """
+    # 0 where the label is missing, as the cross-entropy is 0 there
+    miss = -torch.expm1(-cross_entropy(logits, y))
+    return torch.stack([miss**i / i for i in range(1, order + 1)]).sum(0)
+
+
+def superloss(logits: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
+    """SuperLoss (Castells et al., 2020) of the cross-entropy l: hard samples, whose labels may be wrong, count less.
+
+    ``min over s of (l - tau) s + strength (log s)^2``, which is at ``s = exp(-W(b / 2))`` with Lambert's W and
+    ``b = max(-2 / e, (l - tau) / strength)``. ``tau = log C``, the loss of a guess, is one of the paper's choices.
+
+    Args:
+        logits: Student logits, ``(B, C)``.
+        y: Labels, ``(B,)``.
+        strength: lambda > 0: the larger, the nearer to ``l - tau``. The paper takes 1 for CIFAR-10, 0.25 for
+            CIFAR-100.
+
+    Returns:
+        Losses, ``(B,)``; below 0 where l is below tau.
+
+    Examples:
+        >>> superloss(torch.zeros(1, 4), torch.tensor([2])).abs() < 1e-6
+        tensor([True])
+    """
+    excess = cross_entropy(logits, y) - math.log(logits.shape[-1])
+    # the minimum's derivative by l is s: none flows through s itself
+    log_s = -lambert_w((excess.detach() / strength).clamp(min=-2 / math.e) / 2)
+    return (excess * log_s.exp() + strength * log_s**2) * (y != UNLABELED)
+
+
+def lambert_w(x: Tensor, steps: int = 8) -> Tensor:
+    """The principal branch of Lambert's W, ``W exp(W) = x``, for ``x >= -1 / e``, by Halley's method.
+
+    Examples:
+        >>> lambert_w(torch.tensor([0.0, torch.e]))
+        tensor([0., 1.])
+    """
+    near = (2 * (1 + math.e * x)).clamp(min=0).sqrt()  # distance from the branch point, where W = -1
+    w = torch.where(x < 0, near - 1 - near**2 / 3, torch.log1p(x.clamp(min=0)))
+    for _ in range(steps):
+        error, slope = w - x * torch.exp(-w), w + 1
+        # at the branch point itself the slope is 0, and so is the error
+        step = error / (slope - (w + 2) * error / (2 * slope)).where(slope > 1e-3, torch.inf)
+        w = w - step
+    return w
+
+
+LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "generalized_cross_entropy": generalized_cross_entropy,
+    "taylor_cross_entropy": taylor_cross_entropy,
+    "superloss": superloss,
+}
+"""By the names that methods take."""
+
+
+def label_loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in LABEL_LOSSES:
+        raise ValueError(f"expected a label_loss of {list(LABEL_LOSSES)}, found {name!r}")
+    return LABEL_LOSSES[name]

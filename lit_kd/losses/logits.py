@@ -1,0 +1,237 @@
+"""Losses as pure functions of tensors, one value a sample: they know nothing of Lightning.
+
+Shapes: B samples, C classes. Whatever is called logits is unnormalised; temperatures are dimensionless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_kd.types import UNLABELED
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each sample; 0 where the label is missing.
+
+    Args:
+        logits: Student logits, ``(B, C)``.
+        y: Labels, ``(B,)``, in ``[0, C)`` or `UNLABELED`.
+
+    Returns:
+        Losses in nats, ``(B,)``.
+
+    Examples:
+        >>> import torch
+        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
+        tensor([1.3863, 0.0000])
+    """
+    return F.cross_entropy(logits, y, reduction="none", ignore_index=UNLABELED)
+
+
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float | Tensor = 1.0
+) -> Tensor:
+    r"""Distillation loss of each sample (Hinton et al., 2015, the paper's own).
+
+    ``T^2 * sum_c softmax(t / T)_c * (log_softmax(t / T)_c - log_softmax(z / T)_c)``: the KL divergence summed, not
+    averaged, over classes; the factor ``T^2`` keeps the size of the gradient independent of the temperature.
+
+    Args:
+        student_logits: z, ``(B, C)``.
+        teacher_logits: t, ``(B, C)``.
+        temperature: T > 0, dimensionless.
+        weight: What the loss counts, a number or ``(B,)``.
+
+    Returns:
+        Losses in nats, ``(B,)``; 0 where both agree, never negative with weights that are not.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.tensor([[0.0, 0.0]])
+        >>> kd_loss(z, torch.tensor([[0.0, 0.0]]), temperature=4.0)
+        tensor([0.])
+    """
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    return weight * temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
+
+def mean_teacher(
+    teachers: Sequence[Tensor], temperature: float = 1.0, of: Literal["probabilities", "logits"] = "probabilities"
+) -> Tensor:
+    r"""One teacher in the place of several, for `kd_loss`.
+
+    With ``of="probabilities"`` its softened distribution is the mean of theirs, ``mean_k softmax(t_k / T)``: the loss
+    differs from the mean of the K losses by what does not depend on the student, so the gradient is the same [derived].
+    With ``of="logits"`` its logits are the mean of theirs, so a teacher that is very sure outvotes the others.
+
+    Args:
+        teachers: K tensors of logits, ``(B, C)``.
+        temperature: T > 0 that the loss is taken at, dimensionless.
+        of: What is averaged.
+
+    Returns:
+        Logits, ``(B, C)``; those of a single teacher as they are.
+
+    Examples:
+        >>> import torch
+        >>> t = [torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()]
+        >>> mean_teacher(t).softmax(-1)
+        tensor([[0.6000, 0.4000]])
+    """
+    if len(teachers) == 1:
+        return teachers[0]
+    logits = torch.stack(list(teachers))
+    if of == "logits":
+        return logits.mean(0)
+    # a constant less than the logarithm of the mean, which no softmax sees
+    return temperature * F.log_softmax(logits / temperature, dim=-1).logsumexp(0)
+
+
+def teacher_labels(logits: Tensor, hard: bool) -> Tensor:
+    """What a teacher says of each row, as a distribution over classes: its most probable class, or its probabilities.
+
+    Args:
+        logits: The teacher's, ``(B, C)``.
+        hard: Whether all probability is its most probable class's.
+
+    Returns:
+        ``(B, C)``.
+
+    Examples:
+        >>> import torch
+        >>> teacher_labels(torch.tensor([[0.0, 2.0, 1.0]]), hard=True)
+        tensor([[0., 1., 0.]])
+    """
+    probabilities = logits.softmax(-1)
+    return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(probabilities) if hard else probabilities
+
+
+def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: bool = False) -> Tensor:
+    r"""The student's output as a teacher that errs would repeat it: student-label mixing (SLaM, arXiv 2302.03806).
+
+    ``mix = alpha f + (1 - alpha) (1 - f) * top`` [text]: with probability alpha the teacher is right, else it says one
+    of the other classes among its first k. With two classes and k = 2 this is ``alpha f + (1 - alpha) (1 - f)``.
+
+    Args:
+        probabilities: The student's f, ``(B, C)``.
+        top_mask: The teacher's first k classes, bool ``(B, C)``.
+        alpha: Probability that the teacher is right, ``(B,)``.
+        normalise: Divide the second part by k - 1, as is right where the teacher errs uniformly over the other k - 1: a
+            student sure of one of the k classes then has a mix of mass 1 [derived]. The paper does not divide [text],
+            so that the mass can exceed 1.
+
+    Returns:
+        ``(B, C)``, not negative.
+
+    Examples:
+        >>> import torch
+        >>> f, top = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])
+        >>> slam_mix(f, top, torch.tensor([0.6]), normalise=True)
+        tensor([[0.6000, 0.2000, 0.2000, 0.0000]])
+    """
+    alpha = alpha.unsqueeze(-1)
+    others = (1 - alpha) * (1 - probabilities) * top_mask
+    if normalise:
+        others = others / (top_mask.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return alpha * probabilities + others
+
+
+def slam_loss(mix: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
+    """Cross-entropy of the teacher's label with the mixed output: ``-sum_c y_T,c log max(mix_c, eps)``.
+
+    Args:
+        mix: See `slam_mix`, ``(B, C)``.
+        teacher: The teacher's labels, distributions ``(B, C)``: softmax, or one-hot for hard labels.
+        eps: Least probability.
+
+    Returns:
+        Losses in nats, ``(B,)``; below 0 where the mass of the mix exceeds 1, which is no error.
+    """
+    return -(teacher * mix.clamp(min=eps).log()).sum(-1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample with a distribution over classes.
+
+    Args:
+        logits: Student logits, ``(B, C)``.
+        target: Probabilities, ``(B, C)``; a row of zeros gives 0.
+
+    Returns:
+        Losses in nats, ``(B,)``.
+
+    Examples:
+        >>> import torch
+        >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+        tensor([1.3863])
+    """
+    return -(target * F.log_softmax(logits, -1)).sum(-1)
+
+
+def contradicts(teacher: Tensor, y: Tensor) -> Tensor:
+    """Where a teacher takes a sample for another class than its label says.
+
+    Args:
+        teacher: Logits or probabilities, ``(B, C)``.
+        y: Labels, ``(B,)``; nobody contradicts one that is missing.
+
+    Returns:
+        Bool, ``(B,)``.
+    """
+    return (teacher.argmax(-1) != y) & (y != UNLABELED)
+
+
+def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) -> Tensor:
+    """Label Revision (arXiv 2404.03693): a teacher's probabilities, mixed with the label where they contradict it.
+
+    There ``p = beta p^T + (1 - beta) e(y)`` with ``beta = eta / (p^T_max - p^T_y + 1)`` [text]: the label's class comes
+    out on top by ``1 - eta`` [derived].
+
+    Args:
+        teacher_probabilities: p^T, ``(B, C)``.
+        y: Labels, ``(B,)``; where one is missing, the teacher's probabilities stay as they are.
+        eta: In [0, 1); 0 leaves the label alone.
+
+    Returns:
+        Probabilities, ``(B, C)``.
+
+    Raises:
+        ValueError: If eta is not in [0, 1).
+
+    Examples:
+        >>> import torch
+        >>> revise_labels(torch.tensor([[0.2, 0.7, 0.1]]), torch.tensor([0]))
+        tensor([[0.5733, 0.3733, 0.0533]])
+    """
+    if not 0 <= eta < 1:
+        raise ValueError(f"expected eta in [0, 1), below which the label's class comes out on top; found {eta}")
+    of_label = y.where(y != UNLABELED, 0).unsqueeze(-1)
+    lead = teacher_probabilities.amax(-1, keepdim=True) - teacher_probabilities.gather(-1, of_label)
+    beta = eta / (lead + 1)
+    label = torch.zeros_like(teacher_probabilities).scatter(-1, of_label, 1.0)
+    revised = beta * teacher_probabilities + (1 - beta) * label
+    return torch.where(contradicts(teacher_probabilities, y).unsqueeze(-1), revised, teacher_probabilities)
+
+
+def revised_teacher(teacher_logits: Tensor, y: Tensor, eta: float, temperature: float = 1.0) -> Tensor:
+    """`revise_labels` for `kd_loss`: the softened probabilities that it compares with are revised [ours].
+
+    Args:
+        teacher_logits: t, ``(B, C)``.
+        y: Labels, ``(B,)``.
+        eta: See `revise_labels`.
+        temperature: T > 0 that the loss is taken at, dimensionless.
+
+    Returns:
+        Logits, ``(B, C)``; those of the teacher where it does not contradict the label.
+    """
+    revised = revise_labels(F.softmax(teacher_logits / temperature, -1), y, eta)
+    # where a probability is 0 in float32, any logit that is low enough will do
+    logits = temperature * revised.clamp(min=torch.finfo(revised.dtype).tiny).log()
+    return torch.where(contradicts(teacher_logits, y).unsqueeze(-1), logits, teacher_logits)

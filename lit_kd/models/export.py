@@ -1,0 +1,156 @@
+"""The student alone, in formats that other programs read."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_kd.models.files import EXPORTS, check_unused, write_whole
+from lit_kd.models.images import ImageInput
+from lit_kd.types import evaluating, logits_of
+from lit_kd.version import __version__
+
+TOLERANCE = 1e-5
+"""How far logits may be apart, as a share of the largest where that is above 1."""
+
+
+def export_student(
+    student: nn.Module,
+    path: str | Path,
+    format: str,
+    *,
+    input_shape: Sequence[int],
+    class_names: Sequence[str] | None = None,
+    image_input: ImageInput | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> float:
+    """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)`` for any B, checked before it is written.
+
+    The file's metadata (ONNX: ``metadata_props``; torch.export: ``extra_files``; safetensors: ``metadata``) hold JSON
+    texts under ``class_names``, ``input_shape``, ``image_input`` (how an image becomes an input), ``student`` and
+    ``lit_kd`` (the version); what is not known is ``null``. A .safetensors file holds weights only: build the network
+    by its name and shape, see `lit_kd.models.build_model`, and load them.
+
+    Args:
+        student: The network; it is left as it is.
+        path: Where to.
+        format: ``"onnx"``, ``"torch_export"`` or ``"safetensors"``.
+        input_shape: Shape of one input, without the batch axis.
+        class_names: K names.
+        image_input: How an image file becomes an input.
+        name: The network's name.
+        overwrite: Whether an existing file may be replaced.
+
+    Returns:
+        The largest difference between the logits of the written file and of the student, for random inputs.
+
+    Raises:
+        FileExistsError: If the file is there, and may not be overwritten.
+        ImportError: If a package of the extra ``export`` is missing.
+        ValueError: If the format is unknown, or the student cannot be exported, or differs afterwards.
+    """
+    if format not in EXPORTS:
+        raise ValueError(f"expected as format {', '.join(EXPORTS)}, found {format!r}")
+    path = Path(path)
+    check_unused(path, overwrite)
+    facts = {
+        "class_names": list(class_names) if class_names else None,
+        "input_shape": list(input_shape),
+        "image_input": image_input.plain() if image_input else None,
+        "student": name,
+        "lit_kd": __version__,
+    }
+    texts = {key: json.dumps(fact) for key, fact in facts.items()}
+    network = _Logits(copy.deepcopy(student).cpu())
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(rows, *input_shape, generator=draw) for rows in (2, 1, 5)]
+    with torch.no_grad(), evaluating(network):
+        expected = [network(x) for x in inputs]
+        try:
+            content, run = _EXPORTERS[format](network, inputs[0], texts)
+            found = [run(x) for x in inputs]
+        except ImportError:
+            raise
+        except Exception as error:  # whatever an exporter or a runtime makes of an operator that it does not know
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"this student cannot be exported as {format}: {type(error).__name__}: {told}") from error
+    apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    if not apart <= TOLERANCE * max(1.0, *(float(logits.abs().max()) for logits in expected)):
+        raise ValueError(f"expected the {format} file to give the student's logits, found a difference of {apart:.2g}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+    return apart
+
+
+class _Logits(nn.Module):
+    """The network, without what may be around its logits."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.student, x)
+
+
+# From the network, an example input and the metadata to the file's content, and to a function that runs that content.
+Run = Callable[[Tensor], Tensor]
+Exporter = Callable[[_Logits, Tensor, Mapping[str, str]], tuple[bytes, Run]]
+
+
+def _torch_export(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
+    program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=dict(texts))
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
+    runtime = _optional("onnxruntime")
+    _optional("onnxscript")  # which torch's exporter needs
+    program = torch.onnx.export(
+        network,
+        (x,),
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None  # as no file is given
+    program.model.metadata_props.update(texts)
+    content = program.model_proto.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda x: torch.from_numpy(session.run(["logits"], {"input": x.numpy()})[0])
+
+
+def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
+    safetensors = _optional("safetensors.torch")
+    # cloned, as the format knows no weights that layers share
+    weights = {key: weight.clone().contiguous() for key, weight in network.student.state_dict().items()}
+    content: bytes = safetensors.save(weights, dict(texts))
+    again = copy.deepcopy(network)
+    again.student.load_state_dict(safetensors.load(content))
+    return content, again
+
+
+_EXPORTERS: dict[str, Exporter] = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}
+
+
+def _optional(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(
+            f"this format needs {package}, which is not installed: pip install 'lit_kd[export]'"
+        ) from error

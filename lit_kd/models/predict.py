@@ -1,0 +1,83 @@
+"""Predictions for image files, which become inputs as in the evaluation of the training that made the student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_kd.models.checkpoint import SavedStudent
+from lit_kd.models.images import ImageInput
+from lit_kd.types import evaluating, logits_of
+
+
+class Prediction(NamedTuple):
+    """What a student makes of a file.
+
+    Attributes:
+        file: The image.
+        label: Number of the most probable class, or why the file is no readable image.
+        probability: Of that class; 0 for no image.
+    """
+
+    file: Path
+    label: int | str
+    probability: float
+
+
+def predict_images(
+    student: SavedStudent, files: Sequence[Path], batch_size: int = 64, num_workers: int = 0
+) -> Iterator[Prediction]:
+    """Classify images, on the GPU if there is one.
+
+    Args:
+        student: As `lit_kd.models.checkpoint.read_student` gives it.
+        files: The images; each is brought to the student's input by its `ImageInput`.
+        batch_size: Images at a time.
+        num_workers: Processes that decode; 0 decodes in this one.
+
+    Raises:
+        ValueError: If the student's checkpoint does not tell how an image becomes an input.
+    """
+    images = student.image_input
+    if images is None or (student.input_shape or images.shape) != images.shape:
+        raise ValueError(
+            f"expected a checkpoint that tells how an image becomes its input of shape {student.input_shape}, found "
+            f"{images}: train on a data module of images of lit_kd.data, or give yours an attribute image_input, a "
+            "lit_kd.models.images.ImageInput"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = student.model.to(device)
+    loader = DataLoader(_Images(files, images), batch_size, num_workers=num_workers, collate_fn=list)
+    rest = iter(files)
+    with torch.inference_mode(), evaluating(model):
+        for batch in loader:
+            inputs = [x for x in batch if isinstance(x, Tensor)]
+            found: Iterator[tuple[int, float]] = iter(())
+            if inputs:
+                probability, label = logits_of(model, torch.stack(inputs).to(device)).float().softmax(-1).max(-1)
+                found = zip(label.tolist(), probability.tolist(), strict=True)
+            for x in batch:
+                yield Prediction(next(rest), *(next(found) if isinstance(x, Tensor) else (x, 0.0)))
+
+
+class _Images(Dataset[Tensor | str]):
+    """Inputs, ``(C, H, W)``, or why there is none."""
+
+    def __init__(self, files: Sequence[Path], images: ImageInput) -> None:
+        self.files = files
+        self.images = images
+        self.transform = images.transform()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.transform(self.images.open(self.files[index]))
+        except Exception as error:  # a damaged file makes the decoders raise anything: SyntaxError, struct.error, ...
+            return f"{type(error).__name__}: {error}"

@@ -1,0 +1,91 @@
+"""A model together with the inner layers whose features are wanted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lit_kd.models.build import last_linear
+from lit_kd.types import PENULTIMATE, Inputs, Outputs, read_logits, run_model
+
+
+class Tapped:
+    """A model that also tells the features of some of its layers.
+
+    Hooks live only while the model runs, so nothing is left behind on it: it can be pickled and shared.
+
+    Args:
+        model: The model.
+        taps: Module paths (``"layer3.0"``) or `lit_kd.types.PENULTIMATE`.
+
+    Raises:
+        ValueError: If the model has no such layer.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
+        self.model = model
+        self.layers = {tap: self._find(tap) for tap in taps}
+
+    def _find(self, tap: str) -> nn.Module:
+        if tap == PENULTIMATE:
+            return last_linear(self.model)[1]
+        layers: dict[str, nn.Module] = dict(self.model.named_modules())
+        if tap not in layers:
+            near = difflib.get_close_matches(tap, layers, n=5) or list(layers)[1:6]
+            raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")
+        return layers[tap]
+
+    def __call__(self, x: Inputs) -> Outputs:
+        """Run the model on a batch.
+
+        Raises:
+            ValueError: If the model does not take it.
+        """
+        features: dict[str, Tensor] = {}
+        hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
+        try:
+            out = run_model(self.model, x)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+        ) as error:  # what layers say of a shape
+            if "memory" in str(error):  # the CPU allocator's is a bare RuntimeError
+                raise
+            raise ValueError(
+                f"expected {type(self.model).__name__} to take inputs of shape {_shape(x)}, found that it does not "
+                f"({type(error).__name__}: {error}). Give a model made for such inputs, or other data"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Outputs(read_logits(self.model, out), features)
+
+
+def _shape(x: Any) -> str:
+    if isinstance(x, Mapping):
+        return ", ".join(f"{name}: {_shape(part)}" for name, part in x.items()) or "{}"
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> RemovableHandle:
+    if tap == PENULTIMATE:
+
+        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            features[tap] = inputs[0] if inputs else named["input"]
+
+        return layer.register_forward_pre_hook(before, with_kwargs=True)
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        features[tap] = output
+
+    return layer.register_forward_hook(after)

@@ -1,0 +1,122 @@
+"""A comparison's results: csv, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_kd.cli.recipe import Job, slug
+from lit_kd.cli.training import SAMPLES, Result
+from lit_kd.models.files import write_whole
+from lit_kd.report.page import write_page
+from lit_kd.report.plots import draw_accuracy, draw_queries, draw_weights, mean_and_deviation
+from lit_kd.report.regions import draw_regions
+from lit_kd.report.teachers import draw_teachers
+
+COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
+OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
+_HEADS = {
+    "test_accuracy": ("accuracy", 100.0, 1),
+    "test_accuracy_last": ("at last", 100.0, 1),
+    "ece": ("ECE", 100.0, 1),
+    "teacher_agreement": ("agrees", 100.0, 1),
+    "noise_auc": ("AUC", 1.0, 2),
+    "picks_right": ("picks right", 100.0, 1),
+    "seconds": ("time, s", 1.0, 0),
+}
+
+
+def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
+    """Write ``results.csv``, ``table.md``, ``report.html``, ``accuracy.png``, and pictures of sample weights.
+
+    These are ``weights-*.png`` and, where such a method has several teachers, ``teachers-*.png``.
+
+    For inputs in the plane there is also ``regions.png``, for methods that query the teacher ``queries.png``.
+
+    Args:
+        folder: The comparison's folder.
+        done: Trainings and their results, in the recipe's order.
+    """
+    results = [result for _, result in done]
+    columns = COLUMNS + [name for name in OPTIONAL if any(name in result for result in results)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results)
+    write_whole(folder / "results.csv", text.getvalue())
+
+    methods = list(dict.fromkeys(job.method for job, _ in done))
+    by_method = {method: [r for r in results if r["method"] == method] for method in methods}
+    teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
+    head, rows = _table(by_method, teachers)
+    named = [[re.sub(r"([\\*_<`])", r"\\\1", name), *cells] for name, *cells in rows]  # a name is no markup
+    lines = [head, ["---"] * len(head), *named]
+    write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
+    draw_accuracy(accuracies, teachers, folder / "accuracy.png")
+    more: dict[str, Path] = {}
+    asked = {m: [r["accuracy_by_queries"] for r in rs if "accuracy_by_queries" in r] for m, rs in by_method.items()}
+    asked = {method: curves for method, curves in asked.items() if curves}
+    if asked:
+        draw_queries(asked, folder / "queries.png")
+        more["Accuracy against questions to the teacher"] = folder / "queries.png"
+    draw_regions(done, folder / "regions.png")
+    if (folder / "regions.png").is_file():
+        more["Which class is decided for where, side by side"] = folder / "regions.png"
+    for method in methods:
+        jobs = [job for job, _ in done if job.method == method]
+        samples = [job.folder / SAMPLES for job in jobs]
+        if all(path.is_file() for path in samples):
+            name = f"{slug(method)}.png"
+            draw_weights(method, samples, folder / f"weights-{name}")
+            if len(jobs[0].teachers) > 1:
+                draw_teachers(method, jobs[0].teachers, samples, folder / f"teachers-{name}")
+                more[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
+    write_page(folder / "report.html", done, (head, rows), more)
+    _print(folder, head, rows)
+
+
+def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Mean and standard deviation of every method."""
+    heads = {k: v for k, v in _HEADS.items() if any(r.get(k) is not None for rs in by_method.values() for r in rs)}
+    rows = []
+    for method, results in by_method.items():
+        row = [method.replace("|", "/")]  # a table's own sign
+        for name, (_, factor, digits) in heads.items():
+            row.append(mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
+        rows.append(row)
+    students = [row for row, method in zip(rows, by_method, strict=True) if method not in teachers]
+    for column, name in enumerate(heads, start=1):
+        if name in ("test_accuracy", "test_accuracy_last") and students:
+            means = [float(row[column].split()[0]) for row in students]  # as printed: all that equal the best are
+            for row, found in zip(students, means, strict=True):
+                if found == max(means):
+                    row[column] = f"**{row[column]}**"
+    return ["method", *(head for head, _, _ in heads.values())], rows
+
+
+def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
+    caption = (
+        "test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
+    )
+    table = Table(box=box.SIMPLE_HEAD, title=folder.name, caption=caption, padding=(0, 1, 0, 0))
+    rows = [[row[0], *(cell.replace(" ± ", "±") for cell in row[1:])] for row in rows]
+    console = Console()
+    if sum(max(map(len, column)) + 1 for column in zip(head, *rows, strict=True)) >= console.width:
+        rows = [[row[0], *(re.sub("±[0-9.]+", "", cell) for cell in row[1:])] for row in rows]  # table.md has them
+    for name in head:
+        # if that does not do, names are folded and numbers stay whole
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
+    for row in rows:
+        cells = [escape(row[0]), *row[1:]]
+        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
+    console.print(table)
+    console.print(f"report.html, results.csv, table.md and pictures are in {folder}")

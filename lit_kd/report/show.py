@@ -1,0 +1,205 @@
+"""Shows what a run learns about its samples, in any logger."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+
+from lit_kd.data import UNLABELED
+from lit_kd.data.labels import known_names
+from lit_kd.distiller.tabled import TableDistiller
+from lit_kd.models.files import write_whole
+from lit_kd.report.callbacks import run_directory, unused
+from lit_kd.report.distrust import (
+    Suspect,
+    any_distrusted,
+    as_pictures,
+    class_name,
+    most_distrusted,
+    noise_auc,
+    rows_of,
+    suspects,
+)
+from lit_kd.report.pictures import contact_sheet, image_to_png, to_png, weights_picture
+
+HISTOGRAM, WEIGHTS, DISTRUSTED = "samples/label_weights", "samples/weights", "samples/most_distrusted"
+BINS = 40
+
+
+class ShowRun(Callback):
+    """Shows which labels a method with a sample table believes; does nothing for other methods.
+
+    Every epoch: where labels are known to be wrong, the mean weights of right and of wrong ones, and how well weights
+    tell them apart, ``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``; in W&B and
+    TensorBoard a histogram of the labels' weights. Every few epochs and at the end: a picture of the weights, and the
+    most distrusted samples, with their pictures where they are images: as PNG files in the folder ``pictures`` of the
+    run's directory, and in W&B a table of the samples, in TensorBoard images. On the command line the options are
+    ``--show.every_n_epochs`` and ``--show.samples``.
+
+    Args:
+        every_n_epochs: How often pictures are drawn, which takes some tenths of a second; ``None``: at the end only;
+            0: nothing is shown at all, no figures either.
+        samples: How many of the most distrusted samples are shown.
+    """
+
+    def __init__(self, every_n_epochs: int | None = 10, samples: int = 24) -> None:
+        if every_n_epochs is not None and every_n_epochs < 0:
+            raise ValueError(f"expected every_n_epochs of at least 1, or None, or 0 for off; found {every_n_epochs}")
+        if samples < 1:
+            raise ValueError(f"expected samples of at least 1, found {samples}")
+        self.every_n_epochs = every_n_epochs
+        self.samples = samples
+        self.course: list[dict[str, float]] = []
+        """For each epoch ``epoch``, and the mean weight of labels that are ``right`` and ``wrong``, or of ``all``."""
+        self._drawn = -1  # the last epoch whose pictures are drawn
+        self._folder: Path | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What went before, for the pictures of a run that is resumed."""
+        return {"course": self.course}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.course = list(state_dict["course"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run has pictures of its own."""
+        self._drawn, self._folder = -1, None
+        if trainer.current_epoch == 0:
+            self.course = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log figures and histogram, and draw the pictures if it is time."""
+        if self._is_off(trainer) or not isinstance(pl_module, TableDistiller):
+            return
+        weights, label, noisy = _weights(pl_module)
+        known = label != UNLABELED
+        parts = {"right": known & ~noisy, "wrong": noisy} if noisy.any() else {"all": known}
+        means = {kind: float(weights[mask].mean()) for kind, mask in parts.items() if mask.any()}
+        self.course.append({"epoch": trainer.current_epoch, **means})
+        if noisy.any():
+            figures = {f"samples/{kind}_label_weight": value for kind, value in means.items()}
+            area = noise_auc(weights, label, noisy)
+            pl_module.log_dict(figures | ({} if area is None else {"samples/noise_auc": area}))
+        if trainer.is_global_zero and known.any():
+            for logger in trainer.loggers:
+                _log_histogram(logger, weights[known], trainer.global_step)
+        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last pictures."""
+        if not self._is_off(trainer) and isinstance(pl_module, TableDistiller) and self.course:
+            epoch = int(self.course[-1]["epoch"])
+            if epoch > self._drawn:
+                self._draw(trainer, pl_module, epoch)
+
+    def _is_off(self, trainer: Trainer) -> bool:
+        return self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
+
+    def _draw(self, trainer: Trainer, model: TableDistiller, epoch: int) -> None:
+        """Draw and send all pictures; each process must call it, as all of them predict."""
+        self._drawn = epoch
+        weights, label, noisy = _weights(model)
+        data, known = model.data, label != UNLABELED
+        assert model.table is not None
+        index = most_distrusted(model.table, data, self.samples)
+        if not len(index):
+            return
+        rows = rows_of(data, index)
+        found = suspects(model.table, data, index, model.predict_rows(rows, teachers=False).student.logits.cpu())
+        if not trainer.is_global_zero:
+            return
+        names = known_names(data.class_names, data.num_classes)
+        area = noise_auc(weights, label, noisy)
+        title = f"epoch {epoch}" + ("" if area is None else f": low weights find wrong labels with AUC {area:.3f}")
+        kinds = [kind for kind in self.course[-1] if kind != "epoch"]
+        course = [row for row in self.course if all(kind in row for kind in kinds)]
+        figure = weights_picture(
+            title,
+            weights[known],
+            noisy[known],
+            [int(row["epoch"]) for row in course],
+            {kind: [row[kind] for row in course] for kind in kinds},
+        )
+        images = {WEIGHTS: to_png(figure)}
+        pixels = as_pictures(rows.rows.fetch(rows.positions.tolist()))
+        if pixels is not None:
+            most = f"the {len(found)} most distrusted labels"
+            told = f"epoch {epoch}: {most if any_distrusted(found) else 'no label is distrusted'}"
+            images[DISTRUSTED] = image_to_png(contact_sheet(pixels, found, names, told))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_table(logger, found, pixels, names, _image(images[WEIGHTS]), trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                for name, image in images.items():
+                    array = np.asarray(_image(image).convert("RGB"))
+                    logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
+        self._write(trainer, images)
+
+    def _write(self, trainer: Trainer, images: dict[str, bytes]) -> None:
+        if self._folder is None:
+            self._folder = unused(run_directory(trainer) / "pictures")
+            self._folder.mkdir(parents=True)
+            rank_zero_info(f"pictures are written to {self._folder}")
+        for name, image in images.items():
+            write_whole(self._folder / f"{name.removeprefix('samples/')}.png", image)
+
+
+def _weights(model: TableDistiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Of each training sample the label's weight, the given label, and whether that is known to be wrong."""
+    assert model.table is not None
+    model.table.sync()  # what the method would do next
+    rows = slice(model.data.train_size)
+    weights: npt.NDArray[np.float32] = model.table["weights"][rows, 0].float().cpu().numpy()
+    return weights, model.data.labels[rows].numpy(), model.data.noisy[rows].numpy()
+
+
+def _image(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
+
+
+def _log_histogram(logger: Logger, weights: npt.NDArray[np.float32], step: int) -> None:
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        counted = np.histogram(weights, bins=BINS, range=(0.0, max(1.0, float(weights.max()))))
+        histogram: Any = wandb.Histogram(np_histogram=counted)
+        logger.log_metrics({HISTOGRAM: histogram}, step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_histogram(HISTOGRAM, torch.from_numpy(weights), step)
+
+
+def _log_table(
+    logger: WandbLogger,
+    found: Sequence[Suspect],
+    pixels: npt.NDArray[np.uint8] | None,
+    names: Sequence[str] | None,
+    weights: Image.Image,
+    step: int,
+) -> None:
+    """One table and one picture, in one step."""
+    import wandb
+
+    true = found[0].true != UNLABELED
+    columns: list[Any] = ["index", "label", "student", "student_probability", "label_weight", "distrust"]
+    columns = ["picture"] * (pixels is not None) + columns + ["true_label"] * true
+    table: Any = wandb.Table(columns=columns)
+    for row, one in enumerate(found):
+        values: list[Any] = [] if pixels is None else [wandb.Image(pixels[row])]
+        values += [one.index, class_name(names, one.label), class_name(names, one.believed), one.probability]
+        values += [one.weight, one.distrust] + ([class_name(names, one.true)] if true else [])
+        table.add_data(*values)
+    picture: Any = wandb.Image(weights)
+    logger.log_metrics({DISTRUSTED: table, WEIGHTS: picture}, step)

@@ -1,0 +1,1 @@
+"""Frozen teachers: modules, how they run, and a cache of their outputs."""

@@ -1,0 +1,126 @@
+"""What every room shares: a batch, a model's outputs, and how a model is called. It imports torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+UNLABELED = -1
+"""The label of a sample whose label is missing."""
+PENULTIMATE = "penultimate"
+"""The tap on what the last linear layer reads."""
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a model reads: a tensor whose first axis is the batch, or a mapping of them, passed as keyword arguments."""
+
+
+class Batch(NamedTuple):
+    """A batch of samples.
+
+    Attributes:
+        x: What the models read.
+        y: Labels, int64 ``(B,)``, or probabilities ``(B, C)``; of several labels a sample, 0 or 1, ``(B, C)``.
+            `UNLABELED` marks a missing one.
+        index: Position of each sample in the training set, int64 ``(B,)``: stable under shuffling, subsets and
+            several processes. ``None`` where the loader does not tell.
+    """
+
+    x: Inputs
+    y: Tensor
+    index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is of no use here
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:
+        """The batch on a device; Lightning calls this."""
+
+        def move(part: Any) -> Any:
+            if isinstance(part, Mapping):
+                return {name: move(value) for name, value in part.items()}
+            return part.to(device, non_blocking=non_blocking) if isinstance(part, Tensor) else part
+
+        return Batch(move(self.x), move(self.y), move(self.index))
+
+
+class Outputs(NamedTuple):
+    """What a model gives for a batch.
+
+    Attributes:
+        logits: ``(B, C)``, unnormalised.
+        features: By tap: the output of the layer at that module path, or, for `PENULTIMATE`, what the last linear
+            layer reads.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor]
+
+
+def as_batch(batch: Any) -> Batch:
+    """Read what a loader gives, ours or a foreign one, as a `Batch`.
+
+    Args:
+        batch: A `Batch`, a pair ``(x, y)`` or a triple ``(x, y, index)``.
+
+    Raises:
+        TypeError: If it is none of these.
+
+    Examples:
+        >>> as_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).index is None
+        True
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if (
+        isinstance(batch, (tuple, list))
+        and len(batch) in (2, 3)
+        and isinstance(batch[0], (Tensor, Mapping))
+        and all(isinstance(part, Tensor) for part in batch[1:])
+    ):
+        x, y, *index = batch
+        # of any integer type: losses want int64
+        return Batch(x, y if y.is_floating_point() else y.long(), *index)
+    found = type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        found += f" of {[type(part).__name__ for part in batch]}"
+    raise TypeError(
+        f"expected a batch (x, y) or (x, y, index), x a tensor or a mapping of tensors, y a tensor; found {found}. "
+        "Let the dataset or its collate_fn return such pairs."
+    )
+
+
+def run_model(model: Callable[..., Any], x: Inputs) -> Any:
+    """Call a model with a tensor, or with a mapping as keyword arguments."""
+    return model(**x) if isinstance(x, Mapping) else model(x)
+
+
+def read_logits(model: Callable[..., Any], out: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or an object with ``.logits``.
+
+    Raises:
+        TypeError: If it returned something else.
+    """
+    logits = getattr(out, "logits", out)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"expected {type(model).__name__} to return logits, a tensor, or an object with .logits; "
+            f"found {type(out).__name__}. Wrap the model in a module that returns its logits."
+        )
+    return logits
+
+
+def logits_of(model: Callable[..., Any], x: Inputs) -> Tensor:
+    """A model's logits for a batch; raises as `read_logits`."""
+    return read_logits(model, run_model(model, x))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a while; afterwards each of its parts is in its own mode again."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

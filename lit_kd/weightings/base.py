@@ -1,0 +1,109 @@
+"""What a rule is, and what it sees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_kd.data.table import SampleTable
+from lit_kd.trust.meta import alignment, meta_gradient, term_gradients
+
+
+@dataclass
+class MetaStep:
+    """A training batch, and how its logits move along the validation gradient; all without gradients, in float32.
+
+    Attributes:
+        index: Sample indices, ``(B,)``.
+        y: Given labels, ``(B,)``.
+        logits: Student logits, ``(B, C)``.
+        teachers: Teacher logits, K tensors ``(B, C)``.
+        derivative: Of the logits along the validation gradient after a look-ahead, ``(B, C)``, for the pull of the
+            losses on the logits, ``(B, C)``, and a learning rate: `lit_kd.trust.meta.last_layer_derivative` or
+            `lit_kd.trust.exact.whole_network_derivative` with their other arguments given.
+        lr: Current learning rate of the student.
+        batch_size: Rows of the batch over all processes.
+        temperature: Of the distillation terms, dimensionless.
+        targets: What the distillation terms compare with, where it is not what the teachers say: K tensors ``(B, C)``.
+    """
+
+    index: Tensor
+    y: Tensor
+    logits: Tensor
+    teachers: list[Tensor]
+    derivative: Callable[[Tensor, float], Tensor]
+    lr: float
+    batch_size: int
+    temperature: float
+    targets: list[Tensor] | None = None
+    gradients: Tensor = field(init=False)
+    """Of every loss term by the logits, ``(B, K + 1, C)``."""
+
+    def __post_init__(self) -> None:
+        targets = self.teachers if self.targets is None else self.targets
+        self.gradients = term_gradients(self.logits, self.y, targets, self.temperature)
+
+    def alignment(self, weights: Tensor, lr: float) -> Tensor:
+        """See `lit_kd.trust.meta.alignment`, ``(B, K + 1)``; a learning rate of 0 takes it without a look-ahead."""
+        pull = torch.einsum("bk,bkc->bc", weights, self.gradients)
+        return alignment(self.gradients, self.derivative(pull, lr))
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
+        return meta_gradient(self.alignment(weights, self.lr), self.lr, self.batch_size)
+
+
+class Rule(ABC):
+    """Keeps the column ``weights`` of a sample table, ``(N, K + 1)``: label first, then each teacher.
+
+    A training batch first passes `observe`, in the epochs in which the rule is `active`; then the student learns with
+    the weights that the table holds. After an epoch's last batch every process has the same table and calls `renew`,
+    and `validated` after each validation.
+    """
+
+    trains_on_meta: ClassVar[bool] = False
+    """Whether the meta rows take part in training."""
+    meta_rows: ClassVar[int | None] = None
+    """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
+    wants_validation: ClassVar[bool] = False
+    """Whether to call `validated`."""
+
+    @abstractmethod
+    def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
+        """Add the rule's columns.
+
+        Args:
+            table: The table; columns restored from a checkpoint keep their values.
+            teachers: K.
+            trusted: Which rows are trusted meta rows, bool ``(N,)``.
+            labels: Given labels, ``(N,)``; `UNLABELED` where there is none.
+            epochs: How many epochs the training has; ``None``: nobody knows.
+        """
+
+    @abstractmethod
+    def active(self, epoch: int) -> bool:
+        """Whether the meta-step is taken in this epoch, counted from 0."""
+
+    @abstractmethod
+    def observe(self, table: SampleTable, step: MetaStep) -> None:
+        """Take the meta-step for a training batch."""
+
+    def renew(self, table: SampleTable, epoch: int) -> None:  # noqa: B027 - most rules are done in `observe`
+        """Renew the weights after an epoch."""
+
+    def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:  # noqa: B027 - most do not ask
+        """Take in who is wrong on validation rows: called in every process with the same, if `wants_validation`.
+
+        A validation comes after its epoch's `renew`, there may be several in an epoch, none, or some before the rule is
+        active; sanity checks are none. What is to survive a resume belongs into ``table.shared``.
+
+        Args:
+            table: The table.
+            wrong: How many rows the student's class is wrong for, then each teacher's, ``(K + 1,)``.
+            rows: How many were counted, a scalar above 0.
+        """
