@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 from lit_kd.data import DataModule
+from lit_kd.data.padding import own_rows
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch
-from lit_kd.distiller.checks import check_batch, data_of, keep_plain, stalls
-from lit_kd.distiller.lean import Lean, without_profiler
-from lit_kd.distiller.ledger import Ledger
-from lit_kd.distiller.metrics import EvaluationMetrics
-from lit_kd.distiller.rows_pass import RowOutputs, module_pass
-from lit_kd.distiller.saved import Saved, distrust_files
-from lit_kd.distiller.schedule import cosine, planned_length
+from lit_kd.data.table import SampleTable
+from lit_kd.distiller.optimisation import configure, planned_length, sgd
+from lit_kd.distiller.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
+from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
 from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
-from lit_kd.types import UNLABELED, Batch, Outputs, as_batch
+from lit_kd.terms import TASKS, Term, TermSet
+from lit_kd.terms.task import EvaluationMetrics, check_outputs
+from lit_kd.types import Batch, Inputs, Outputs, as_batch
+
+Weights = Sequence[float] | Tensor
+"""Of the label, then of each source: numbers, or ``(B, S + 1)``."""
 
 
-def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
-    """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4; RepDistiller's has no Nesterov."""
-    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-
-class Distiller(Lean, Saved):
+class Distiller(LightningModule):
     """Trains a student with the help of frozen teachers.
 
-    A method overrides `distill`, and holds no logging, optimiser, device or checkpoint code. Checkpoints hold the
-    student and never a teacher; ``load_from_checkpoint`` needs no teacher's file.
+    The loss is ``w_0 label + sum_k w_k term_k``, the mean over the batch, plus extra terms. A method says how much each
+    counts, in `weigh`; what is learned from each is a `lit_kd.terms.Term`. Checkpoints hold the student and never a
+    teacher; ``load_from_checkpoint`` needs no teacher's file.
 
     Args:
         student: A module that gives logits ``(B, C)`` (or an object with ``.logits``), or a name such as
@@ -48,24 +47,28 @@ class Distiller(Lean, Saved):
         teacher: One teacher or a list: modules, or paths of lit_kd checkpoints.
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
+        task: ``"classification"``, or ``"multilabel"``: any of C labels a sample.
+        term: What is learned from each teacher; by default as the method says.
+        label_term: What is learned from the label; by default the task's cross-entropy.
+        extra: Further terms on all samples, each with its own constant weight.
         optimizer: Maps parameters to an optimizer.
         lr_scheduler: Maps an optimizer to a scheduler; ``"cosine"`` anneals to 0 over the whole training, ``None``
             keeps the learning rate.
         lr_interval: Whether the scheduler steps once an epoch or once an update.
         teacher_cache: ``"memory"`` or a directory: ask teachers once a row, see `lit_kd.teachers.cache.TeacherCache`.
-        channels_last: The layout of convolutions: faster; ``None``: where it is safe, see `lit_kd.teachers.speed`.
+        channels_last: The layout of convolutions; ``None``: where it is safe and faster.
         compile: Compile student and teachers (`torch.compile`), which takes minutes.
         teacher_precision: ``"bf16"`` runs teachers in bfloat16; ``None``: as the trainer says.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    """Whether training is impossible without a teacher."""
-    needs_meta: ClassVar[bool] = False
-    """Whether a training batch is ``{"train": ..., "meta": ...}``, the second from the meta split."""
-    student_taps: tuple[str, ...] = ()
-    """Layers of the student whose features `distill` wants."""
-    teacher_taps: ClassVar[tuple[str, ...]] = ()
-    """The same for the teachers."""
+    needs_teacher: ClassVar[bool] = True  # whether training is impossible without a teacher
+    needs_meta: ClassVar[bool] = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
+    needs_table: ClassVar[bool] = False  # whether the method itself keeps state by sample in the table
+    changes_batches: ClassVar[bool] = False  # whether teachers see other inputs than the data's: not to be cached
+    trains_on_meta: bool = False  # whether the meta rows join the training rows
+    student_taps: tuple[str, ...] = ()  # layers whose features the method itself reads; terms have their own
+    table: SampleTable | None = None
+    """State by sample index. A column ``weights``, ``(N, S + 1)``, tells how much label and teachers count."""
 
     def __init__(
         self,
@@ -74,6 +77,10 @@ class Distiller(Lean, Saved):
         *,
         num_classes: int,
         input_shape: list[int] | None = None,
+        task: Literal["classification", "multilabel"] = "classification",
+        term: Term | None = None,
+        label_term: Term | None = None,
+        extra: list[Term] | None = None,
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: Literal["cosine"] | LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -83,10 +90,11 @@ class Distiller(Lean, Saved):
         teacher_precision: Literal["bf16"] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"expected num_classes of at least 2, found {num_classes}")
-        if teacher_precision not in ("bf16", None):
-            raise ValueError(f"expected a teacher_precision 'bf16', or None, found {teacher_precision!r}")
+        if task not in TASKS:
+            raise ValueError(f"expected a task of {list(TASKS)}, found {task!r}")
+        self.task = TASKS[task]
+        if num_classes < self.task.least_classes:
+            raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape)
         if isinstance(student, (str, os.PathLike)) and is_path(os.fspath(student)):
@@ -99,234 +107,276 @@ class Distiller(Lean, Saved):
         self.lr_interval = lr_interval
         self.teacher_cache = TeacherCache.of(teacher_cache)
         self.speed = Speed(channels_last, compile, teacher_precision)
-        self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, num_classes) for s in ("val", "test")})
-        self._teacher_specs = as_specs(teacher)
-        if any(spec is self.student for spec in self._teacher_specs):
-            raise ValueError("expected a teacher other than the student itself; pass a copy that is trained already")
+        self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, self.task, num_classes) for s in ("val", "test")})
+        self.peers = nn.ModuleDict()  # further networks that learn, by name
+        self.terms: TermSet | None = None  # made of the templates in `setup`
         self.teachers = Teachers()
-        self._checked: set[str] = set()
-        self._ledger = Ledger()
+        self._teacher_specs = as_specs(teacher)  # in a tuple, modules are no submodules
+        self._templates = (term, label_term, tuple(extra or ()))
+        self._restored: dict[str, Any] | None = None  # the table of a checkpoint
+        self._seen = 0  # rows of an evaluation so far
         self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
         self._begun = False  # whether this epoch is prepared
 
-    def _set_hparams(self, hp: Any) -> None:
-        """Of the hyperparameters, keep what a checkpoint and a logger can hold: no live modules, no functions.
-
-        Lightning calls this before it copies them: a teacher is never copied.
-        """
+    def _set_hparams(self, hp: Any) -> None:  # Lightning's, before it copies: a checkpoint holds no live modules
         super()._set_hparams(hp)
-        cache = self.hparams.get("teacher_cache")
-        if isinstance(cache, TeacherCache):
-            self.hparams["teacher_cache"] = asdict(cache)
         keep_plain(self.hparams)
-
-    @property
-    def trains_on_meta(self) -> bool:
-        """Whether the meta rows belong into the training stream too, after the training set's own rows."""
-        return False
 
     # what a method is
 
-    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a batch: the one hook that a method overrides.
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """How much the label and each source count: the one hook that a method must override.
 
         Args:
-            student: The student's outputs, logits ``(B, C)``, with gradients.
-            teachers: Each teacher's outputs, without gradients.
-            batch: Inputs, labels ``(B,)`` and, where the method needs them, sample indices.
+            student: The student's outputs, with gradients.
+            sources: What `sources` gave, without gradients.
+            batch: Inputs, labels and sample indices.
 
         Returns:
-            Terms by name, each already weighted, per sample ``(B,)`` or a scalar. Their means are summed.
+            ``S + 1`` numbers, or ``(B, S + 1)``; the label comes first.
         """
-        raise NotImplementedError(f"{type(self).__name__} must override distill()")
+        raise NotImplementedError(f"{type(self).__name__} must override weigh()")
+
+    def default_term(self) -> Term:
+        """What is learned from each source where the user does not say."""
+        return self.task.teacher_term(4.0)
+
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """What the student is compared with, `num_sources` of them: the teachers, or what is made of them."""
+        return teachers
+
+    @property
+    def num_sources(self) -> int:
+        """S."""
+        return len(self._teacher_specs)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether a term compares more than logits."""
+        term, _, extra = self._templates
+        return any(one is not None and one.reads_features for one in (term, *extra))
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Change a training batch before teachers and student see it."""
+        return batch
 
     def prepare_epoch(self) -> None:
-        """Form beliefs about samples at the start of each training epoch: a hook that a method may override.
+        """Form beliefs about samples at the start of each training epoch: the same ones in every process.
 
-        Every process must come to the same beliefs. The global random numbers differ between them: draw from a
-        generator with the seed ``derive_seed(resolve_seed(None), f"... {self.current_epoch}")``.
+        The global random numbers differ between processes: draw from a generator with the seed
+        ``derive_seed(resolve_seed(None), f"... {self.current_epoch}")``.
         """
 
     def training_rows(self) -> Tensor | None:
-        """Which rows an epoch draws, asked after `prepare_epoch`: a hook that a method may override.
+        """Indices of the rows that an epoch draws, asked after `prepare_epoch` by data modules of `lit_kd.data`.
 
-        Only asked where the data are a data module of `lit_kd.data`. The rows are repeated, one permutation after
-        another, to the stream's usual length: an epoch has as many steps with few of them as with all.
-
-        Returns:
-            Indices, int64, the same in every process; meta rows among them count only where they are trained on.
-            ``None``: all.
+        They are the same in every process, and repeated to the stream's usual length. ``None``: all.
         """
         return None
+
+    def start_table(self, table: SampleTable, fresh: bool) -> None:
+        """Add columns to the table; those of a table that is not fresh but restored keep their values."""
 
     # what a method may use
 
     @property
     def data(self) -> DataModule:
-        """The data that are trained on: labels, parts, sizes.
-
-        Raises:
-            ValueError: If they do not come from a data module of `lit_kd.data`.
-        """
-        return data_of(self, self.needs_meta)
+        """The data module of `lit_kd.data` that is trained on; a ValueError if there is none."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, DataModule):
+            raise ValueError(
+                f"{type(self).__name__} needs sample indices: pass a data module of lit_kd.data, or wrap your own in "
+                f"lit_kd.data.DistillationDataModule(inner); found {'none' if data is None else type(data).__name__}"
+            )
+        return data
 
     def predict_rows(self, rows: Indexed, teachers: bool = True) -> RowOutputs:
-        """Student and teachers over chosen rows, e.g. ``self.data.parts.meta_rows()``: no trace is left, no gradient.
+        """Student and, unless ``teachers`` is false, teachers over chosen rows: see `lit_kd.distiller.rows`."""
+        return predict_rows(self, self.teachers if teachers else Teachers(), rows)
 
-        Every process computes all rows, and has the first one's outputs; see `lit_kd.distiller.rows_pass.rows_pass`.
+    def planned_length(self) -> tuple[int | None, int | None]:
+        """How many epochs and how many updates the training has; ``None``: not known."""
+        return planned_length(self)
 
-        Args:
-            rows: The rows, at least one.
-            teachers: Whether the teachers are called; if not, the outputs hold none of theirs.
+    @property
+    def schedule_length(self) -> int | None:
+        """How often the scheduler will step; ``None``: not known."""
+        return self.planned_length()[self.lr_interval == "step"]
 
-        Raises:
-            ValueError: If there are no rows, or outputs of other classes or that are not finite.
-        """
-        return module_pass(self, self.teachers if teachers else Teachers(), rows)
-
-    # teachers
+    # before the training
 
     def setup(self, stage: str) -> None:
-        """Load the teachers: required for training, used for evaluation where they are at hand."""
-        if self._trainer is not None:
-            distrust_files(self._trainer)
-            without_profiler(self._trainer)
-        self._channels_last = reads_channels_last(self.student, self.student_taps, self.speed)
-        if self.speed.compile:
-            compile_in_place(self.student, self.student_taps)
-        self.tapped_student = Tapped(self.student, self.student_taps)
-        self._ledger.clear()
-        self._checked, self._begun = set(), False
-        training = stage == "fit"
-        if training:
-            self.student.train()  # whatever mode it came in; Lightning keeps it
+        """Make the terms, and load the teachers: required for training, used for evaluation where they are at hand."""
+        training, name = stage == "fit", type(self).__name__
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(
-                f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or the path of a "
-                "lit_kd checkpoint, or a list of these"
+                f"{name} needs a teacher, found none: pass teacher=..., a module or the path of a lit_kd checkpoint, or "
+                "a list of these"
             )
-        if stage == "predict" or len(self.teachers) == len(self._teacher_specs):
-            return
+        if training and self.teacher_cache and self.changes_batches:
+            raise ValueError(f"expected no teacher_cache with {name}, which changes what teachers see: unset it")
+        self._begun, new = False, training and self.terms is None
+        if new:
+            term, label, extra = self._templates
+            self.terms = TermSet(label or self.task.label_term(), term or self.default_term(), extra, self.num_sources)
+        if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
+            self._load_teachers(training)
+        taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
+        self._channels_last = reads_channels_last(self.student, taps, self.speed)
+        if self.speed.compile:
+            compile_in_place(self.student, taps)
+        self.tapped_student = Tapped(self.student, taps)
+        if training:
+            self.student.train()  # whatever mode it came in; Lightning keeps it
+        if new and self.terms is not None and self.terms.has_parts:
+            batch = first_batch(self)
+            with torch.no_grad():
+                student = self.tapped_student(batch.x)
+                self.terms.build(student, self.sources(student, self.teachers(batch.x), batch))
+
+    def _load_teachers(self, training: bool) -> None:
         missing = missing_files(self._teacher_specs)
         if missing and not training:
             rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
             return
         models = load_teachers(self._teacher_specs, self.student, self.num_classes, self.input_shape)
-        self.teachers = Teachers(models, self.teacher_taps, self.speed)
+        self.teachers = Teachers(models, self.terms.taps("teacher") if self.terms else (), self.speed)
         dtype = cast(torch.dtype, self.dtype)
         self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # torch's; teachers follow
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.teachers.apply(fn)
+        return self
 
     def configure_callbacks(self) -> Any:
         """What fills the cache; a method that overrides this adds to it."""
         return [FillTeacherCache()] if self.teacher_cache else []
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        """Teachers follow the student to a device or dtype, though they are no submodules."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.teachers.apply(fn)
-        return self
+    def configure_optimizers(self) -> Any:
+        """See `lit_kd.distiller.optimisation.configure`."""
+        return configure(self)
+
+    def on_fit_start(self) -> None:
+        """Make the table of state by sample, or go on with a restored one."""
+        keeping = [term for term in self.terms or () if term.keeps_rows]
+        if not (self.needs_table or keeping):
+            return
+        data, size = self.data, len(self.data.labels)
+        old = self.table if self._restored is None else SampleTable.from_state_dict(self._restored)
+        table = old or SampleTable(size, data.fingerprint)
+        table.check(size, data.fingerprint)
+        self.start_table(table, fresh=old is None)
+        for term in keeping:
+            term.start(table)
+        table.apply(lambda column: column.to(self.device))
+        self.table, self._restored = table, None
 
     # the steps
 
-    def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """The student's logits, ``(B, C)``."""
         return Tapped(self.student)(x).logits
 
-    def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
-        """The student's and the teachers' outputs for a batch."""
-        training = self.trainer.training
-        if training and not self._begun:  # resumed from a checkpoint that was written in an epoch
-            self._begin_epoch()
-        # first, while no activations of the student take memory
-        teachers = self.teachers.trained_on(batch) if training else self.teachers(batch.x)
-        student = self.tapped_student(self.laid_out(batch).x)
-        # teachers first: where one gives no numbers, the student soon gives none either
-        self._check(batch, {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student})
-        return student, teachers
+    def ask(self, batch: Batch) -> list[Outputs]:
+        """The teachers' outputs for a batch, from the cache where there is one."""
+        return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
 
     def laid_out(self, batch: Batch) -> Batch:
         """A batch as the student reads it: channels last, where its convolutions are faster so."""
         return batch._replace(x=channels_last(batch.x)) if self._channels_last else batch
 
+    def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
+        """The student's and the teachers' outputs for a batch; refuses labels and outputs that do not fit."""
+        training = self.trainer.training
+        if training and not self._begun:  # resumed from a checkpoint that was written in an epoch
+            self._begin_epoch()
+        teachers = self.ask(batch)  # first, while no activations of the student take memory
+        student = self.tapped_student(self.laid_out(batch).x)
+        named = {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student}
+        check_outputs(self.task, batch.y, named, self.num_classes, missing=training)
+        return student, teachers
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Sum the method's loss terms."""
-        batch = as_batch(batch)
+        """Weigh the terms and sum them."""
+        batch = self.prepare_batch(as_batch(batch))
         student, teachers = self.outputs(batch)
-        return self.total(self.distill(student, teachers, batch), batch)
+        return self.loss(student, self.sources(student, teachers, batch), batch)
 
-    def total(self, terms: dict[str, Tensor], batch: Batch) -> Tensor:
-        """The sum of the terms' means, a scalar; logs the epoch's means as ``train/<term>`` and ``train/loss``."""
-        return self._ledger.add({f"train/{name}": term for name, term in terms.items()}, len(batch.y))
+    def loss(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
+        """The training loss, a scalar; logs its terms, and renews what these keep of each sample."""
+        assert self.terms is not None
+        losses, extra = self.terms(student, sources, batch)
+        loss = self.total(losses, self.weigh(student, sources, batch), extra, len(batch.y))
+        self.terms.update(student, sources, batch)
+        return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's loss terms."""
-        self._begun = False
-        self.check_finite()
-        for name, mean in self._ledger.means().items():
-            self.log(name, mean, sync_dist=True, prog_bar=name == "train/loss")
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure on a validation batch."""
-        self._evaluate(as_batch(batch), "val")
-
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Measure on a test batch; callbacks are given ``logits``, ``y``, and each of the ``teachers``' logits."""
-        return self._evaluate(as_batch(batch), "test")
-
-    def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
-        student, teachers = self.outputs(batch)
-        metrics = cast(EvaluationMetrics, self.metrics[f"at_{stage}"])
-        outputs: dict[str, Any] = {"logits": student.logits, "y": batch.y, "teachers": [t.logits for t in teachers]}
-        logged = metrics.update(**outputs)
-        for name, metric in logged.items():
-            self.log(
-                name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/accuracy", batch_size=len(batch.y)
+    def total(
+        self, losses: list[Tensor], weights: Weights, extra: Mapping[str, Tensor], rows: int, learner: str = ""
+    ) -> Tensor:
+        """The sum of the weighted terms' means; logs the epoch's means as ``train/TERM`` and ``train/loss``."""
+        if isinstance(weights, Tensor) and any(loss.dim() == 0 for loss in losses):
+            raise ValueError(
+                f"expected terms of one number a sample, which {type(self).__name__} weighs by sample, found one that "
+                "couples the batch: pass it as extra, which has a constant weight"
             )
-        return outputs
+        each = weights.unbind(1) if isinstance(weights, Tensor) else weights
+        label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
+        terms = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
+        terms |= {name: term.mean() for name, term in extra.items()}
+        terms["loss"] = torch.stack(list(terms.values())).sum()
+        reads = label.device.type == "cpu" or self.trainer.is_last_batch  # to read a value stalls an accelerator
+        if reads and not math.isfinite(terms["loss"]):
+            raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
+        for name, value in terms.items():
+            bar = name == "loss" and not learner
+            self.log(
+                f"train/{learner}{name}",
+                value,
+                on_step=False,
+                on_epoch=True,
+                sync_dist=True,
+                prog_bar=bar,
+                batch_size=rows,
+            )
+        return terms["loss"]
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """The most probable class and its probability, ``(B,)`` each."""
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Measure on a validation batch."""
+        return self.evaluate(as_batch(batch), "val", batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Measure on a test batch; callbacks are given ``logits``, ``y``, and each of the ``teachers``' logits."""
+        return self.evaluate(as_batch(batch), "test", batch_idx, dataloader_idx)
+
+    def evaluate(self, batch: Batch, stage: str, batch_idx: int, loader: int) -> dict[str, Any]:
+        """Measure on the rows of a batch that no other process has."""
+        student, teachers = self.outputs(batch)
+        self._seen = self._seen if batch_idx else 0
+        rows = own_rows(getattr(self.trainer, f"{stage}_dataloaders"), loader, self._seen, len(batch.y))
+        self._seen += rows
+        y = batch.y[:rows]
+        found = {"logits": student.logits[:rows], "y": y, "teachers": [t.logits[:rows] for t in teachers]}
+        logged: dict[str, Any] = dict(cast(EvaluationMetrics, self.metrics[f"at_{stage}"]).update(**found))
+        for name, peer in self.peers.items():
+            said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
+            logged[f"{stage}/{name}_accuracy"] = (said == y).float().mean()
+        for name, metric in logged.items():
+            bar = name == "val/accuracy"
+            self.log(
+                name, metric, on_step=False, on_epoch=True, prog_bar=bar, batch_size=rows, add_dataloader_idx=False
+            )
+        return found
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
         x = batch if isinstance(batch, (Tensor, Mapping)) else as_batch(batch).x
-        probability, index = self(x).float().softmax(-1).max(-1)
-        return {"class": index, "probability": probability}
+        return self.task.predict(self(x).float())
 
-    def _check(self, batch: Batch, outputs: dict[str, Outputs]) -> None:
-        """Refuse class counts, labels and logits that are wrong, before they do damage.
-
-        On an accelerator only the first batch of a stage is read, reading more would stall every step; that all was
-        finite is read at the end of a training epoch.
-        """
-        stage, training = str(self.trainer.state.stage), self.trainer.training
-        self._ledger.reads = not stalls(batch.y.device) or stage not in self._checked
-        if self._ledger.reads:
-            self._checked.add(stage)
-            check_batch(batch, outputs, self.num_classes, UNLABELED if training else 0)
-            if training and not outputs["student"].logits.requires_grad:
-                raise ValueError("expected a student whose logits have gradients, found them detached from its layers")
-        for name, given in outputs.items():
-            self.watch_finite(f"{name}'s logits", given.logits)
-
-    def watch_finite(self, name: str, values: Tensor) -> None:
-        """Refuse values that are not finite, at the latest when `check_finite` is called."""
-        self._ledger.watch(name, values)
-
-    def check_finite(self) -> None:
-        """Refuse what was not finite in this epoch: logits, loss terms, watched values. Stalls an accelerator."""
-        self._ledger.check()
-
-    # optimisation
+    # epochs and checkpoints
 
     def on_train_epoch_start(self) -> None:
-        """Draw the epoch's randomness from (seed, epoch, rank).
-
-        So a run that is resumed at an epoch's start repeats the dropout and augmentation of an uninterrupted one.
-        """
-        if self.teacher_cache and self.teachers.cache is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"expected a filled teacher_cache, found none: let {type(self).__name__}'s configure_callbacks "
-                "return super().configure_callbacks() with its own callbacks, or leave teacher_cache unset"
-            )
-        self._ledger.clear()
+        """Draw the epoch's randomness from (seed, epoch, rank): a run resumed at an epoch's start repeats it."""
         seed_epoch(self.current_epoch, self.global_rank)
         self.teachers.forget()
         self._begin_epoch()
@@ -343,30 +393,29 @@ class Distiller(Lean, Saved):
             self._begin_epoch()
         return self._epoch_rows
 
-    def configure_optimizers(self) -> Any:
-        """The student's optimizer, over what requires gradients, and its scheduler."""
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        if not trainable:
-            raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
-        optimizer = self.optimizer(trainable)
-        if self.lr_scheduler is None:
-            return optimizer
-        if self.lr_scheduler == "cosine":
-            scheduler: Any = cosine(optimizer, self._schedule_length())
-        else:
-            scheduler = self.lr_scheduler(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau) and self.automatic_optimization:
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
+    def on_train_epoch_end(self) -> None:
+        """Share state by sample between processes, and log what is believed on average."""
+        self._begun = False
+        if self.table is not None:
+            self.table.sync()
+            if "weights" in self.table:
+                weights = self.table["weights"][: self.data.train_size].mean(0)
+                self.log_dict({"samples/label_weight": weights[0], "samples/teacher_weight": weights[1:].sum()})
+            if "noise_rate" in self.table.shared:
+                self.log("samples/noise_rate", self.table.shared["noise_rate"])
 
-    def _schedule_length(self) -> int | None:
-        """How often the scheduler will step; ``None``: not known."""
-        return self.planned_length()[self.lr_interval == "step"]
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What who uses the student must know of the data, and the table; an override calls ``super()``."""
+        checkpoint["data"] = about_data(getattr(self.trainer, "datamodule", None), self.num_classes)
+        if self.table is not None:
+            self.table.sync()
+            checkpoint["sample_table"] = self.table.state_dict()
 
-    def planned_length(self) -> tuple[int | None, int | None]:
-        """How many epochs and how many updates the training has, the last epoch maybe cut; ``None``: not known."""
-        return planned_length(self.trainer, self._batches_per_update())
-
-    def _batches_per_update(self) -> int:
-        return self.trainer.accumulate_grad_batches
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the table up again; outside of training, leave out what was trained beside the student."""
+        self._restored = checkpoint.get("sample_table")
+        if self._trainer is None or not self.trainer.training:
+            own = self.state_dict()
+            beside = [k for k in checkpoint["state_dict"] if k.startswith(("terms.", "peers.")) and k not in own]
+            for key in beside:
+                del checkpoint["state_dict"][key]

@@ -9,18 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
-from lit_kd.distiller.schedule import warn_of_warmup
-from lit_kd.distiller.tabled import TableDistiller
-from lit_kd.losses import mean_teacher, soft_cross_entropy
+from lit_kd.distiller import Distiller
+from lit_kd.distiller.base import Weights
+from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
+from lit_kd.terms.target import SoftTarget
 from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
 from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.weightings.few_labels import warn_of_warmup
 
 DECAY = 0.7
 """Of the running mean of the student's and the teachers' probabilities."""
 
 
-class PosteriorDistillation(TableDistiller):
+class PosteriorDistillation(Distiller):
     """Trains on the posterior of the true class, given label and teacher, both of which may be wrong [ours].
 
     After a warm-up with the labels trusted meta rows calibrate the teacher, and before each epoch the student's
@@ -46,6 +48,9 @@ class PosteriorDistillation(TableDistiller):
         **base: See `lit_kd.Distiller`.
     """
 
+    needs_table = True
+    num_sources = 0
+
     def __init__(
         self,
         student: Network,
@@ -54,7 +59,7 @@ class PosteriorDistillation(TableDistiller):
         warmup_epochs: int | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(student=student, teacher=teacher, **base)
+        super().__init__(student=student, teacher=teacher, label_term=SoftTarget("target"), **base)
         if warmup_epochs is not None and warmup_epochs < 1:
             raise ValueError(f"expected warmup_epochs of at least 1, found {warmup_epochs}")
         self.warmup_epochs = warmup_epochs
@@ -91,17 +96,20 @@ class PosteriorDistillation(TableDistiller):
             for name in ("weights", "clean_probability"):
                 table[name][~labelled] = 0
 
-    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
-        """One term, ``posterior``; takes down what student and teachers say."""
-        table = self.table
-        if batch.index is None or table is None:
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """None: the target holds what teachers say; it is taken down, with what the student says."""
+        if batch.index is None:
             raise ValueError(
                 "expected batches with sample indices, (x, y, index), found one without: a hook or callback that "
                 "changes batches must keep the index"
             )
         self._take_down(batch.index, student.logits, [t.logits for t in teachers])
-        loss = soft_cross_entropy(student.logits, table["target"][batch.index])
-        return {"posterior": table["target_weight"][batch.index] * loss}
+        return []
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """The target's, from the table."""
+        assert self.table is not None
+        return self.table["target_weight"][batch.index].unsqueeze(1)
 
     @torch.no_grad()
     def _take_down(self, index: Tensor, student: Tensor, teachers: list[Tensor]) -> None:

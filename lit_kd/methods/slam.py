@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
 
-from lit_kd.distiller.base import Distiller
-from lit_kd.distiller.checks import check_meta
-from lit_kd.losses import cross_entropy, mean_teacher, slam_loss, slam_mix, teacher_labels
+from lit_kd.distiller import Distiller
+from lit_kd.distiller.base import Weights
+from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
-from lit_kd.trust.reliability import MixingRates, class_ranks, margin, mixing_rates
+from lit_kd.terms import Term
+from lit_kd.terms.mixing import Mixed
+from lit_kd.trust.reliability import MixingRates, mixing_rates
 from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.weightings.few_labels import require_trusted
 
 
 class SLaM(Distiller):
@@ -20,7 +23,7 @@ class SLaM(Distiller):
     On rows without a label the student's output is mixed, as far as the teacher errs there, with the teacher's first k
     classes, and the mix predicts the teacher's label; on rows with one the output itself predicts it. At inference
     nothing is mixed. How often the teacher is right at a margin, alpha, and how many of its classes hold the true one,
-    k, are estimated once, before the training, on the meta split, of trusted labels: see `lit_kd.trust.reliability.mixing_rates`.
+    k, are estimated once, before the training, on the meta split: see `lit_kd.trust.reliability.mixing_rates`.
 
     Needs a data module of `lit_kd.data` with a meta split that the teacher was not trained on.
 
@@ -33,6 +36,8 @@ class SLaM(Distiller):
         lower_bound: Least alpha, in [0, 1]: where alpha is 0.5 and k is 2, a hard label teaches nothing.
         **base: See `lit_kd.Distiller`.
     """
+
+    num_sources = 1
 
     def __init__(
         self,
@@ -53,27 +58,32 @@ class SLaM(Distiller):
         self.normalise = normalise
         self.lower_bound = lower_bound
         self.rates: MixingRates | None = None
-        """What was estimated of the teacher. No checkpoint holds it: it follows from teacher and data."""
+
+    def default_term(self) -> Term:
+        """The mixed output with the teacher's label."""
+        return Mixed(self.hard, self.normalise)
 
     def setup(self, stage: str) -> None:
         """Refuse data without trusted rows."""
         super().setup(stage)
         if stage == "fit":
             self.rates = None  # the teacher, or the data, may be another
-            check_meta(self)
+            require_trusted(self)
 
     def prepare_epoch(self) -> None:
         """Before the first one: where the teacher errs, on the meta rows."""
         if self.rates is None:
             meta = self.predict_rows(self.data.parts.meta_rows())
             self.rates = mixing_rates(mean_teacher([t.logits for t in meta.teachers]), meta.y, self.lower_bound)
+            for term in self.terms or ():
+                if isinstance(term, Mixed):
+                    term.rates = self.rates
 
-    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
-        """Two terms, ``label`` and ``teacher``."""
-        assert self.rates is not None
-        teacher = mean_teacher([t.logits for t in teachers]).float()
-        at = margin(teacher)
-        top = class_ranks(teacher) < self.rates.k(at).unsqueeze(-1)
-        mix = slam_mix(student.logits.float().softmax(-1), top, self.rates.alpha(at), self.normalise)
-        taught = slam_loss(mix, teacher_labels(teacher, self.hard))
-        return {"label": cross_entropy(student.logits, batch.y), "teacher": (batch.y == UNLABELED) * taught}
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """The mean of the teachers' probabilities."""
+        return [teachers[0]._replace(logits=mean_teacher([t.logits for t in teachers]))]
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """The label, or where there is none the teacher."""
+        missing = (batch.y == UNLABELED).float()
+        return torch.stack([torch.ones_like(missing), missing], dim=1)

@@ -5,26 +5,25 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lit_kd.distiller.base import Distiller
-from lit_kd.distiller.checks import check_meta
-from lit_kd.distiller.schedule import warn_of_warmup
-from lit_kd.losses import cross_entropy, mean_teacher, teacher_labels
+from lit_kd.distiller import Distiller
+from lit_kd.distiller.base import Weights
+from lit_kd.losses import mean_teacher, teacher_labels
 from lit_kd.models import Network
+from lit_kd.terms import HardLabel, TeacherLabel, Term
 from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
 from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.weightings.few_labels import require_trusted, warn_of_warmup
 
 
 class WeightedDistillation(Distiller):
     """Distils rows without a label, weighing each by how far the teacher can be trusted there (arXiv 2210.06711).
 
     A row with a label costs the cross-entropy with it; one without costs w times the cross-entropy with the teacher's
-    label, so that in the mean the loss is that with the true labels [text]. Rows have one vote each. The weights come
-    from the k nearest neighbours in the meta split, of trusted labels, in the plane of the teacher's and the student's
-    margin; they are estimated anew at the start of each epoch with the student as it is, see `lit_kd.trust.reliability` [ours in
-    detail]. There is nothing to tune.
+    label, so that in the mean the loss is that with the true labels [text]. The weights come from the k nearest
+    neighbours in the meta split, of trusted labels, in the plane of the teacher's and the student's margin; they are
+    estimated anew at the start of each epoch, see `lit_kd.trust.reliability` [ours in detail]. There is nothing to tune.
 
     Needs a data module of `lit_kd.data` with a meta split that neither teacher nor student was trained on.
 
@@ -36,6 +35,8 @@ class WeightedDistillation(Distiller):
         warmup_epochs: First epochs, on rows with a label only [ours]: before, the student's margins tell nothing.
         **base: See `lit_kd.Distiller`.
     """
+
+    num_sources = 1
 
     def __init__(
         self,
@@ -55,11 +56,15 @@ class WeightedDistillation(Distiller):
         self.warmup_epochs = warmup_epochs
         self._votes = torch.zeros(2)  # the weights of the epoch's rows without a label, and how many there were
 
+    def default_term(self) -> Term:
+        """Cross-entropy with the teacher's label."""
+        return HardLabel() if self.hard else TeacherLabel()
+
     def setup(self, stage: str) -> None:
         """Refuse data without trusted rows that the student does not see."""
         super().setup(stage)
         if stage == "fit":
-            check_meta(self)
+            require_trusted(self)
             if self.data.train_on_meta:
                 raise ValueError(
                     "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
@@ -68,6 +73,7 @@ class WeightedDistillation(Distiller):
 
     def on_fit_start(self) -> None:
         """Warn of a training that is all warm-up."""
+        super().on_fit_start()
         warn_of_warmup(self.warmup_epochs, self.planned_length()[0])
 
     def training_rows(self) -> Tensor | None:
@@ -83,14 +89,17 @@ class WeightedDistillation(Distiller):
         self._distortions = distortions(meta.student.logits, teacher_labels(teacher, self.hard), meta.y)
         self._votes = torch.zeros(2, device=self.device)
 
-    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
-        """Two terms, ``label`` and ``teacher``."""
-        teacher, missing = mean_teacher([t.logits for t in teachers]), batch.y == UNLABELED
-        margins = torch.stack([margin(teacher), margin(student.logits)], dim=1)
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """The mean of the teachers' probabilities."""
+        return [teachers[0]._replace(logits=mean_teacher([t.logits for t in teachers]))]
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """1 for labels; for the teacher of rows without one, how far it can be trusted."""
+        missing = batch.y == UNLABELED
+        margins = torch.stack([margin(sources[0].logits), margin(student.logits)], dim=1)
         weights = missing * distillation_weights(margins, self._neighbours, self._distortions)
         self._votes = self._votes + torch.stack([weights.sum(), missing.sum()])
-        taught = F.cross_entropy(student.logits, teacher_labels(teacher, self.hard), reduction="none")
-        return {"label": cross_entropy(student.logits, batch.y), "teacher": weights * taught}
+        return torch.stack([torch.ones_like(weights), weights], dim=1)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean weight of the epoch's rows without a label, where there were any, too."""

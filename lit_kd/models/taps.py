@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,12 @@ class Tapped:
             raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")
         return layers[tap]
 
-    def __call__(self, x: Inputs) -> Outputs:
+    def __call__(self, x: Inputs, call: Callable[..., Any] | None = None) -> Outputs:
         """Run the model on a batch.
+
+        Args:
+            x: The batch.
+            call: Runs the model in its place, with other parameters.
 
         Raises:
             ValueError: If the model does not take it.
@@ -49,7 +53,7 @@ class Tapped:
         features: dict[str, Tensor] = {}
         hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
         try:
-            out = run_model(self.model, x)
+            out = run_model(call or self.model, x)
         except torch.OutOfMemoryError:
             raise
         except (

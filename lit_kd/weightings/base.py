@@ -1,57 +1,40 @@
-"""What a rule is, and what it sees."""
+"""What a rule of ALM-KD is, and what it sees."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
-from lit_kd.trust.meta import alignment, meta_gradient, term_gradients
+from lit_kd.trust.meta import meta_gradient
 
 
 @dataclass
 class MetaStep:
-    """A training batch, and how its logits move along the validation gradient; all without gradients, in float32.
+    """A training batch, and how its terms agree with the validation gradient; without gradients, in float32.
 
     Attributes:
         index: Sample indices, ``(B,)``.
         y: Given labels, ``(B,)``.
         logits: Student logits, ``(B, C)``.
         teachers: Teacher logits, K tensors ``(B, C)``.
-        derivative: Of the logits along the validation gradient after a look-ahead, ``(B, C)``, for the pull of the
-            losses on the logits, ``(B, C)``, and a learning rate: `lit_kd.trust.meta.last_layer_derivative` or
-            `lit_kd.trust.exact.whole_network_derivative` with their other arguments given.
+        alignment: From weights ``(B, K + 1)`` and a learning rate to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``, after
+            a look-ahead step with them; a learning rate of 0 takes none.
         lr: Current learning rate of the student.
         batch_size: Rows of the batch over all processes.
-        temperature: Of the distillation terms, dimensionless.
-        targets: What the distillation terms compare with, where it is not what the teachers say: K tensors ``(B, C)``.
     """
 
     index: Tensor
     y: Tensor
     logits: Tensor
     teachers: list[Tensor]
-    derivative: Callable[[Tensor, float], Tensor]
+    alignment: Callable[[Tensor, float], Tensor]
     lr: float
     batch_size: int
-    temperature: float
-    targets: list[Tensor] | None = None
-    gradients: Tensor = field(init=False)
-    """Of every loss term by the logits, ``(B, K + 1, C)``."""
-
-    def __post_init__(self) -> None:
-        targets = self.teachers if self.targets is None else self.targets
-        self.gradients = term_gradients(self.logits, self.y, targets, self.temperature)
-
-    def alignment(self, weights: Tensor, lr: float) -> Tensor:
-        """See `lit_kd.trust.meta.alignment`, ``(B, K + 1)``; a learning rate of 0 takes it without a look-ahead."""
-        pull = torch.einsum("bk,bkc->bc", weights, self.gradients)
-        return alignment(self.gradients, self.derivative(pull, lr))
 
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
@@ -72,6 +55,8 @@ class Rule(ABC):
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
     wants_validation: ClassVar[bool] = False
     """Whether to call `validated`."""
+    train_share: float = 0.0
+    """The part of the training loss in the validation gradient."""
 
     @abstractmethod
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:

@@ -9,35 +9,21 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_kd.distiller.lean import zero_grad
-
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
 def check_manual(module: LightningModule) -> None:
-    """Refuse what manual optimisation with a look-ahead cannot do right.
-
-    Raises:
-        ValueError: For fp16, and for strategies that shard the student.
-    """
-    name = type(module).__name__
-    precision = module.trainer.precision
+    """Refuse what manual optimisation with a look-ahead cannot do right: fp16, and strategies that shard the student."""
+    name, precision, strategy = type(module).__name__, module.trainer.precision, module.trainer.strategy
     if precision in ("16-mixed", "16-true"):
         raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
-    strategy = module.trainer.strategy
     if isinstance(strategy, SHARDED):
-        raise ValueError(
-            f"{name} reads the student's last layer, which {type(strategy).__name__} shards: use the strategy ddp"
-        )
+        raise ValueError(f"{name} reads the student's layers, which {type(strategy).__name__} shards: use strategy ddp")
 
 
 def check_trainer_options(module: LightningModule) -> None:
-    """Refuse the trainer's options that have no effect in manual optimisation.
-
-    Raises:
-        ValueError: If a training has one.
-    """
+    """Refuse the trainer's options that have no effect in manual optimisation, and name the module's own."""
     if module.trainer.state.fn != TrainerFn.FITTING:
         return
     name = type(module).__name__
@@ -68,7 +54,7 @@ def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: f
         if clip is not None:
             module.clip_gradients(optimizer.optimizer, gradient_clip_val=clip, gradient_clip_algorithm="norm")
         optimizer.step()
-        zero_grad(optimizer.optimizer)
+        optimizer.zero_grad()
         _step_schedulers(module, "step")
     if last:  # not in on_train_epoch_end: checkpoints are written before that
         _step_schedulers(module, "epoch")

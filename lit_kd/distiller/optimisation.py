@@ -1,0 +1,64 @@
+"""The student's optimizer, its scheduler, and how long a training is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+if TYPE_CHECKING:
+    from lit_kd.distiller.base import Distiller
+
+
+def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
+    """The default optimizer: SGD, lr 0.05, Nesterov momentum 0.9, weight decay 5e-4; RepDistiller's has no Nesterov."""
+    return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def configure(module: Distiller) -> Any:
+    """The optimizer over what requires gradients, with a group for each further learner, and its scheduler."""
+    peers = [list(peer.parameters()) for peer in module.peers.values()]
+    apart = {id(p) for group in peers for p in group}
+    own = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
+    if not own:
+        raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
+    groups: Any = [{"params": group} for group in (own, *peers)]
+    optimizer = module.optimizer(groups if peers else own)
+    if module.lr_scheduler is None:
+        return optimizer
+    cosine = module.lr_scheduler == "cosine"
+    scheduler: Any = anneal(optimizer, module.schedule_length) if cosine else module.lr_scheduler(optimizer)
+    config: dict[str, Any] = {"scheduler": scheduler, "interval": module.lr_interval}
+    if isinstance(scheduler, ReduceLROnPlateau) and module.automatic_optimization:
+        config["monitor"] = scheduler.monitor
+    return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def anneal(optimizer: Optimizer, length: int | None) -> LambdaLR:
+    """A cosine to 0 over so many steps of the scheduler; torch's own keeps the length of a resumed, shorter run."""
+    if length is None:
+        raise ValueError("lr_scheduler 'cosine' needs to know the end: set the trainer's max_epochs or max_steps")
+    return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, length) / length)))
+
+
+def planned_length(module: Distiller) -> tuple[int | None, int | None]:
+    """How many epochs and how many updates a training has, the last epoch maybe cut; ``None``: not known."""
+    trainer = module.trainer
+    epochs, updates = (end if end is not None and end >= 0 else None for end in (trainer.max_epochs, trainer.max_steps))
+    trainer.fit_loop.setup_data()  # makes the loader, so that its length is known
+    if math.isinf(trainer.num_training_batches):
+        return epochs, updates
+    each = updates_per_epoch(module)
+    ends = [end for end in (updates, None if epochs is None else epochs * each) if end is not None]
+    return (math.ceil(min(ends) / each), min(ends)) if ends else (None, None)
+
+
+def updates_per_epoch(module: Distiller) -> int:
+    """How many updates a whole epoch has, of a stream whose length is known."""
+    own = getattr(module, "accumulate_grad_batches", None)  # in manual optimisation
+    return max(1, math.ceil(module.trainer.num_training_batches / (own or module.trainer.accumulate_grad_batches)))

@@ -1,0 +1,74 @@
+"""One pass of student and teachers over chosen rows, which leaves no trace in the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lit_kd.data.rows import Indexed
+from lit_kd.data.table import of_first_process
+from lit_kd.teachers.modules import Teachers
+from lit_kd.terms.task import check_outputs
+from lit_kd.types import Batch, Outputs, as_batch, evaluating
+
+if TYPE_CHECKING:
+    from lit_kd.distiller.base import Distiller
+
+
+class RowOutputs(NamedTuple):
+    """What the student and each teacher give for R rows, logits ``(R, C)`` and tapped features, and the labels."""
+
+    student: Outputs
+    teachers: list[Outputs]
+    y: Tensor
+
+
+def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOutputs:
+    """The outputs for all rows, in evaluation mode; no random number is taken from the training.
+
+    Every process computes all rows. Their running statistics may differ: all get the first process's outputs, so that
+    what follows from them is the same everywhere. Raises a ValueError for no rows, and for values that are not finite.
+    """
+    if not len(rows):
+        raise ValueError("expected rows to predict, found none. Give the data a split of this kind, e.g. meta=0.1.")
+    data, trainer, student = module.data, module.trainer, module.tapped_student
+    # the cache knows the data's own rows alone
+    cached = rows.indices is not None and rows.rows in (data.parts.plain, data.parts.augmented)
+    students, taught, labels = [], [], []
+    with isolate_rng(), evaluating(student.model), torch.no_grad(), trainer.precision_plugin.forward_context():
+        for first in range(0, len(rows), data.batch_size):
+            some = list(range(first, min(first + data.batch_size, len(rows))))
+            batch = to_device(module, rows.__getitems__(some))
+            students.append(student(batch.x))
+            taught.append(teachers.trained_on(batch) if cached else teachers(batch.x))
+            labels.append(batch.y)
+    # under autocast, the training would find casts of the weights that know nothing of gradients
+    torch.clear_autocast_cache()
+    found = RowOutputs(_joined(students), [_joined(p) for p in zip(*taught, strict=True)], torch.cat(labels))
+    named = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
+    check_outputs(module.task, found.y, named, module.num_classes, missing=True)
+    return found
+
+
+def first_batch(module: Distiller) -> Batch:
+    """A training batch, to learn shapes from; no random number is taken from the training."""
+    with isolate_rng():
+        module.trainer.fit_loop.setup_data()
+        batch = next(iter(module.trainer.train_dataloader))
+    return as_batch(batch[0]["train"] if module.needs_meta else batch).to(module.device)
+
+
+def to_device(module: Distiller, batch: Batch) -> Batch:
+    """Bring a batch to the module's device through all hooks, as Lightning does."""
+    batch = module.trainer.precision_plugin.convert_input(batch)
+    batch = module.data.on_before_batch_transfer(module.on_before_batch_transfer(batch, 0), 0)
+    return as_batch(module.trainer.strategy.batch_to_device(batch))
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    features = {tap: of_first_process(torch.cat([p.features[tap] for p in parts])) for tap in parts[0].features}
+    return Outputs(of_first_process(torch.cat([part.logits for part in parts])), features)

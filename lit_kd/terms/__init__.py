@@ -1,0 +1,35 @@
+"""What is learned from one source, the label or a teacher: one unweighted number a sample.
+
+A term says which features it reads, which parts are trained along, and what it keeps of each sample.
+"""
+
+from lit_kd.terms.base import Term, TermSet
+from lit_kd.terms.labels import (
+    BernoulliCrossEntropy,
+    CrossEntropy,
+    GeneralizedCrossEntropy,
+    LabelTerm,
+    SuperLoss,
+    TaylorCrossEntropy,
+)
+from lit_kd.terms.logits import KL, BernoulliKL, DecoupledKL, HardLabel, LogitTerm, TeacherLabel
+from lit_kd.terms.task import TASKS, Task
+
+__all__ = [
+    "KL",
+    "TASKS",
+    "BernoulliCrossEntropy",
+    "BernoulliKL",
+    "CrossEntropy",
+    "DecoupledKL",
+    "GeneralizedCrossEntropy",
+    "HardLabel",
+    "LabelTerm",
+    "LogitTerm",
+    "SuperLoss",
+    "Task",
+    "TaylorCrossEntropy",
+    "TeacherLabel",
+    "Term",
+    "TermSet",
+]

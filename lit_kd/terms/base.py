@@ -1,0 +1,138 @@
+"""What a term is, and the terms of a method together."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from lit_kd.data.table import SampleTable
+from lit_kd.types import Batch, Outputs
+
+
+class Term(nn.Module):
+    """What is learned from one source, the label or a teacher: one unweighted number a sample.
+
+    A term overrides `forward`, and the other hooks where it needs them. Its parameters are trained with the student
+    and saved for resume; the exported student has none of them. Each teacher has a copy of the term.
+
+    Args:
+        weight: A constant factor.
+    """
+
+    reads_teacher: ClassVar[bool] = True
+    """Whether the source is a teacher; else it is the label, and ``teacher`` is ``None`` in all hooks."""
+    reads_features: ClassVar[bool] = False
+    """Whether more than logits is compared: then only ALM-KD's meta-gradient ``exact`` can weigh it."""
+    couples_batch: ClassVar[bool] = False
+    """Whether `forward` gives one number for the batch, ``()``: then it cannot be weighted by sample."""
+    keeps_rows: ClassVar[bool] = False
+    """Whether it keeps state by sample, for which `start` is called."""
+    student_taps: tuple[str, ...] = ()
+    """Layers of the student whose features `forward` reads, see `lit_kd.models.taps.Tapped`."""
+    teacher_taps: tuple[str, ...] = ()
+    """The same of the teacher."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        """In logs, where the term is an extra one."""
+        self.key = self.name
+        """Begins the names of its columns in the table; each copy has its own."""
+
+    def build(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Make parts whose shapes follow from a batch's outputs, before the optimizer is made."""
+
+    def start(self, table: SampleTable) -> None:
+        """Add columns to the table of state by sample, before the training; keep the table to read it later."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The term of each sample, ``(B,)``, 0 where the sample lacks what it needs; without side effects."""
+        raise NotImplementedError(f"{type(self).__name__} must override forward()")
+
+    def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
+        """Renew state by sample with a training batch; called without gradients."""
+
+
+class TermSet(nn.Module):
+    """The terms of a method: one of the label, one of each source, and extra ones.
+
+    Args:
+        label: Of the label.
+        each: Copied for each source.
+        extra: Further ones; those that read teachers are copied for each source, and averaged.
+        sources: How many sources there are.
+    """
+
+    def __init__(self, label: Term, each: Term, extra: Sequence[Term], sources: int) -> None:
+        super().__init__()
+
+        def copies(term: Term, name: str) -> nn.ModuleList:
+            made = [copy.deepcopy(term) for _ in range(sources if term.reads_teacher else 1)]
+            for k, one in enumerate(made):
+                one.key = f"{name}_{one.name}_{k}"
+            return nn.ModuleList(made)
+
+        if not each.reads_teacher or label.reads_teacher:
+            wrong, name = (each, "term") if not each.reads_teacher else (label, "label_term")
+            raise ValueError(
+                f"expected as {name} a term of the {'teacher' if wrong is each else 'label'}, found "
+                f"{type(wrong).__name__}: pass it as {'label_term' if wrong is each else 'term'}"
+            )
+        self.label = copies(label, "label")
+        self.each = copies(each, "each")
+        self.extra = nn.ModuleList([copies(term, f"extra_{i}") for i, term in enumerate(extra)])
+
+    def __iter__(self) -> Iterator[Term]:
+        for group in (self.label, self.each, *self.extra):
+            yield from cast(nn.ModuleList, group)  # type: ignore[misc]
+
+    @property
+    def weighted(self) -> list[Term]:
+        """Those of the label and of the sources, which the method weighs."""
+        return cast(list[Term], [*self.label, *self.each])
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether `build` does something."""
+        return any(type(term).build is not Term.build for term in self)
+
+    def taps(self, whose: str) -> tuple[str, ...]:
+        """The layers of the ``"student"`` or of the ``"teacher"`` that terms read."""
+        return tuple(dict.fromkeys(tap for term in self for tap in getattr(term, f"{whose}_taps")))
+
+    def _with_sources(self, sources: Sequence[Outputs]) -> Iterator[tuple[Term, Outputs | None]]:
+        for group in (self.label, self.each, *self.extra):
+            terms = cast(list[Term], list(group))  # type: ignore[arg-type]
+            yield from zip(terms, sources if terms and terms[0].reads_teacher else [None], strict=True)
+
+    def build(self, student: Outputs, sources: Sequence[Outputs]) -> None:
+        """See `Term.build`."""
+        for term, source in self._with_sources(sources):
+            term.build(student, source)
+
+    def forward(
+        self, student: Outputs, sources: Sequence[Outputs], batch: Batch
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The terms of the label and of each source, ``(B,)`` or ``()`` each, and the extra ones by name."""
+        values = [term.weight * term(student, source, batch) for term, source in self._with_sources(sources)]
+        own = 1 + len(self.each)
+        losses, rest, extra = values[:own], values[own:], dict[str, Tensor]()
+        for group in self.extra:
+            terms = cast(list[Term], list(group))  # type: ignore[arg-type]
+            mean = torch.stack(rest[: len(terms)]).mean(0)
+            extra[terms[0].name] = extra[terms[0].name] + mean if terms[0].name in extra else mean
+            rest = rest[len(terms) :]
+        return losses, extra
+
+    @torch.no_grad()
+    def update(self, student: Outputs, sources: Sequence[Outputs], batch: Batch) -> None:
+        """See `Term.update`."""
+        for term, source in self._with_sources(sources):
+            if type(term).update is not Term.update:
+                term.update(student, source, batch)

@@ -1,0 +1,102 @@
+"""What is learned from the label: cross-entropy, and losses for labels that may be wrong."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_kd.losses import (
+    bernoulli_cross_entropy,
+    cross_entropy,
+    generalized_cross_entropy,
+    superloss,
+    taylor_cross_entropy,
+)
+from lit_kd.terms.base import Term
+from lit_kd.types import Batch, Outputs
+
+
+class LabelTerm(Term):
+    """A function of logits and label."""
+
+    reads_teacher = False
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss of each sample, ``(B,)``."""
+        raise NotImplementedError
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """See `loss`."""
+        return self.loss(student.logits, batch.y)
+
+
+class CrossEntropy(LabelTerm):
+    """`lit_kd.losses.cross_entropy`, for class numbers and soft labels."""
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(logits, y)
+
+
+class GeneralizedCrossEntropy(LabelTerm):
+    """`lit_kd.losses.generalized_cross_entropy`, for labels that may be wrong.
+
+    Args:
+        q: In (0, 1]; 0.7 in the paper.
+        weight: A constant factor.
+    """
+
+    def __init__(self, q: float = 0.7, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not 0 < q <= 1:
+            raise ValueError(f"expected q in (0, 1], found {q}")
+        self.q = q
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """``(1 - p_y^q) / q``."""
+        return generalized_cross_entropy(logits, y, self.q)
+
+
+class TaylorCrossEntropy(LabelTerm):
+    """`lit_kd.losses.taylor_cross_entropy`, for labels that may be wrong.
+
+    Args:
+        order: Terms of the series, at least 1.
+        weight: A constant factor.
+    """
+
+    def __init__(self, order: int = 2, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if order < 1:
+            raise ValueError(f"expected an order of at least 1, found {order}")
+        self.order = order
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The series."""
+        return taylor_cross_entropy(logits, y, self.order)
+
+
+class SuperLoss(LabelTerm):
+    """`lit_kd.losses.superloss`, which lets hard samples count less.
+
+    Args:
+        strength: lambda > 0; 1 for CIFAR-10 and 0.25 for CIFAR-100 in the paper.
+        weight: A constant factor.
+    """
+
+    def __init__(self, strength: float = 1.0, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not strength > 0:
+            raise ValueError(f"expected a strength above 0, found {strength}")
+        self.strength = strength
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """SuperLoss of the cross-entropy."""
+        return superloss(logits, y, self.strength)
+
+
+class BernoulliCrossEntropy(LabelTerm):
+    """`lit_kd.losses.bernoulli_cross_entropy`, for several labels a sample."""
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of the labels."""
+        return bernoulli_cross_entropy(logits, y)
