@@ -17,7 +17,7 @@ from torch import Tensor
 import lit_kd.data
 from lit_kd.data import UNLABELED, Batch, DataModule, DigitsDataModule, Source, TensorRows
 from lit_kd.data.rows import Indexed, ItemRows
-from lit_kd.data.transforms import ImageTransform
+from lit_kd.data.vision import ImageTransform
 
 torch.set_num_threads(1)
 RAW = load_digits()

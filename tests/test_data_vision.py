@@ -23,7 +23,7 @@ from lit_kd.data import (
     ImageFolderDataModule,
     MNISTDataModule,
 )
-from lit_kd.data.transforms import ImageTransform, random_crop, random_flip
+from lit_kd.data.vision import ImageTransform, random_crop, random_flip
 
 torch.set_num_threads(1)
 
