@@ -237,15 +237,16 @@ def check_labels(
             f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}. "
             "Give class numbers, or 0 and 1 where the data module is multilabel."
         )
-    outside = (y < 0) | (y >= num_classes)
+    table = y[:, None] if y.ndim == 1 else y
+    wrong = ((table < 0) | (table >= num_classes)).any(axis=1)
     if missing:
-        outside &= (y == UNLABELED).reshape(len(y), -1).all(axis=1).reshape(-1, *[1] * (y.ndim - 1)) == 0
-    if outside.any():
-        row = tuple(np.argwhere(outside)[0])
+        wrong &= (table != UNLABELED).any(axis=1)
+    if wrong.any():
+        row = wrong.argmax()
         also = f" (or {UNLABELED} for a missing one)" if missing else ""
         raise ValueError(
-            f"expected {name} labels in [0, {num_classes}){also}, found {y[row]} in row {row[0]} "
-            f"({outside.sum()} such rows). Give the right num_classes, or count the classes from 0."
+            f"expected {name} labels in [0, {num_classes}){also}, found {y[row].tolist()} in row {row} "
+            f"({wrong.sum()} such rows). Give the right num_classes, or count the classes from 0."
         )
     return y.astype(np.int64)
 
