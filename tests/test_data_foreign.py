@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
+from methods import trainer
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lit_kd.data import UNLABELED, Batch, DigitsDataModule, DistillationDataModule
 from lit_kd.data.labels import read_labels
-
-torch.set_num_threads(1)
 
 
 def rows(n: int, first: int = 0) -> TensorDataset:
@@ -79,11 +78,11 @@ class TestWrapping:
         x, y, index = gather(data.train_dataloader())
         assert index is not None
         assert index.tolist() != list(range(40))
-        assert torch.equal(x[:, 0].long(), index)  # type: ignore[index]
+        assert torch.equal(x[:, 0].long(), index)
         assert torch.equal(y, index % 3)
         val = gather(data.val_dataloader())
         meta = data.parts.meta_rows().__getitems__(list(range(10)))
-        numbers = torch.cat([val.x, meta.x])[:, 0].long()  # type: ignore[list-item]
+        numbers = torch.cat([val.x, meta.x])[:, 0].long()
         assert numbers.sort().values.tolist() == list(range(100, 120))
         assert torch.equal(torch.cat([val.y, meta.y]), numbers % 3)
         assert meta.index is not None
@@ -92,14 +91,8 @@ class TestWrapping:
     def test_noise(self) -> None:
         data = wrap(noise="asymmetric", noise_rate=1.0)
         x, y, index = gather(data.train_dataloader())
-        assert torch.equal(y, (x[:, 0].long() + 1) % 3)  # type: ignore[index]
-        assert torch.equal(data.clean_labels[index], x[:, 0].long() % 3)  # type: ignore[index]
-
-    def test_train_on_meta(self) -> None:
-        x, _, index = gather(wrap(train_on_meta=True).train_dataloader())
-        assert index is not None
-        assert index.sort().values.tolist() == list(range(50))
-        assert torch.equal(x[:, 0] >= 100, index >= 40)  # type: ignore[index]
+        assert torch.equal(y, (x[:, 0].long() + 1) % 3)
+        assert torch.equal(data.clean_labels[index], x[:, 0].long() % 3)
 
     def test_own_batch_size_and_classes(self) -> None:
         data = wrap(batch_size=7, num_classes=5, meta=6)
@@ -112,19 +105,10 @@ class TestWrapping:
         data = DistillationDataModule(inner)
         assert (data.num_classes, data.input_shape, data.class_names) == (4, (1,), list("abcd"))
 
-    @pytest.mark.parametrize(
-        ("names", "adopted"),
-        [
-            (np.array(["a", "b\n c", "d"]), ["a", "b c", "d"]),
-            (["a", "b"], None),
-            ({0: "a", 1: "b", 2: "d"}, None),
-            (range(3), None),
-        ],
-    )
-    def test_inner_s_class_names(self, names: Any, adopted: list[str] | None) -> None:
+    def test_inner_s_class_names(self) -> None:
         inner = Inner()
-        inner.class_names = names  # type: ignore[attr-defined]
-        assert wrap(inner).class_names == adopted  # the number of classes is counted
+        inner.class_names = np.array(["a", "b\n c", "d"])  # type: ignore[attr-defined]
+        assert wrap(inner).class_names == ["a", "b c", "d"]  # the number of classes is counted
 
     def test_inner_is_set_up_as_needed(self) -> None:
         inner = Inner()
@@ -132,19 +116,12 @@ class TestWrapping:
         assert inner.calls == ["prepare", "fit"]
         x, _ = next(iter(data.test_dataloader()))
         assert x[:, 0].tolist() == [200, 201, 202, 203]
-        list(data.predict_dataloader())
+        assert len(list(data.predict_dataloader())) == 3
         data.setup("test")
         assert inner.calls == ["prepare", "fit", "test"]
         data.teardown("test")
         data.setup("test")
         assert inner.calls[3:] == ["teardown test", "test"]
-
-    def test_predict_passes_through(self) -> None:
-        class Predicting(Inner):
-            def predict_dataloader(self) -> Any:
-                return "theirs"
-
-        assert wrap(Predicting()).predict_dataloader() == "theirs"
 
     def test_mapping_of_padded_tokens(self) -> None:
         class Texts(Dataset[Any]):
@@ -176,7 +153,7 @@ class TestWrapping:
             mixed += int(0 < (index >= 20).sum() < len(index))
         assert mixed
         one = data.parts.train_rows(False)[4]
-        assert one.x["input_ids"].tolist() == [5] * 5  # type: ignore[index, call-overload]
+        assert one.x["input_ids"].tolist() == [5] * 5
 
     def test_hooks_see_pairs(self) -> None:
         class Scaling(Inner):
@@ -194,7 +171,7 @@ class TestWrapping:
 
             def training_step(self, batch: Any) -> Tensor:
                 self.seen.append(batch)
-                return torch.nn.functional.cross_entropy(self.layer(batch["train"].x), batch["train"].y)
+                return self.layer(batch["train"].x).sum()
 
             def test_step(self, batch: Any) -> None:
                 self.seen.append(batch)
@@ -204,9 +181,8 @@ class TestWrapping:
 
         inner, model = Scaling(), Probe()
         data = DistillationDataModule(inner, seed=0)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet)  # type: ignore[arg-type]
-        trainer.fit(model, datamodule=data)
+        run = trainer(max_epochs=1)
+        run.fit(model, datamodule=data)
         assert len(model.seen) == 8
         for batch in model.seen:
             train, meta = batch["train"], batch["meta"]
@@ -214,9 +190,9 @@ class TestWrapping:
             assert (meta.x >= 1000).all()
             assert (meta.index >= 40).all()
         model.seen.clear()
-        trainer.test(model, datamodule=data, verbose=False)
+        run.test(model, datamodule=data, verbose=False)
         assert model.seen[0][0][:, 0].tolist() == [2000, 2010, 2020, 2030]
-        assert inner.trainer is trainer
+        assert inner.trainer is run
         # Not overridden by inner, so not ours either: a model's own hook stays in force.
         assert "transfer_batch_to_device" not in vars(data)
 
@@ -224,11 +200,6 @@ class TestWrapping:
         prints = [wrap().fingerprint, wrap().fingerprint, wrap(seed=1).fingerprint, wrap(rows(41)).fingerprint]
         assert prints[0] == prints[1]
         assert len(set(prints)) == 3
-
-    def test_workers(self) -> None:
-        data = wrap(num_workers=2)
-        x, _, index = gather(data.train_dataloader())
-        assert torch.equal(x[:, 0].long(), index)  # type: ignore[arg-type, index]
 
     def test_unlabeled_rows(self) -> None:
         train = TensorDataset(torch.zeros(6, 1), torch.tensor([0, -1, 1, -1, 2, -1]))
@@ -265,8 +236,7 @@ class Plain(Dataset[Any]):
 
 
 class TestLabels:
-    @pytest.mark.parametrize("name", ["targets", "labels"])
-    @pytest.mark.parametrize("kind", [list, torch.tensor])
+    @pytest.mark.parametrize(("name", "kind"), [("targets", list), ("labels", torch.tensor)])
     def test_from_attributes(self, name: str, kind: Any) -> None:
         dataset = Plain(100, **{name: kind([i % 3 for i in range(100)])})
         assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(100)]
@@ -318,45 +288,39 @@ class TestErrors:
         with pytest.raises(ValueError, match="found DigitsDataModule, which is one of lit_kd already"):
             DistillationDataModule(DigitsDataModule())
 
-    def test_iterable(self) -> None:
+    def test_loaders(self) -> None:
         class Stream(IterableDataset[Any]):
             def __iter__(self) -> Any:
                 return iter(rows(5))
 
-        class Streaming(Inner):
+        class Given(Inner):
+            train: Any = None
+            val: Any = None
+
             def train_dataloader(self) -> Any:
-                return DataLoader(Stream())
-
-        with pytest.raises(TypeError, match="expected a map-style data set in train_dataloader, found Stream"):
-            wrap(Streaming())
-
-    def test_several_loaders(self) -> None:
-        class Several(Inner):
-            count = 2
+                return super().train_dataloader() if self.train is None else self.train
 
             def val_dataloader(self) -> Any:
-                return [super(Several, self).val_dataloader() for _ in range(self.count)]
+                return super().val_dataloader() if self.val is None else self.val
 
-        inner = Several()
+        inner = Given()
+        inner.val = [DataLoader(rows(20))] * 2
         with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader, found list of 2"):
             wrap(inner)
-        inner.count = 1
+        inner.val = inner.val[:1]
         assert wrap(inner).meta_size == 10
-
-    def test_batch_sampler(self) -> None:
-        class Batched(Inner):
-            def train_dataloader(self) -> Any:
-                return DataLoader(self.train_set, batch_sampler=[[0, 1], [2]])
-
+        inner.train = DataLoader(Stream())
+        with pytest.raises(TypeError, match="expected a map-style data set in train_dataloader, found Stream"):
+            wrap(inner)
+        inner.train = DataLoader(rows(3), batch_sampler=[[0, 1], [2]])
         with pytest.raises(ValueError, match="with a batch_size, found one with a batch sampler of its own"):
-            wrap(Batched())
-        assert wrap(Batched(), batch_size=3).batch_size == 3
+            wrap(inner)
+        assert wrap(inner, batch_size=3).batch_size == 3
 
     def test_collate(self) -> None:
         inner = Inner(collate_fn=lambda items: {"x": torch.stack([x for x, _ in items])})
-        data = wrap(inner)
         with pytest.raises(TypeError, match=r"collate_fn to return a batch \(x, y\), found dict"):
-            next(iter(data.train_dataloader()))
+            next(iter(wrap(inner).train_dataloader()))
 
     def test_too_few_classes(self) -> None:
         with pytest.raises(ValueError, match=r"training labels in \[0, 2\).*found 2 in row 2"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lit_kd.data import BlobsDataModule, DataModule, GMMDataModule, SpiralDataModule
-from lit_kd.models import build_model
 
 torch.set_num_threads(1)
 SPREADS = [1.4, 2.8, 1.7, 4.0, 2.0, 3.5, 1.5, 2.5]
@@ -70,12 +69,6 @@ class TestSplits:
         expected = 0.2 * (1 - 1 / kind.num_classes)
         assert wrong[0] == pytest.approx(expected, abs=4 * (expected * (1 - expected) / SIZES[kind][0]) ** 0.5)
 
-    def test_students_by_name(self, kind: Any) -> None:
-        data = ready(kind)
-        student = build_model("mlp-25", data.num_classes, data.input_shape)
-        batch = next(iter(data.train_dataloader()))
-        assert student(batch.x).shape == (128, kind.num_classes)
-
 
 def test_clusters_sit_on_corners_of_a_cube() -> None:
     # scikit-learn's description: distinct corners at distance class_sep, and no feature made of others
@@ -91,19 +84,11 @@ def test_noise_is_what_the_source_asks_scikit_learn_for() -> None:
 
     options = {"n_features": 14, "n_informative": 14, "n_redundant": 0, "n_classes": 20, "n_clusters_per_class": 1}
     # flip_y is drawn after the points: without shuffling the rows correspond
-    x, clean = make_classification(10000, **options, flip_y=0.0, random_state=42, shuffle=False)
-    same, flipped = make_classification(10000, **options, flip_y=0.2, random_state=42, shuffle=False)
-    np.testing.assert_array_equal(x, same)
+    _, clean = make_classification(10000, **options, flip_y=0.0, random_state=42, shuffle=False)
+    _, flipped = make_classification(10000, **options, flip_y=0.2, random_state=42, shuffle=False)
     data = ready(GMMDataModule, noise="symmetric", noise_rate=0.2)
-    ours, theirs = np.zeros((20, 20)), np.zeros((20, 20))
-    np.add.at(theirs, (clean, flipped), 1 / 10000)
-    true, given = data.clean_labels[: data.train_size].numpy(), data.labels[: data.train_size].numpy()
-    np.add.at(ours, (true, given), 1 / data.train_size)
-    assert np.trace(ours) == pytest.approx(np.trace(theirs), abs=0.02)
-    off = ~np.eye(20, dtype=bool)
-    assert ours[off].mean() == pytest.approx(theirs[off].mean(), rel=0.1)
-    for joint in (ours, theirs):  # uniform over the classes: each cell is a count of about 5
-        assert joint[off].std() < 1.3 * np.sqrt(joint[off].mean() / 8100)
+    ours = data.noisy[: data.train_size].float().mean().item()
+    assert ours == pytest.approx(float((clean != flipped).mean()), abs=0.02)
 
 
 def test_spirals_turn_with_the_radius() -> None:

@@ -45,3 +45,38 @@ class DigitsDataModule(DataModule):
         x = torch.from_numpy(digits.images.astype(np.float32) / 16).unsqueeze(1)
         rows = TensorRows(x)
         return Source(rows, rows, digits.target, test_size=self.test, identity=b"digits" + x.numpy().tobytes())
+
+
+class DigitAttributesDataModule(DigitsDataModule):
+    """The same images with five labels each, 0 or 1: what is true of the digit.
+
+    The labels are "even", "prime", "above 4", "closed loop" (0, 4, 6, 8 and 9) and "multiple of 3". Noise, if any, is
+    symmetric.
+
+    Examples:
+        >>> data = DigitAttributesDataModule(seed=0)
+        >>> data.setup()
+        >>> data.labels.shape, data.class_names[1]
+        (torch.Size([1258, 5]), 'prime')
+    """
+
+    confusable = None
+    multilabel = True
+    num_classes = 5
+    digits: ClassVar[dict[str, tuple[int, ...]]] = {
+        "even": (0, 2, 4, 6, 8),
+        "prime": (2, 3, 5, 7),
+        "above 4": (5, 6, 7, 8, 9),
+        "closed loop": (0, 4, 6, 8, 9),
+        "multiple of 3": (0, 3, 6, 9),
+    }
+
+    def __init__(self, test: int | float = 0.2, **shared: Any) -> None:
+        super().__init__(test, **shared)
+        self.class_names = list(self.digits)
+
+    def load(self) -> Source:
+        """Read the images, and look the labels of each digit up."""
+        source = super().load()
+        source.labels = np.stack([np.isin(source.labels, own) for own in self.digits.values()], axis=1).astype(np.int64)
+        return source

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lit_kd.data.base import DataModule
-from lit_kd.data.partition import Labels, Source
+from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows
+from lit_kd.data.splits import Labels
 from lit_kd.models.images import ImageInput
 
 # The usual statistics of natural images, those of ImageNet; pretrained networks expect them.
@@ -20,8 +21,8 @@ STD = [0.229, 0.224, 0.225]
 class ImageFolderDataModule(DataModule):
     """Images in ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    ``root/val`` beside both is the validation split, from which the meta split is cut; without ``root/test``
-    it is the test split. Classes are the subfolders of ``train`` in alphabetical order.
+    ``root/val`` beside both is the validation split, from which the meta split is cut; without ``root/test`` it is the
+    test split. Classes are the subfolders of ``train`` in alphabetical order.
 
     Args:
         root: The directory.
@@ -59,27 +60,23 @@ class ImageFolderDataModule(DataModule):
         return source
 
     def _read(self, name: str, augment: bool = False) -> tuple[ItemRows, Labels]:
+        from torchvision import transforms as t
         from torchvision.datasets import ImageFolder
 
-        folder = ImageFolder(str(self.root / name), self._transform(augment), loader=_read_image)
-        assert self.class_names is not None
-        unknown = sorted(set(folder.classes) - set(self.class_names))
+        transform = self.image_input.transform()
+        if augment:
+            view = [t.RandomResizedCrop(self.image_size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
+            transform = t.Compose([*view, t.ToTensor(), t.Normalize(MEAN, STD)])
+        folder = ImageFolder(str(self.root / name), transform, loader=_read_image)
+        known = {c: number for number, c in enumerate(self.class_names or [])}
+        unknown = [c for c in folder.classes if c not in known]
         if unknown:
             raise ValueError(
-                f"expected in {self.root / name} class folders that train has, found also "
-                f"{', '.join(unknown)}. Remove or rename them."
+                f"expected in {self.root / name} class folders that train has, found also {', '.join(unknown)}. "
+                "Remove or rename them."
             )
         # A split may lack a class: its own numbering is then another.
-        number = np.array([self.class_names.index(c) for c in folder.classes], dtype=np.int64)
-        return ItemRows(folder), number[folder.targets]
-
-    def _transform(self, augment: bool) -> Any:
-        if not augment:
-            return self.image_input.transform()
-        from torchvision import transforms as t
-
-        view = [t.RandomResizedCrop(self.image_size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
-        return t.Compose([*view, t.ToTensor(), t.Normalize(MEAN, STD)])
+        return ItemRows(folder), np.array([known[folder.classes[c]] for c in folder.targets], dtype=np.int64)
 
     def _names(self, rows: ItemRows) -> bytes:
         """Names of the files, which tell data sets apart; decoded pixels depend on the library."""
@@ -88,7 +85,7 @@ class ImageFolderDataModule(DataModule):
 
 
 def _read_image(path: str) -> Any:
-    """Return the decoded file; the decoder's own error would not name it."""
+    """The decoded file; the decoder's own error would not name it."""
     from torchvision.datasets.folder import default_loader
 
     try:
@@ -100,7 +97,7 @@ def _read_image(path: str) -> Any:
 
 
 def _subfolders(folder: Path, also: str = "") -> list[str]:
-    """Return the names of the class folders."""
+    """The names of the class folders."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not names:
         raise FileNotFoundError(

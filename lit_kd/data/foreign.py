@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from lit_kd.data.augmentation import is_random, with_transform_of
 from lit_kd.data.base import DataModule
 from lit_kd.data.labels import known_names, read_labels
 from lit_kd.data.partition import Source
@@ -24,15 +28,15 @@ HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch
 class DistillationDataModule(DataModule):
     """Wraps any data module whose training and validation data sets are map-style, of ``(x, y)`` items.
 
-    Data sets, batch size, number of workers and collate function come from its loaders. Inputs go through its
-    own transforms and collate function, so mappings and tokenised text work. Splits, noise, indices and the
-    order of the training rows are ours. Test and predict loaders are passed through as they are.
+    Data sets, batch size, number of workers and collate function come from its loaders, so mappings and tokenised text
+    work. Splits, noise, indices and the order of the training rows are ours. Test and predict loaders are passed
+    through as they are.
 
     Args:
         inner: The data module to wrap.
         num_classes: Number of classes. Default: `inner.num_classes`, or the highest label plus one.
-        meta: Rows of the meta split: a fraction or a count of the validation rows of `inner`; the others
-            remain for validation.
+        meta: Rows of the meta split: a fraction or a count of the validation rows of `inner`; the others remain for
+            validation.
         batch_size: Default: that of its training loader.
         num_workers: Default: that of its training loader.
         drop_last: Default: that of its training loader.
@@ -41,7 +45,6 @@ class DistillationDataModule(DataModule):
         **shared: Arguments of every data module, see `DataModule`; not `val`.
 
     Examples:
-        >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> rows = TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
         >>> inner = LightningDataModule.from_datasets(rows, val_dataset=rows, batch_size=4)
@@ -68,24 +71,14 @@ class DistillationDataModule(DataModule):
                 f"expected a data module to wrap, found {type(inner).__name__}, which is one of lit_kd "
                 "already. Use it as it is."
             )
-        super().__init__(
-            batch_size=batch_size or 1,
-            num_workers=num_workers or 0,
-            drop_last=bool(drop_last),
-            meta=meta,
-            val=0,
-            **shared,
-        )
+        super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
         self.prepare_data_per_node = inner.prepare_data_per_node
-        self._given = {
-            "num_classes": num_classes,
-            "batch_size": batch_size,
-            "num_workers": num_workers,
-            "drop_last": drop_last,
-        }
         self.val_train = val_train
+        self._given = {"batch_size": batch_size, "num_workers": num_workers, "drop_last": drop_last}
         self._stages: set[str] = set()
+        if num_classes is not None:
+            self.num_classes = num_classes
         self._adopt_shapes()
         for hook in HOOKS:
             # Set only where inner has its own: ours would otherwise take the place of the model's.
@@ -118,32 +111,30 @@ class DistillationDataModule(DataModule):
         self._setup_inner("fit")
         train = _only_loader(self.inner.train_dataloader(), "train")
         self._adopt_loader(train)
-        rows, labels = _rows(train, "train")
+        rows, labels = ItemRows(train.dataset, train.collate_fn), read_labels(train.dataset, "train")
         source = Source(rows, rows, labels, identity=type(train.dataset).__qualname__.encode())
-        val = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
-        if val not in (None, []):
-            held = _only_loader(val, "val")
-            source.val, source.val_labels = _rows(held, "val")
-            self._augment_meta_rows(source, train, held)
+        loaders = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
+        if loaders not in (None, []):
+            val = _only_loader(loaders, "val")
+            source.val, source.val_labels = ItemRows(val.dataset, val.collate_fn), read_labels(val.dataset, "val")
+            self._augment_meta_rows(source, train, val.dataset)
         elif self.meta:
             raise ValueError(
                 "expected a val_dataloader of the wrapped data module, to cut the meta split from, found "
                 "none. Give it validation rows, or set meta=0 if the method needs no meta split."
             )
+        if not hasattr(self, "num_classes") and getattr(self.inner, "num_classes", None) is None:
+            self.num_classes = 1 + int(max(y.max(initial=-1) for y in (labels, source.val_labels) if y is not None))
         self._adopt_shapes()
-        if not hasattr(self, "num_classes"):
-            highest = [y.max(initial=-1) for y in (labels, source.val_labels) if y is not None]
-            self.num_classes = int(max(highest)) + 1
-            self._adopt_shapes()
         return source
 
     def test_dataloader(self) -> Any:
-        """Return the wrapped module's own test loader."""
+        """The wrapped module's own test loader."""
         self._setup_inner("test")
         return self.inner.test_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """Return the wrapped module's own predict loader, or its test loader if it has none."""
+        """The wrapped module's own predict loader, or its test loader if it has none."""
         if not is_overridden("predict_dataloader", self.inner, DataHooks):
             return self.test_dataloader()
         self._setup_inner("predict")
@@ -157,26 +148,20 @@ class DistillationDataModule(DataModule):
     def _adopt_shapes(self) -> None:
         """Take over what the wrapped module knows of its data, now or only once it is set up."""
         for name in ("num_classes", "input_shape", "image_input"):
-            value = self._given.get(name)
-            value = getattr(self.inner, name, None) if value is None else value
-            if value is not None:
+            value = getattr(self.inner, name, None)
+            if value is not None and getattr(self, name, None) is None:
                 setattr(self, name, value)
-        names = getattr(self.inner, "class_names", None)
-        if names is not None and hasattr(self, "num_classes"):
-            self.class_names = known_names(names, self.num_classes)
+        if hasattr(self, "num_classes"):
+            self.class_names = known_names(getattr(self.inner, "class_names", None), self.num_classes)
 
     def _adopt_loader(self, loader: DataLoader[Any]) -> None:
-        if self._given["batch_size"] is None:
-            if loader.batch_size is None:
-                raise ValueError(
-                    "expected a train_dataloader with a batch_size, found one with a batch sampler of its "
-                    "own. Set batch_size of the wrapper."
-                )
-            self.batch_size = loader.batch_size
-        if self._given["num_workers"] is None:
-            self.num_workers = loader.num_workers
-        if self._given["drop_last"] is None:
-            self.drop_last = loader.drop_last
+        for name, given in self._given.items():
+            setattr(self, name, getattr(loader, name) if given is None else given)
+        if self.batch_size is None:
+            raise ValueError(
+                "expected a train_dataloader with a batch_size, found one with a batch sampler of its "
+                "own. Set batch_size of the wrapper."
+            )
         if not isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
             warnings.warn(
                 f"the training loader's {type(loader.sampler).__name__} is not used: rows are drawn uniformly, each "
@@ -184,20 +169,16 @@ class DistillationDataModule(DataModule):
                 stacklevel=2,
             )
 
-    def _augment_meta_rows(self, source: Source, train: DataLoader[Any], val: DataLoader[Any]) -> None:
+    def _augment_meta_rows(self, source: Source, train: DataLoader[Any], val: Any) -> None:
         """Meta rows that are trained on must look like training rows, or they cannot speak for them."""
-        if self.val_train is not None:
-            if len(self.val_train) != len(val.dataset):  # type: ignore[arg-type]
-                raise ValueError(
-                    f"expected val_train to hold the {len(val.dataset)} validation rows, "  # type: ignore[arg-type]
-                    f"found {len(self.val_train)} rows"
-                )
-            augmented = self.val_train
-        else:
-            augmented = with_transform_of(train.dataset, val.dataset)
+        augmented = with_transform_of(train.dataset, val) if self.val_train is None else self.val_train
         if augmented is not None:
+            if len(augmented) != len(val):
+                raise ValueError(
+                    f"expected val_train to hold the {len(val)} validation rows, found {len(augmented)} rows"
+                )
             source.val_train = ItemRows(augmented, train.collate_fn)
-        elif is_random(train.dataset) and not is_random(val.dataset):
+        elif is_random(train.dataset) and not is_random(val):
             source.unlike = (
                 "expected meta rows with the training's augmentation, as they are trained on: found random training "
                 "items and fixed validation items. Pass val_train to DistillationDataModule, the validation data set "
@@ -217,8 +198,38 @@ class DistillationDataModule(DataModule):
         return Batch(x, y, index)
 
 
+def with_transform_of(train: Any, val: Any) -> Any:
+    """A copy of `val` with the `transform` of `train`, also through `Subset`; None if they do not both have one."""
+    while isinstance(train, Subset):
+        train = train.dataset
+    if isinstance(val, Subset):
+        whole = with_transform_of(train, val.dataset)
+        return None if whole is None else Subset(whole, val.indices)
+    if getattr(train, "transform", None) is None or not hasattr(val, "transform") or type(train) is not type(val):
+        return None
+    augmented = copy.copy(val)
+    for name in ("transform", "transforms"):  # torchvision's data sets apply the second, made of the first
+        if hasattr(train, name):
+            setattr(augmented, name, getattr(train, name))
+    return augmented
+
+
+def is_random(dataset: Any) -> bool:
+    """Whether items differ when they are read again; the global random numbers are left as they were."""
+    with isolate_rng():
+        return not all(_equal(dataset[i][0], dataset[i][0]) for i in range(min(2, len(dataset))))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping):
+        return all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(np.array_equal(a, b))
+
+
 def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
-    """Return the one map-style loader, given by itself or as a list of one."""
+    """The one map-style loader, given by itself or as a list of one."""
     if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
         loaders = loaders[0]
     if not isinstance(loaders, DataLoader):
@@ -233,7 +244,3 @@ def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
             "which is iterable. Rows need a position: give a data set with __getitem__ and __len__."
         )
     return loaders
-
-
-def _rows(loader: DataLoader[Any], name: str) -> tuple[ItemRows, Any]:
-    return ItemRows(loader.dataset, loader.collate_fn), read_labels(loader.dataset, name)

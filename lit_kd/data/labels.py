@@ -1,4 +1,4 @@
-"""The labels of a foreign data set, without loading its inputs where that can be avoided."""
+"""Class names and labels of a foreign data set, without loading its inputs where that can be avoided."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from lit_kd.data.partition import Labels
+from lit_kd.data.splits import Labels
 
 MANY = 2000
 """Rows above which a walk over the data set is announced."""
 
 
 def known_names(names: object, num_classes: int) -> list[str] | None:
-    r"""The classes' names as a list of texts in one line each; ``None`` if they are no names of just these classes.
+    r"""The classes' names as a list of texts in one line each; None if they are no names of just these classes.
 
     Examples:
         >>> known_names(np.array(["a", "b\n c"]), 2), known_names(["a"], 2), known_names({0: "a", 1: "b"}, 2)
@@ -32,17 +32,14 @@ def known_names(names: object, num_classes: int) -> list[str] | None:
 
 
 def read_labels(dataset: Any, name: str) -> Labels:
-    """Read the label of every item of a map-style data set of ``(x, y)`` items.
+    """Read the class number of every item of a map-style data set of ``(x, y)`` items, ``(n,)``.
 
-    They are taken from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`,
-    also through `Subset` and `ConcatDataset`, if a few items confirm them; else every item is read once.
+    They are taken from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`, also through
+    `Subset` and `ConcatDataset`, if a few items confirm them; else every item is read once.
 
     Args:
         dataset: The data set.
         name: What to call it in messages.
-
-    Returns:
-        Labels, int64, shape ``(n,)``.
 
     Raises:
         TypeError: If its items are not pairs of an input and a class number.
@@ -66,18 +63,17 @@ def read_labels(dataset: Any, name: str) -> Labels:
 
 
 def _known(dataset: Any) -> Labels | None:
-    """Labels the data set tells without reading items, or None."""
+    """Labels that the data set tells without reading items, or None."""
     if isinstance(dataset, Subset):
         whole = _known(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, ConcatDataset):
-        parts = [_known(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else np.concatenate([p for p in parts if p is not None])
+        parts = [labels for labels in map(_known, dataset.datasets) if labels is not None]
+        return np.concatenate(parts) if len(parts) == len(dataset.datasets) else None
     if isinstance(dataset, TensorDataset):
         found: Any = dataset.tensors[1] if len(dataset.tensors) == 2 else None
     else:
-        found = getattr(dataset, "targets", None)
-        found = getattr(dataset, "labels", None) if found is None else found
+        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if found is None:
         return None
     try:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from lit_kd.data.splits import Labels
 from lit_kd.types import UNLABELED
-
-Labels = TypeVar("Labels", npt.NDArray[np.int64], Tensor)
 
 
 def transition_matrix(
@@ -21,19 +18,18 @@ def transition_matrix(
     rate: float,
     pairs: Mapping[int, int] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Build the matrix ``T`` with ``T[i, j] = P(given label = j | true label = i)``.
+    """The matrix ``T`` with ``T[i, j] = P(given label = j | true label = i)``.
 
-    - ``symmetric``: with probability `rate` the label is redrawn uniformly from ALL classes, so that it may
-      fall on the true one again (the convention of the ALM-KD code): ``rate * (C - 1) / C`` of them end up
-      wrong.
-    - ``asymmetric``: with probability `rate` class ``c`` becomes ``pairs[c]``; others stay clean.
+    - ``symmetric``: with probability `rate` a label is redrawn from ALL classes, its own included. So ``rate * (C -
+      1) / C`` of the labels are wrong: 40% noise is 36% wrong labels with 10 classes. This is the convention of the
+      ALM-KD code [code].
+    - ``asymmetric``: with probability `rate` class ``c`` becomes ``pairs[c]``; classes without a pair stay clean.
 
     Args:
         kind: Which noise.
         num_classes: Number of classes ``C``.
-        rate: Probability in ``[0, 1]``.
-        pairs: For asymmetric noise, the class that each class is mistaken for. Default: the next class, the
-            last one's being 0.
+        rate: Probability in ``[0, 1]``; not the share of wrong labels, see above.
+        pairs: For asymmetric noise, what each class becomes. Default: the next class, and 0 after the last.
 
     Returns:
         float64 array ``(C, C)``, each row a distribution.
@@ -54,10 +50,8 @@ def transition_matrix(
         raise ValueError(
             f"expected noise 'symmetric' or 'asymmetric', found {kind!r}. Give any other kind as a transition matrix."
         )
-    if pairs is None:
-        pairs = {c: (c + 1) % num_classes for c in range(num_classes)}
-    wrong = eye.copy()
-    for true, mistaken in pairs.items():
+    wrong = np.roll(eye, 1, axis=1) if pairs is None else eye.copy()
+    for true, mistaken in (pairs or {}).items():
         if not (0 <= true < num_classes and 0 <= mistaken < num_classes):
             raise ValueError(
                 f"expected pairs of classes in [0, {num_classes}), found {true}: {mistaken}. "
@@ -74,22 +68,18 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
         ValueError: If it is not square of that size, or a row is not a distribution.
     """
     expected = f"expected a {num_classes} x {num_classes} transition matrix"
+    meaning = "Entry [i][j] is P(given label = j | true label = i)."
     try:
         array = np.asarray(matrix, dtype=np.float64)
-    except ValueError:  # rows of unequal length
-        raise ValueError(
-            f"{expected}, found rows of unequal length. Give one row a true class, one column a given class."
-        ) from None
+    except ValueError:
+        raise ValueError(f"{expected}, found rows of unequal length. {meaning}") from None
     if array.shape != (num_classes, num_classes):
-        raise ValueError(f"{expected}, found shape {array.shape}. Give one row a true class, one column a given class.")
-    if not (array >= 0).all():
-        raise ValueError(f"{expected} of probabilities, found {array.min()}. Entries are at least 0.")
-    sums = array.sum(axis=1)
-    if not np.allclose(sums, 1, rtol=0, atol=1e-6):
-        worst = int(np.abs(sums - 1).argmax())
+        raise ValueError(f"{expected}, found shape {array.shape}. {meaning}")
+    good = (array >= 0).all(axis=1) & np.isclose(array.sum(axis=1), 1, rtol=0, atol=1e-6)
+    if not good.all():
+        row = int(good.argmin())
         raise ValueError(
-            f"{expected} whose rows sum to 1, found {sums[worst]:.6g} in row {worst}. "
-            "Entry [i][j] is P(given label = j | true label = i): divide each row by its sum."
+            f"{expected} whose rows are probabilities that sum to 1, found {array[row].tolist()} in row {row}. {meaning}"
         )
     return array
 
@@ -100,12 +90,12 @@ def corrupt(
     """Draw each label anew from its row of a transition matrix.
 
     Args:
-        labels: True labels, int64, shape ``(N,)``, array or tensor. `UNLABELED` ones stay missing.
+        labels: True labels, int64, of any shape. `UNLABELED` ones stay missing.
         matrix: Transition matrix ``(C, C)``, see `transition_matrix`.
         seed: A seed, or a generator to draw from.
 
     Returns:
-        The given labels, of the same kind and shape; the input is left alone.
+        The given labels, of the same shape; the input is left alone.
 
     Raises:
         ValueError: If the matrix is none, or a label has no row in it.
@@ -114,19 +104,18 @@ def corrupt(
         >>> corrupt(np.array([0, 1, -1]), [[0, 1], [1, 0]], seed=0).tolist()
         [1, 0, -1]
     """
-    true = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     array = check_matrix(matrix, len(matrix))
-    known = true != UNLABELED
-    if known.any() and (true[known].min() < 0 or true[known].max() >= len(array)):
+    given = np.array(labels)
+    classes = np.unique(given[given != UNLABELED])
+    if len(classes) and not 0 <= classes[0] <= classes[-1] < len(array):
         raise ValueError(
-            f"expected labels in [0, {len(array)}), found {true[known].min()} to {true[known].max()}. "
+            f"expected labels in [0, {len(array)}), found {classes[0]} to {classes[-1]}. "
             "Give a transition matrix with a row for each class."
         )
-    # One draw a row, missing ones too: whether a label is missing never changes the noise of another.
-    draws = np.random.default_rng(seed).random(len(true))
-    given = true.copy()
-    for c in np.unique(true[known]):
-        rows = true == c
+    # One draw a label, missing ones too: whether a label is missing never changes the noise of another.
+    draws = np.random.default_rng(seed).random(given.shape)
+    rows = [given == c for c in classes]
+    for c, own in zip(classes, rows, strict=True):
         cumulative = array[c].cumsum()
-        given[rows] = np.searchsorted(cumulative / cumulative[-1], draws[rows], side="right")
-    return torch.from_numpy(given).to(labels.device) if isinstance(labels, Tensor) else given
+        given[own] = np.searchsorted(cumulative / cumulative[-1], draws[own], side="right")
+    return given

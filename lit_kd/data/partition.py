@@ -13,10 +13,8 @@ from torch import Tensor
 from lit_kd.data.noise import corrupt
 from lit_kd.data.rows import Indexed, JoinedRows, Rows
 from lit_kd.data.seeds import derive_seed
-from lit_kd.data.splits import Positions, count_rows, stratified_split
+from lit_kd.data.splits import Labels, Positions, count_rows, stratified_split
 from lit_kd.types import UNLABELED
-
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -24,10 +22,10 @@ class Source:
     """What a data module loads, before it is split.
 
     Attributes:
-        train: The pool: rows for training, augmented if they are to be. ``n`` rows.
+        train: The pool: ``n`` rows for training, augmented if they are to be.
         plain: The same rows without augmentation; may be the same object.
-        labels: True labels of the pool, shape ``(n,)``; `UNLABELED` marks a missing one. Rows without a label
-            are always training rows.
+        labels: True labels of the pool, integers ``(n,)``; of a data module that is `multilabel`, 0 or 1, ``(n, C)``.
+            `UNLABELED`, in a whole row, marks a missing label. Rows without a label are always training rows.
         test: Test rows, if the data set has its own.
         test_labels: Their labels.
         test_size: If it has none: the fraction or count of the pool to hold out as test rows.
@@ -53,19 +51,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Partition:
-    """The parts of a data set. ``N`` training and ``M`` meta rows.
+    """The parts of a data set, with ``N`` training and ``M`` meta rows.
 
     Attributes:
         augmented: Rows to train on.
         plain: The same rows, not augmented.
         positions: For each of train, meta and val, positions in both of these.
-        given: Labels that the training sees, ``(N + M,)``: of training rows, maybe noisy or missing, then of meta
-            rows.
-        clean: The true ones, ``(N + M,)``.
+        given: Labels that the training sees, ``(N + M,)`` or ``(N + M, C)``: of training rows, maybe noisy or missing,
+            then of meta rows.
+        clean: The true ones, likewise.
         val: Validation rows.
         test: Test rows.
         fingerprint: Hash of all that a table of per-sample values relies on.
         rows_fingerprint: Hash of which row has which index, whatever its label; not of the inputs.
+        unlike: As of `Source`.
     """
 
     augmented: Rows
@@ -80,7 +79,7 @@ class Partition:
     unlike: str | None = None
 
     def train_rows(self, meta: bool) -> Indexed:
-        """Return the training rows, followed by the meta rows if `meta`.
+        """The training rows, followed by the meta rows if `meta`.
 
         Raises:
             ValueError: If the meta rows must not be trained on.
@@ -92,7 +91,7 @@ class Partition:
         return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
 
     def meta_rows(self) -> Indexed:
-        """Return the meta rows, not augmented."""
+        """The meta rows, not augmented."""
         first = len(self.positions["train"])
         return Indexed(self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given)))
 
@@ -105,6 +104,7 @@ def partition(
     matrix: npt.NDArray[np.float64] | None,
     seed: int,
     labeled: int | float | None = None,
+    multilabel: bool = False,
 ) -> Partition:
     """Split a source, corrupt its training labels, and take some of them away.
 
@@ -113,14 +113,22 @@ def partition(
         num_classes: Number of classes ``C``.
         meta: Fraction or count of meta rows: of the source's validation rows if it has any, else of its pool.
         val: Fraction or count of the pool for validation; not used if the source has validation rows.
-        matrix: Transition matrix ``(C, C)`` of the training labels' noise; None for none.
+        matrix: Transition matrix of each entry of the training labels, ``(C, C)``, or ``(2, 2)`` if `multilabel`.
+            None: no noise.
         seed: Seed of the split, of the noise and of which labels are kept.
         labeled: Fraction or count of the training labels that are kept, noisy or not; None keeps all.
+        multilabel: Whether labels are 0 or 1 for each of C classes.
 
     Raises:
         ValueError: If a label is out of range, or the sizes do not fit.
     """
-    labels = check_labels(source.labels, len(source.train), num_classes, "training", missing=True)
+
+    def checked(labels: Labels | None, rows: Rows, name: str, missing: bool = False) -> Labels:
+        assert labels is not None, f"a Source with {name} rows has their labels"
+        shape = (len(rows), num_classes) if multilabel else (len(rows),)
+        return check_labels(labels, shape, 2 if multilabel else num_classes, name, missing)
+
+    labels = checked(source.labels, source.train, "training", missing=True)
     if len(source.plain) != len(source.train):
         raise ValueError(
             f"expected the same rows with and without augmentation, found {len(source.train)} and "
@@ -128,10 +136,9 @@ def partition(
         )
     augmented, plain, clean = source.train, source.plain, labels
     split_seed = derive_seed(seed, "split")
-    known = np.flatnonzero(labels != UNLABELED)
-    # Test rows are held out by a seed of their own: a teacher trained under one seed must never be tested, or
-    # have its student tested, under another on rows that it was trained on.
+    known = np.flatnonzero(has_label(labels))
     total = len(known)
+    # The test rows are the same under every seed: no teacher was trained, under another seed, on what tests a student.
     held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
     test_positions, known = known[held["test"]], known[held["pool"]]
     if source.val is None:
@@ -140,32 +147,27 @@ def partition(
         parts = stratified_split(labels[known], sizes, split_seed)
         positions = {name: known[part] for name, part in parts.items()}
     else:
-        assert source.val_labels is not None, "a Source with val rows has their labels"
-        own = check_labels(source.val_labels, len(source.val), num_classes, "validation")
+        own = checked(source.val_labels, source.val, "validation")
         # One numbering for both: the validation rows follow the pool.
         augmented = JoinedRows(augmented, source.val_train or source.val)
         plain = JoinedRows(plain, source.val)
         clean = np.concatenate([labels, own])
         parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
         positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
-    unlabeled = np.flatnonzero(labels == UNLABELED)
-    positions["train"] = np.sort(np.concatenate([positions["train"], unlabeled]))
+    positions["train"] = np.sort(np.concatenate([positions["train"], np.flatnonzero(~has_label(labels))]))
 
     truth = clean[np.concatenate([positions["train"], positions["meta"]])]
-    given = truth.copy()
+    given, n = truth.copy(), len(positions["train"])
     if matrix is not None:
-        n = len(positions["train"])
         given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
     if labeled is not None:
-        n = len(positions["train"])
-        # After the noise, whose draws do not change so, and by the given labels: the truth must not show in the choice.
+        # Chosen by the given labels, after the noise: the truth must not show in the choice.
         given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
 
     if source.test is None:
         test = Indexed(source.plain, test_positions, torch.from_numpy(labels[test_positions]), None)
     else:
-        assert source.test_labels is not None, "a Source with test rows has their labels"
-        test_labels = check_labels(source.test_labels, len(source.test), num_classes, "test")
+        test_labels = checked(source.test_labels, source.test, "test")
         test = Indexed(source.test, np.arange(len(test_labels)), torch.from_numpy(test_labels), None)
     return Partition(
         augmented=augmented,
@@ -181,16 +183,21 @@ def partition(
     )
 
 
+def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Which rows have a label, ``(n,)``."""
+    return (labels != UNLABELED) if labels.ndim == 1 else (labels != UNLABELED).all(axis=1)
+
+
 def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
     """Take the label of all but some rows away, so that those left have about the same class shares.
 
     Args:
-        given: Labels, ``(n,)``, `UNLABELED` where there is none.
+        given: Labels, ``(n,)`` or ``(n, C)``, `UNLABELED` where there is none.
         labeled: Fraction or count of the labels that are kept.
         seed: Seed of the draw.
 
     Returns:
-        Labels, ``(n,)``: the given ones or `UNLABELED`.
+        The given labels or `UNLABELED`, of the same shape.
 
     Raises:
         ValueError: If that is less than one label a class, or more than there are.
@@ -199,9 +206,9 @@ def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
         >>> (keep_labels(np.arange(12) % 3, 0.5, seed=0) != UNLABELED).sum()
         np.int64(6)
     """
-    known = np.flatnonzero(given != UNLABELED)
+    known = np.flatnonzero(has_label(given))
     count = count_rows(labeled, len(known), "labeled")
-    classes = len(np.unique(given[known]))
+    classes = len(np.unique(given[known])) if given.ndim == 1 else 1
     if not max(1, classes) <= count <= len(known):
         raise ValueError(
             f"expected labeled to keep at least one training label a class ({classes}) and at most all "
@@ -215,24 +222,31 @@ def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
     return left
 
 
-def check_labels(labels: npt.ArrayLike, rows: int, num_classes: int, name: str, missing: bool = False) -> Labels:
-    """Return labels as int64, if there is one in ``[0, num_classes)`` for each row.
+def check_labels(
+    labels: npt.ArrayLike, shape: tuple[int, ...], num_classes: int, name: str, missing: bool = False
+) -> Labels:
+    """Return labels as int64, if they have this shape and lie in ``[0, num_classes)``.
 
     Raises:
-        ValueError: If not. `UNLABELED` passes where `missing` labels are allowed.
+        ValueError: If not. Rows of `UNLABELED` pass where `missing` labels are allowed.
     """
     y = np.asarray(labels)
-    if y.shape != (rows,) or y.dtype.kind not in "iu":
+    if y.shape != shape or y.dtype.kind not in "iu":
+        each = "one integer label" if len(shape) == 1 else f"{shape[1]} labels, 0 or 1,"
         raise ValueError(
-            f"expected one integer label for each of {rows} {name} rows, found {y.dtype} of shape {y.shape}. "
-            "Give class numbers."
+            f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}. "
+            "Give class numbers, or 0 and 1 where the data module is multilabel."
         )
-    wrong = np.flatnonzero((y < (UNLABELED if missing else 0)) | (y >= num_classes))
-    if len(wrong):
+    table = y[:, None] if y.ndim == 1 else y
+    wrong = ((table < 0) | (table >= num_classes)).any(axis=1)
+    if missing:
+        wrong &= (table != UNLABELED).any(axis=1)
+    if wrong.any():
+        row = wrong.argmax()
         also = f" (or {UNLABELED} for a missing one)" if missing else ""
         raise ValueError(
-            f"expected {name} labels in [0, {num_classes}){also}, found {y[wrong[0]]} in row {wrong[0]} "
-            f"({len(wrong)} such rows). Give the right num_classes, or count the classes from 0."
+            f"expected {name} labels in [0, {num_classes}){also}, found {y[row].tolist()} in row {row} "
+            f"({wrong.sum()} such rows). Give the right num_classes, or count the classes from 0."
         )
     return y.astype(np.int64)
 

@@ -10,23 +10,22 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lit_kd.data.splits import Positions
-from lit_kd.types import Batch
+from lit_kd.types import Batch, Inputs
 
-Inputs = Tensor | Mapping[str, Tensor]
 T = TypeVar("T")
-Moved = dict[tuple[int, torch.device], Tensor]
-"""Copies of tensors on devices, by the identity of the original."""
+Move = Callable[[Tensor], Tensor]
+"""Brings a tensor to a device, the same tensor only once."""
 
 
 class Rows(Protocol):
     """Inputs that can be fetched by position."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """The number of rows."""
         ...
 
     def fetch(self, positions: list[int]) -> Inputs:
-        """Return the inputs at `positions`, batched: a tensor ``(B, ...)``, or a mapping of such tensors."""
+        """The inputs at `positions`, batched: a tensor ``(B, ...)``, or a mapping of such tensors."""
         ...
 
 
@@ -35,8 +34,8 @@ class TensorRows:
 
     Args:
         x: Tensor ``(n, ...)``.
-        transform: Called on each fetched batch ``(B, ...)``, e.g. to turn bytes into floats and to augment.
-            Module-level, so that loader workers can be sent it.
+        transform: Called on each fetched batch ``(B, ...)``, e.g. to turn bytes into floats and to augment. It must
+            be picklable, for loader workers.
     """
 
     def __init__(self, x: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -47,16 +46,9 @@ class TensorRows:
         return len(self.x)
 
     def fetch(self, positions: list[int]) -> Tensor:
-        """Return the transformed rows at `positions`, shape ``(B, ...)``."""
+        """The transformed rows at `positions`, ``(B, ...)``."""
         x = self.x[torch.as_tensor(positions, dtype=torch.int64)]
         return x if self.transform is None else self.transform(x)
-
-    def to(self, device: torch.device, moved: Moved) -> TensorRows:
-        """Return the same rows with the tensor on a device."""
-        key = id(self.x), device
-        if key not in moved:
-            moved[key] = self.x.to(device)
-        return TensorRows(moved[key], self.transform)
 
 
 class ItemRows:
@@ -64,7 +56,7 @@ class ItemRows:
 
     Args:
         dataset: Has ``__len__`` and ``__getitem__``.
-        collate: Makes of a list of items a batch ``(x, y)``.
+        collate: Turns a list of items into a batch ``(x, y)``.
     """
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any] = default_collate) -> None:
@@ -74,13 +66,9 @@ class ItemRows:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def item(self, position: int) -> Any:
-        """Return one item ``(x, y)`` of the data set."""
-        return self.dataset[position]
-
     def fetch(self, positions: list[int]) -> Inputs:
-        """Return the collated inputs at `positions`."""
-        return self.merge([self.item(p) for p in positions])
+        """The collated inputs at `positions`."""
+        return self.merge([self.dataset[p] for p in positions])
 
     def merge(self, items: list[Any]) -> Inputs:
         """Collate items and keep the inputs."""
@@ -104,34 +92,35 @@ class JoinedRows:
         return len(self.first) + len(self.second)
 
     def fetch(self, positions: list[int]) -> Inputs:
-        """Return the inputs at `positions` in their order, whichever side each comes from."""
+        """The inputs at `positions`, in their order."""
         n = len(self.first)
-        sides = [p >= n for p in positions]
-        if not any(sides):
-            return self.first.fetch(positions)
-        if all(sides):
-            return self.second.fetch([p - n for p in positions])
+        front, back = [p for p in positions if p < n], [p - n for p in positions if p >= n]
+        if not back:
+            return self.first.fetch(front)
+        if not front:
+            return self.second.fetch(back)
         if isinstance(self.first, ItemRows) and isinstance(self.second, ItemRows):
-            # Items, not batches, are merged: texts of unequal length are padded only by the collate function.
-            second = self.second
-            return self.first.merge([second.item(p - n) if p >= n else self.first.item(p) for p in positions])
-        a = self.first.fetch([p for p in positions if p < n])
-        b = self.second.fetch([p - n for p in positions if p >= n])
-        # The rows come out sorted by side: undo that.
-        back = torch.tensor(sides).int().argsort(stable=True).argsort()
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            return torch.cat([a, b])[back]
-        pairs = cast(Mapping[str, Tensor], a), cast(Mapping[str, Tensor], b)
-        return {key: torch.cat([pairs[0][key], pairs[1][key]])[back] for key in pairs[0]}
-
-    def to(self, device: torch.device, moved: Moved) -> JoinedRows:
-        """Return the same rows with their tensors on a device."""
-        return JoinedRows(*(_on(device, rows, moved) for rows in (self.first, self.second)))
+            # Merge items, not batches: only the collate function can pad texts of unequal length.
+            first, second = self.first, self.second
+            return first.merge([second.dataset[p - n] if p >= n else first.dataset[p] for p in positions])
+        a, b = self.first.fetch(front), self.second.fetch(back)
+        # The front rows come first now: undo that.
+        order = torch.tensor([p >= n for p in positions]).int().argsort(stable=True).argsort()
+        if isinstance(a, Tensor):
+            return torch.cat([a, cast(Tensor, b)])[order]
+        return {key: torch.cat([a[key], cast(Mapping[str, Tensor], b)[key]])[order] for key in a}
 
 
-def _on(device: torch.device, rows: Rows, moved: Moved) -> Rows:
-    if isinstance(rows, (TensorRows, JoinedRows)):
-        return rows.to(device, moved)
+def on_device(rows: Rows, move: Move) -> Rows:
+    """The same rows with their tensors on a device.
+
+    Raises:
+        ValueError: If they are not made of tensors in memory.
+    """
+    if isinstance(rows, JoinedRows):
+        return JoinedRows(on_device(rows.first, move), on_device(rows.second, move))
+    if isinstance(rows, TensorRows):
+        return TensorRows(move(rows.x), rows.transform)
     raise ValueError(
         f"expected rows of tensors in memory with on_device, found {type(rows).__name__}, which are read one by one: "
         "set on_device=false"
@@ -139,7 +128,7 @@ def _on(device: torch.device, rows: Rows, moved: Moved) -> Rows:
 
 
 def in_memory(rows: Rows) -> list[Tensor]:
-    """Return the tensors in memory that rows are made of; none where they come from elsewhere."""
+    """The tensors in memory that rows are made of; none where they come from elsewhere."""
     if isinstance(rows, JoinedRows):
         return in_memory(rows.first) + in_memory(rows.second)
     return [rows.x] if isinstance(rows, TensorRows) else []
@@ -150,9 +139,9 @@ class Indexed(Dataset[Batch]):
 
     Args:
         rows: The inputs.
-        positions: Which of the rows, shape ``(n,)``.
-        labels: Label of each chosen row, int64, shape ``(n,)``.
-        indices: Index in the training set of each chosen row, int64, shape ``(n,)``; None if they have none.
+        positions: Which of the rows, ``(n,)``.
+        labels: Labels of each chosen row, int64, ``(n,)`` or ``(n, C)``.
+        indices: Index in the training set of each chosen row, int64, ``(n,)``; None if they have none.
     """
 
     def __init__(self, rows: Rows, positions: Positions, labels: Tensor, indices: Tensor | None) -> None:
@@ -164,27 +153,19 @@ class Indexed(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def to(self, device: torch.device, moved: Moved) -> Indexed:
-        """Return the same rows with all tensors on a device.
-
-        Args:
-            device: Where.
-            moved: Inputs that are there already; others are added.
-
-        Raises:
-            ValueError: If the inputs are no tensors in memory.
-        """
-        indices = None if self.indices is None else self.indices.to(device)
-        return Indexed(_on(device, self.rows, moved), self.positions, self.labels.to(device), indices)
+    def to(self, move: Move) -> Indexed:
+        """The same rows with all tensors on a device; raises as `on_device`."""
+        indices = None if self.indices is None else move(self.indices)
+        return Indexed(on_device(self.rows, move), self.positions, move(self.labels), indices)
 
     def __getitems__(self, items: list[int]) -> Batch:
-        """Return a whole batch: a `DataLoader` asks for all its rows at once."""
+        """A whole batch: a `DataLoader` asks for all its rows at once."""
         x = self.rows.fetch(self.positions[items].tolist())
-        taken = torch.as_tensor(items, dtype=torch.int64)  # once
+        taken = torch.as_tensor(items, dtype=torch.int64)
         return Batch(x, self.labels[taken], None if self.indices is None else self.indices[taken])
 
     def __getitem__(self, item: int) -> Batch:
-        """Return one sample, without a batch axis."""
+        """One sample, without a batch axis."""
         x, y, index = self.__getitems__([item])
         one = x[0] if isinstance(x, Tensor) else {key: value[0] for key, value in x.items()}
         return Batch(one, y[0], None if index is None else index[0])

@@ -8,16 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
+"""Row numbers."""
+Labels = npt.NDArray[np.int64]
+"""Class of each row, ``(n,)``; with several labels a sample, 0 or 1 for each, ``(n, C)``."""
 
 
 def count_rows(size: int | float, total: int, name: str) -> int:
-    """Read the size of a split, a fraction of `total` or a count, as a count; 100.0 is one, 1.0 is neither.
+    """Read the size of a split, a fraction of `total` or a count, as a count; 100.0 is a count, 1.0 is neither.
 
     Raises:
         ValueError: If it is negative, a fraction of 1 or more, or a fraction so small that it holds no row.
     """
     if size > 1 and float(size).is_integer():
-        size = int(size)  # jsonargparse reads the 100 of a config as 100.0 or 100, by what was imported before
+        size = int(size)  # a config's 100 may arrive as 100.0
     if not size >= 0 or (isinstance(size, float) and size >= 1):
         raise ValueError(
             f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}. "
@@ -35,20 +38,21 @@ def count_rows(size: int | float, total: int, name: str) -> int:
 def stratified_split(
     labels: npt.ArrayLike, sizes: Mapping[str, int | float], seed: int, rest: str = "train"
 ) -> dict[str, Positions]:
-    """Split the rows of a data set so that each part has about the same class shares.
+    """Split rows so that each part has about the same class shares.
 
-    Each part takes of every class its share of the rows that remain, rounded by largest remainders; ties are
-    drawn. A class too small to be in every part is thus left to the larger ones.
+    Each part takes from every class its share of the rows that remain, rounded by largest remainders; ties are drawn
+    at random. So a class too small for every part goes to the larger ones. Rows with several labels are split by
+    their combination of labels. If a part is too small to hold every combination, they are split by how many labels
+    are set; if it is too small even for that, at random.
 
     Args:
-        labels: Class of each row, integers, shape ``(n,)``.
-        sizes: Size of each part but the first: a float is a fraction in ``[0, 1)`` of all rows, an int a
-            count. 0 gives an empty part.
+        labels: Class of each row, ``(n,)``, or several labels a row, 0 or 1, ``(n, C)``.
+        sizes: Size of each part but the first: a fraction in ``[0, 1)`` of all rows, or a count. 0: an empty part.
         seed: Seed of the draw.
         rest: Name of the first part, which takes what the others leave.
 
     Returns:
-        Positions of each part, ascending: disjoint, and covering all rows. `rest` comes first.
+        Positions of each part, ascending: disjoint, and together all rows. `rest` comes first.
 
     Raises:
         ValueError: If a size is no fraction or count, is below the number of classes, or nothing is left.
@@ -60,8 +64,6 @@ def stratified_split(
     """
     y = np.asarray(labels)
     counts = {name: count_rows(size, len(y), name) for name, size in sizes.items()}
-    if rest in counts:
-        raise ValueError(f"expected no size for {rest}, found {sizes[rest]}. It takes what the other parts leave.")
     if not any(counts.values()):
         return {rest: np.arange(len(y)), **{name: np.arange(0) for name in counts}}
     if sum(counts.values()) >= len(y):
@@ -70,27 +72,37 @@ def stratified_split(
             f"expected rows left for {rest}, found {len(y)} rows in all and {asked} asked for. "
             "Lower these sizes, or give more data."
         )
-    classes, inverse, per_class = np.unique(y, return_inverse=True, return_counts=True)
-    for name, count in counts.items():
-        if 0 < count < len(classes):
-            raise ValueError(
-                f"expected in {name} at least one row a class ({len(classes)}), found {count}. "
-                "Give a larger size, or 0 for no such split."
-            )
+    smallest = min(count for count in counts.values() if count)
+    strata, per_stratum = _strata(y, smallest)
+    if smallest < len(per_stratum):
+        name = min((name for name in counts if counts[name]), key=counts.__getitem__)
+        raise ValueError(
+            f"expected in {name} at least one row a class ({len(per_stratum)}), found {smallest}. "
+            "Give a larger size, or 0 for no such split."
+        )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(y))
-    # queues[c]: the rows of class c in random order; each part takes its share from the front.
-    grouped = order[np.argsort(inverse[order], kind="stable")]
-    queues = np.split(grouped, np.cumsum(per_class)[:-1])
-    taken = np.zeros(len(classes), dtype=np.int64)
+    # A queue for each class, in random order: each part takes its share from the front.
+    grouped = order[np.argsort(strata[order], kind="stable")]
+    queues = np.split(grouped, np.cumsum(per_stratum)[:-1])
+    taken = np.zeros_like(per_stratum)
     parts: dict[str, Positions] = {}
     for name, count in counts.items():
-        share = _apportion(count, per_class - taken, rng)
-        chosen = [q[t : t + s] for q, t, s in zip(queues, taken, share, strict=True)]
-        parts[name] = np.sort(np.concatenate(chosen))
+        share = _apportion(count, per_stratum - taken, rng)
+        parts[name] = np.sort(np.concatenate([q[t : t + s] for q, t, s in zip(queues, taken, share, strict=True)]))
         taken += share
     left = np.concatenate([q[t:] for q, t in zip(queues, taken, strict=True)])
     return {rest: np.sort(left), **parts}
+
+
+def _strata(y: Labels, smallest: int) -> tuple[Positions, Positions]:
+    """The stratum of each row, ``(n,)``, and how many rows each stratum has."""
+    keys = [y] if y.ndim == 1 else [y, y.sum(axis=1), np.zeros(len(y))]
+    for key in keys:
+        _, strata, counts = np.unique(key, axis=0, return_inverse=True, return_counts=True)
+        if len(counts) <= smallest:
+            break
+    return strata, counts
 
 
 def _apportion(count: int, available: Positions, rng: np.random.Generator) -> Positions:

@@ -12,15 +12,16 @@ import torch
 from lit_kd.data.base import DataModule
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import TensorRows
+from lit_kd.data.splits import Labels
+
+Points = npt.NDArray[np.float64]
 
 
 class _SyntheticDataModule(DataModule):
-    """What the drawn data sets share: points and split, as given; a seed of ours draws the rest.
-
-    The points are the same whatever the seed; it draws the split, the label noise and the order.
+    """The points and test rows are the same whatever the seed; it draws split, label noise and order.
 
     Args:
-        test: Rows of the test split, a fraction or a count of all; they are the same whatever the seed.
+        test: Rows of the test split, a fraction or a count of all.
         meta: Rows of the meta split. The GMM's 8100/900/1000 rows for train, validation and test are [code]; there,
             weights are learned and epochs selected on the same 900. Here, half of them are meta and half val [ours].
         val: Rows of the validation split.
@@ -40,11 +41,11 @@ class _SyntheticDataModule(DataModule):
         self.test = test
 
     @abstractmethod
-    def draw(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    def draw(self) -> tuple[Points, Labels]:
         """Draw the points, ``(n, F)``, and their classes, ``(n,)``; always the same ones."""
 
     def load(self) -> Source:
-        """Draw the points; they are not standardised, as the source does not."""
+        """Draw the points; they are not standardised, as in the source."""
         points, labels = self.draw()
         x = torch.from_numpy(points.astype(np.float32))
         rows = TensorRows(x)
@@ -67,38 +68,24 @@ class GMMDataModule(_SyntheticDataModule):
     num_classes = 20
     input_shape = (14,)
 
-    def draw(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    def draw(self) -> tuple[Points, Labels]:
         """Draw by scikit-learn's `make_classification`."""
         from sklearn.datasets import make_classification
 
+        features = {"n_features": 14, "n_informative": 14, "n_redundant": 0}
         x, y = make_classification(
-            n_samples=10000,
-            n_features=14,
-            n_informative=14,
-            n_redundant=0,
-            n_classes=20,
-            n_clusters_per_class=1,
-            class_sep=1.0,
-            flip_y=0.0,
-            random_state=42,
+            10000, **features, n_classes=20, n_clusters_per_class=1, class_sep=1.0, flip_y=0.0, random_state=42
         )
         return x, y
 
 
 class SpiralDataModule(_SyntheticDataModule):
-    """4 spiral arms around one centre, 1500 points each, in the plane [code]; the seed of the jitter is [ours].
-
-    Examples:
-        >>> data = SpiralDataModule(seed=0)
-        >>> data.setup()
-        >>> data.train_size, data.meta_size
-        (4860, 270)
-    """
+    """4 spiral arms around one centre, 1500 points each, in the plane [code]; the seed of the jitter is [ours]."""
 
     num_classes = 4
     input_shape = (2,)
 
-    def draw(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    def draw(self) -> tuple[Points, Labels]:
         """Draw arm after arm, each from the centre outwards."""
         arms, points = self.num_classes, 1500
         labels = np.repeat(np.arange(arms), points)
@@ -109,20 +96,13 @@ class SpiralDataModule(_SyntheticDataModule):
 
 
 class BlobsDataModule(_SyntheticDataModule):
-    """8 round blobs of unequal spread, 1250 points each, in the plane [code].
-
-    Examples:
-        >>> data = BlobsDataModule(seed=0)
-        >>> data.setup()
-        >>> data.train_size, data.meta_size
-        (8100, 450)
-    """
+    """8 round blobs of unequal spread, 1250 points each, in the plane [code]."""
 
     num_classes = 8
     input_shape = (2,)
     spreads: ClassVar[list[float]] = [1.4, 2.8, 1.7, 4.0, 2.0, 3.5, 1.5, 2.5]
 
-    def draw(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    def draw(self) -> tuple[Points, Labels]:
         """Draw by scikit-learn's `make_blobs`."""
         from sklearn.datasets import make_blobs
 

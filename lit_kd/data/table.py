@@ -1,4 +1,4 @@
-"""What a method believes about each training sample, across processes and resumes."""
+"""What a method keeps about each training sample, across processes and resumes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ import torch
 from torch import Tensor
 
 
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes; the tensor itself where there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    """The sum of a tensor over all processes, written into the tensor itself."""
+    if _several():
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def all_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, equally many each; the same rows where there is one process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-    return rows
+    if not _several():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def of_first_process(tensor: Tensor) -> Tensor:
     """The first process's values, of the same shape in all; written into the tensor itself."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _several():
         torch.distributed.broadcast(tensor, src=0)
     return tensor
 
 
 class SampleTable:
-    """Named columns with one row a training sample, addressed by sample index.
+    """Named columns with one row for each training sample, addressed by sample index.
 
-    Every process writes the rows of its own batches; `sync` makes the copies equal. Not a `torch.nn.Module`: as a
-    buffer it would be overwritten by the first process's copy at each forward.
+    Each process either calls `write` for the rows of its own batches and `sync` now and then, or `exchange` for both
+    at once. The table is not a `torch.nn.Module`: DDP would overwrite a buffer with the first process's copy at each
+    forward.
 
     Args:
         size: Number of rows: the training samples, then the trusted meta rows.
@@ -58,21 +63,32 @@ class SampleTable:
         self.shared: dict[str, Tensor] = {}
         """Small values that concern all rows; every process must set the same."""
         self._written: dict[str, Tensor] = {}
+        self._unsaved: set[str] = set()
 
-    def add(self, name: str, start: Tensor) -> None:
-        """Add a column whose every row is ``start``; a column that is there already keeps its values.
+    def add(self, name: str, start: Tensor, saved: bool = True, rows: bool = False) -> None:
+        """Add a column; one that is there already keeps its values.
+
+        Args:
+            name: Its name.
+            start: What each row holds at first, ``(...)``; with `rows`, the whole column, ``(N, ...)``, which must be
+                the same in every process.
+            saved: Whether `state_dict` holds it; false for what the method can rebuild.
+            rows: Whether `start` is a whole column.
 
         Raises:
-            ValueError: If the column is there with rows of another shape.
+            ValueError: If the column is there with another shape, or `start` has another number of rows.
         """
-        if name not in self.columns:
-            self.columns[name] = start.expand(self.size, *start.shape).clone()
-        found = self.columns[name].shape[1:]
-        if found != start.shape:
+        shape = start.shape if rows else (self.size, *start.shape)
+        if not saved:
+            self._unsaved.add(name)
+        found = self.columns[name] if name in self else start.expand(shape)
+        if found.shape != shape or len(found) != self.size:
             raise ValueError(
-                f"expected rows of shape {tuple(start.shape)} in column {name!r} of the sample table, found "
-                f"{tuple(found)}: train with as many teachers as before, or start without the checkpoint"
+                f"expected rows of shape {tuple(shape[1:])} in column {name!r} of the sample table, {self.size} of them, "
+                f"found {tuple(found.shape[1:])}, {len(found)} of them: train with as many teachers as before, or "
+                "start without the checkpoint"
             )
+        self.columns[name] = found if name in self else found.clone()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
@@ -86,11 +102,11 @@ class SampleTable:
         return name in self.columns
 
     def write(self, index: Tensor, **values: Tensor) -> None:
-        """Set rows of columns.
+        """Set rows of columns in this process, until `sync`.
 
         Args:
             index: Row numbers, ``(B,)``.
-            **values: Per column the new rows, ``(B, ...)``.
+            **values: For each column the new rows, ``(B, ...)``.
         """
         for name, rows in values.items():
             column = self.columns[name]
@@ -100,7 +116,7 @@ class SampleTable:
             self._written[name][index] = True
 
     def sync(self) -> None:
-        """Give every process the rows that others wrote since the last time: call it on all of them together.
+        """Give every process the rows that others wrote since the last time: call it in all of them together.
 
         A row that several processes wrote, a duplicate that pads uneven data, gets the mean of their values.
         """
@@ -113,15 +129,29 @@ class SampleTable:
             self.columns[name] = torch.where(count > 0, mean.to(column.dtype), column)
         self._written = {}
 
+    def exchange(self, index: Tensor, **values: Tensor) -> None:
+        """Set rows of columns in all processes: call it in all of them together, with equally many rows each.
+
+        Where an index comes several times, the last row of the last process counts; so all copies stay equal.
+
+        Args:
+            index: Row numbers of this process, ``(B,)``.
+            **values: For each column the new rows, ``(B, ...)``.
+        """
+        index, order = all_rows(index).sort(stable=True)
+        last = index.diff(append=index.new_full((1,), -1)) != 0
+        for name, rows in values.items():
+            column = self.columns[name]
+            column[index[last]] = all_rows(rows.to(column.dtype))[order[last]]
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Map every column, for example to another device."""
-        self.columns = {name: fn(column) for name, column in self.columns.items()}
-        self.shared = {name: fn(value) for name, value in self.shared.items()}
-        self._written = {name: fn(mask) for name, mask in self._written.items()}
+        for values in (self.columns, self.shared, self._written):
+            values.update({name: fn(value) for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The table as primitives and tensors, for a checkpoint."""
-        columns = {name: column.cpu() for name, column in self.columns.items()}
+        """The table as primitives and tensors, for a checkpoint; without columns that can be rebuilt."""
+        columns = {name: column.cpu() for name, column in self.columns.items() if name not in self._unsaved}
         shared = {name: value.cpu() for name, value in self.shared.items()}
         return {"size": self.size, "fingerprint": self.fingerprint, "columns": columns, "shared": shared}
 

@@ -2,25 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lit_kd.data.base import DataModule
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import TensorRows
 from lit_kd.data.splits import stratified_split
-from lit_kd.data.transforms import ImageTransform
 from lit_kd.models.images import ImageInput
+
+# The superclass of each of CIFAR-100's 100 classes, as in the data set's own files.
+CIFAR100_SUPERCLASS = [
+    *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
+    *(6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10),
+    *(16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16),
+    *(12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+]
+
+
+def next_in_group(groups: Sequence[int]) -> dict[int, int]:
+    """Pair each class with the next one of its group, the last with the first.
+
+    Examples:
+        >>> next_in_group([0, 1, 0, 1, 0])
+        {0: 2, 2: 4, 4: 0, 1: 3, 3: 1}
+    """
+    members = [[c for c, own in enumerate(groups) if own == group] for group in sorted(set(groups))]
+    return {c: after for own in members for c, after in zip(own, own[1:] + own[:1], strict=True)}
+
+
+class ImageTransform:
+    """Bytes to normalised floats, with random crops and flips if asked for.
+
+    Draws come from torch's global generator on the CPU, wherever the images are.
+
+    Args:
+        mean: Mean of each channel, on the scale ``[0, 1]``.
+        std: Standard deviation of each channel, on that scale.
+        padding: Pad with black pixels on every side, then crop a random window of the old size; 0: no crop.
+        flip: Mirror a random half of the images left to right.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], padding: int = 0, flip: bool = False) -> None:
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.white = torch.tensor(255.0)  # no number: a GPU would multiply by its reciprocal, and round otherwise
+        self.padding = padding
+        self.flip = flip
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Transform bytes ``(B, C, H, W)`` to floats of the same shape."""
+        if self.padding:
+            x = random_crop(x, self.padding)
+        if self.flip:
+            x = random_flip(x)
+        white, mean, std = (part.to(x.device) for part in (self.white, self.mean, self.std))
+        return (x.float() / white - mean) / std
+
+
+def random_crop(x: Tensor, padding: int) -> Tensor:
+    """Shift each image of ``(B, C, H, W)`` by up to `padding` pixels each way, filling with zeros."""
+    b, _, h, w = x.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, b)).to(x.device)
+    rows = top[:, None] + torch.arange(h, device=x.device)
+    columns = left[:, None] + torch.arange(w, device=x.device)
+    # The channel axis moves to the end while three index tensors pick image, row and column.
+    padded = pad(x, (padding,) * 4).permute(0, 2, 3, 1)
+    image = torch.arange(b, device=x.device)
+    return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_flip(x: Tensor) -> Tensor:
+    """Mirror each image of ``(B, C, H, W)`` left to right with probability one half."""
+    chosen = (torch.rand(len(x)) < 0.5).to(x.device)
+    return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
 class _TorchvisionDataModule(DataModule):
-    """What the data sets of torchvision share.
-
-    A subclass names its class in `torchvision.datasets`, and where below the root which files are.
+    """A subclass names its class in `torchvision.datasets`, and the folder below the root that holds its files.
 
     Args:
         root: Directory of the data sets, in torchvision's layout.
@@ -31,8 +96,7 @@ class _TorchvisionDataModule(DataModule):
 
     dataset: ClassVar[str]
     folder: ClassVar[str]
-    files: ClassVar[tuple[str, ...]]
-    names: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[Sequence[str]] = ()
     input_shape: tuple[int, int, int]
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
@@ -49,13 +113,13 @@ class _TorchvisionDataModule(DataModule):
     def prepare_data(self) -> None:
         """Download the files, if that is wanted."""
         if self.download:
-            self._open(train=True, download=True)
+            self._class()(self.root, download=True)
 
     def load(self) -> Source:
         """Read both files into memory.
 
         Raises:
-            FileNotFoundError: If they are not there.
+            FileNotFoundError: If they are not there, or damaged.
         """
         pool, test = self._open(train=True), self._open(train=False)
         if self.class_names is None:
@@ -64,9 +128,8 @@ class _TorchvisionDataModule(DataModule):
         if self.limit is not None and self.limit < len(x):
             kept = stratified_split(labels, {"limit": self.limit}, seed=0)["limit"]
             x, labels = x[torch.from_numpy(kept)], labels[kept]
-        mean, std = self.image_input.mean, self.image_input.std
-        plain = ImageTransform(mean, std)
-        train = ImageTransform(mean, std, padding=4, flip=True) if self.augment else plain
+        plain = ImageTransform(self.mean, self.std)
+        train = ImageTransform(self.mean, self.std, padding=4, flip=True) if self.augment else plain
         return Source(
             train=TensorRows(x, train),
             plain=TensorRows(x, plain),
@@ -76,26 +139,19 @@ class _TorchvisionDataModule(DataModule):
             identity=self.dataset.encode() + x[[0, -1]].numpy().tobytes(),
         )
 
-    def _open(self, train: bool, download: bool = False) -> Any:
+    def _class(self) -> Any:
         from torchvision import datasets  # imported late: it takes a second that other data sets need not pay
 
+        return getattr(datasets, self.dataset)
+
+    def _open(self, train: bool) -> Any:
         try:
-            return getattr(datasets, self.dataset)(self.root, train=train, download=download)
+            return self._class()(self.root, train=train)
         except (RuntimeError, ValueError, IndexError, AssertionError, EOFError) as error:
             folder = Path(self.root).expanduser().resolve() / self.folder
-            # Also of a file that is there but has the wrong checksum; not of a failed download.
-            if "not found" not in str(error):
-                if download:
-                    raise
-                raise ValueError(
-                    f"expected in {folder} the files of {self.dataset}, found damaged ones ({error}). Replace them, or "
-                    "remove them and set download=true."
-                ) from error
-            found = [name for name in self.files if (folder / name).exists()]
-            state = "all, but not all intact" if len(found) == len(self.files) else ", ".join(found) or "none"
             raise FileNotFoundError(
-                f"expected in {folder} the files {', '.join(self.files)}, found {state}. "
-                "Set download=true, or root to the directory that holds them."
+                f"expected in {folder} the files of {self.dataset}, found some missing or damaged ({error}). Set "
+                f"download=true, after removing damaged ones, or root to the directory that holds {self.folder}."
             ) from error
 
 
@@ -107,13 +163,7 @@ class MNISTDataModule(_TorchvisionDataModule):
     input_shape = (1, 28, 28)
     dataset = "MNIST"
     folder = "MNIST/raw"
-    files = (
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte",
-        "t10k-labels-idx1-ubyte",
-    )
-    names = tuple("0123456789")
+    names = "0123456789"
     mean: ClassVar[list[float]] = [0.1307]
     std: ClassVar[list[float]] = [0.3081]
 
@@ -127,19 +177,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
     input_shape = (1, 28, 28)
     dataset = "FashionMNIST"
     folder = "FashionMNIST/raw"
-    files = MNISTDataModule.files
-    names = (
-        "T-shirt",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    )
+    names = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")
     mean: ClassVar[list[float]] = [0.2860]
     std: ClassVar[list[float]] = [0.3530]
 
@@ -159,23 +197,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     input_shape = (3, 32, 32)
     dataset = "CIFAR10"
     folder = "cifar-10-batches-py"
-    files: ClassVar[tuple[str, ...]] = (
-        *(f"data_batch_{i}" for i in range(1, 6)),
-        "test_batch",
-        "batches.meta",
-    )
-    names: ClassVar[tuple[str, ...]] = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    )
+    names: ClassVar[Sequence[str]] = "airplane automobile bird cat deer dog frog horse ship truck".split()
     mean: ClassVar[list[float]] = [0.4914, 0.4822, 0.4465]
     std: ClassVar[list[float]] = [0.2470, 0.2435, 0.2616]
 
@@ -185,20 +207,21 @@ class CIFAR10DataModule(_TorchvisionDataModule):
 
 
 class CIFAR100DataModule(CIFAR10DataModule):
-    """CIFAR-100: as CIFAR-10, with 100 classes, in ``root/cifar-100-python``."""
+    """CIFAR-100: as CIFAR-10, with 100 classes, in ``root/cifar-100-python``.
 
-    # Given asymmetric noise without pairs, a class becomes the next one; names are read with the files.
-    confusable: ClassVar[dict[int, int] | None] = None
+    By asymmetric noise without pairs, each class becomes the next one of its superclass, the last the first.
+    """
+
+    confusable: ClassVar[dict[int, int] | None] = next_in_group(CIFAR100_SUPERCLASS)
     num_classes = 100
     dataset = "CIFAR100"
     folder = "cifar-100-python"
-    files: ClassVar[tuple[str, ...]] = ("train", "test", "meta")
-    names: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[Sequence[str]] = ()  # read with the files
     mean: ClassVar[list[float]] = [0.5071, 0.4865, 0.4409]
     std: ClassVar[list[float]] = [0.2673, 0.2564, 0.2762]
 
 
 def _images(dataset: Any) -> Tensor:
-    """Return the images of a torchvision data set as bytes ``(n, C, H, W)``."""
+    """The images of a torchvision data set as bytes ``(n, C, H, W)``."""
     data = torch.as_tensor(dataset.data)
     return data.unsqueeze(1) if data.ndim == 3 else data.permute(0, 3, 1, 2).contiguous()

@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule, ItemRows
-from lit_kd.data.rows import Indexed, Inputs, JoinedRows
+from lit_kd.data.rows import Indexed, JoinedRows
 from lit_kd.data.table import SampleTable
+from lit_kd.types import Inputs
 
 LARGEST = 96
 """Pixels of a picture's longer side; larger ones are made smaller."""

@@ -222,7 +222,7 @@ def _fill_one(
             limit = 0.05 if "16" in precision else 0.01
             _check_kept(store, name, some, _as_stored(probe, options.dtype), limit)
             _announce(store, missing, share, trainer.world_size)
-        loader: Any = data._loader(_rows(data, missing)) if len(missing) else []
+        loader: Any = data.loader(_rows(data, missing)) if len(missing) else []
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in track(loader, f"Cache of {name}", disable=not shown):
             values = _as_stored(ask(read(batch)), options.dtype)
