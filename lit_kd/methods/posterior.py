@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.schedule import warn_of_warmup
 from lit_kd.distiller.tabled import TableDistiller
-from lit_kd.losses import mean_teacher, soft_cross_entropy
+from lit_kd.losses import cross_entropy, mean_teacher
 from lit_kd.models import Network
 from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
 from lit_kd.types import UNLABELED, Batch, Outputs
@@ -100,7 +100,7 @@ class PosteriorDistillation(TableDistiller):
                 "changes batches must keep the index"
             )
         self._take_down(batch.index, student.logits, [t.logits for t in teachers])
-        loss = soft_cross_entropy(student.logits, table["target"][batch.index])
+        loss = cross_entropy(student.logits, table["target"][batch.index])
         return {"posterior": table["target_weight"][batch.index] * loss}
 
     @torch.no_grad()
