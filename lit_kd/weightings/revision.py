@@ -73,7 +73,7 @@ class Revision:
                 )
             rows = MetaRows(trusted.features[PENULTIMATE].float(), meta.y, torch.ones_like(meta.y, dtype=torch.bool))
             features = ours.features[PENULTIMATE].float()
-            scores = selection_scores(head, features, train.y, rows, self.damping)
+            scores = selection_scores(head, features, train.y, rows)
             total += scores / scores.square().mean().sqrt().clamp(min=torch.finfo(scores.dtype).tiny)
         chosen = select_rows(total, train.y, self.select)
         self.selected = torch.cat([chosen, torch.ones(data.meta_size, dtype=torch.bool, device=chosen.device)])
