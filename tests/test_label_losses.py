@@ -1,4 +1,4 @@
-"""Losses with labels that may be wrong, against scipy, numpy and their limits on paper."""
+"""Losses with labels that may be wrong, against scipy, numpy and their limits on paper; see also test_losses."""
 
 from __future__ import annotations
 
@@ -69,10 +69,6 @@ def test_superloss_is_the_minimum_over_confidences() -> None:
         assert found == pytest.approx(best.fun, abs=1e-4)
 
 
-def test_superloss_of_great_strength_is_cross_entropy_less_tau() -> None:
-    torch.testing.assert_close(superloss(Z, Y, 1e7), cross_entropy(Z, Y) - np.log(C), rtol=1e-5, atol=1e-5)
-
-
 def test_superloss_weighs_hard_samples_less() -> None:
     z = Z.clone().requires_grad_()
     [gradient] = torch.autograd.grad(superloss(z, Y).sum(), z)
@@ -105,16 +101,6 @@ def test_missing_labels_cost_nothing(name: str) -> None:
     [gradient] = torch.autograd.grad(loss.sum(), z)
     assert (gradient[::3] == 0).all()
     torch.testing.assert_close(LABEL_LOSSES[name](Z, Y)[1::3], loss[1::3])
-
-
-@every_loss
-def test_gradients_and_extreme_logits(name: str) -> None:
-    z = Z[:6].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: LABEL_LOSSES[name](z, Y[:6]), z)
-    extreme = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
-    loss = LABEL_LOSSES[name](extreme, torch.tensor([0, 0]))
-    assert loss.isfinite().all()
-    assert torch.autograd.grad(loss.sum(), extreme)[0].isfinite().all()
 
 
 @every_loss

@@ -1,8 +1,10 @@
-"""Losses as pure functions of tensors, one value a sample: they know nothing of Lightning.
+"""Losses as pure functions of tensors, one unweighted value a sample.
 
 Shapes: B samples, C classes. Logits are unnormalised; temperatures are dimensionless.
 """
 
+from lit_kd.losses.bernoulli import bernoulli_cross_entropy, bernoulli_kd_loss
+from lit_kd.losses.features import contrastive_loss, hint_loss
 from lit_kd.losses.labels import (
     LABEL_LOSSES,
     LabelLoss,
@@ -15,23 +17,30 @@ from lit_kd.losses.labels import (
 from lit_kd.losses.logits import (
     contradicts,
     cross_entropy,
+    decoupled_kd_loss,
     kd_loss,
+    kl_divergence,
     mean_teacher,
     revise_labels,
     revised_teacher,
     slam_loss,
     slam_mix,
-    soft_cross_entropy,
     teacher_labels,
 )
 
 __all__ = [
     "LABEL_LOSSES",
     "LabelLoss",
+    "bernoulli_cross_entropy",
+    "bernoulli_kd_loss",
     "contradicts",
+    "contrastive_loss",
     "cross_entropy",
+    "decoupled_kd_loss",
     "generalized_cross_entropy",
+    "hint_loss",
     "kd_loss",
+    "kl_divergence",
     "label_loss_named",
     "lambert_w",
     "mean_teacher",
@@ -39,7 +48,6 @@ __all__ = [
     "revised_teacher",
     "slam_loss",
     "slam_mix",
-    "soft_cross_entropy",
     "superloss",
     "taylor_cross_entropy",
     "teacher_labels",

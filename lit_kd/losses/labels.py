@@ -1,6 +1,6 @@
 """Losses with a label that may be wrong, in the place of cross-entropy: one value a sample, 0 where it is missing.
 
-Shapes: B samples, C classes. All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABELED`.
+All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABELED`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Losses as pure functions of tensors, one value a sample: they know nothing of Lightning.
+"""Losses on logits, and the targets that they compare with.
 
-Shapes: B samples, C classes. Whatever is called logits is unnormalised; temperatures are dimensionless.
+Shapes: B samples, C classes. Logits are unnormalised; temperatures are dimensionless.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: Student logits, ``(B, C)``.
-        y: Labels, ``(B,)``, in ``[0, C)`` or `UNLABELED`.
+        y: Labels ``(B,)``, in ``[0, C)`` or `UNLABELED`; or floating soft labels ``(B, C)``, a missing one all zeros.
 
     Returns:
         Losses in nats, ``(B,)``.
@@ -29,36 +29,86 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         >>> import torch
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
         tensor([1.3863, 0.0000])
+        >>> cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+        tensor([1.3863])
     """
+    if y.is_floating_point():
+        return -(y * logits.log_softmax(-1).masked_fill(y == 0, 0)).sum(-1)
     return F.cross_entropy(logits, y, reduction="none", ignore_index=UNLABELED)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``KL(p || q) = sum_c p_c (log p_c - log q_c)`` over the last axis, from log-probabilities; ``0 log 0 = 0``."""
+    p = log_p.exp()
+    return (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(-1)
 
 
 def kd_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float | Tensor = 1.0
 ) -> Tensor:
-    r"""Distillation loss of each sample (Hinton et al., 2015, the paper's own).
+    """Distillation loss of each sample (Hinton et al., 2015, the paper's own): ``T^2 KL(p^T || p^S)``.
 
-    ``T^2 * sum_c softmax(t / T)_c * (log_softmax(t / T)_c - log_softmax(z / T)_c)``: the KL divergence summed, not
-    averaged, over classes; the factor ``T^2`` keeps the size of the gradient independent of the temperature.
+    Both distributions are softened, ``softmax(logits / T)``. The factor ``T^2`` keeps the size of the gradient
+    independent of the temperature.
 
     Args:
         student_logits: z, ``(B, C)``.
-        teacher_logits: t, ``(B, C)``.
+        teacher_logits: t, ``(B, C)``; -inf rules a class out.
         temperature: T > 0, dimensionless.
-        weight: What the loss counts, a number or ``(B,)``.
+        weight: Multiplies the loss, a number or ``(B,)``.
 
     Returns:
-        Losses in nats, ``(B,)``; 0 where both agree, never negative with weights that are not.
+        Losses in nats, ``(B,)``; 0 where both agree.
 
     Examples:
         >>> import torch
-        >>> z = torch.tensor([[0.0, 0.0]])
-        >>> kd_loss(z, torch.tensor([[0.0, 0.0]]), temperature=4.0)
-        tensor([0.])
+        >>> kd_loss(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
+        tensor([0.1308])
     """
-    student = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return weight * temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    student, teacher = (F.log_softmax(logits / temperature, dim=-1) for logits in (student_logits, teacher_logits))
+    return weight * temperature**2 * kl_divergence(teacher, student)
+
+
+def decoupled_kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    y: Tensor,
+    alpha: float = 1.0,
+    beta: float | Tensor = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Decoupled distillation of each sample (DKD, arXiv 2203.08679): ``T^2 (alpha TCKD + beta NCKD)`` [code].
+
+    With softened probabilities p, TCKD is the divergence of ``(p_y, 1 - p_y)``, the label's class against the others;
+    NCKD that of the distribution over the others. ``alpha = 1, beta = 1 - p^T_y`` gives `kd_loss` [derived].
+
+    Args:
+        student_logits: ``(B, C)``.
+        teacher_logits: ``(B, C)``.
+        y: Labels ``(B,)``; a sample without one has `kd_loss` [ours].
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD, a number or ``(B,)``.
+        temperature: T > 0, dimensionless.
+
+    Returns:
+        Losses in nats, ``(B,)``.
+
+    Examples:
+        >>> import torch
+        >>> decoupled_kd_loss(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), torch.tensor([1]), temperature=1.0)
+        tensor([0.1308])
+    """
+    labelled = y != UNLABELED
+    is_label = F.one_hot(y.where(labelled, 0), student_logits.shape[-1]).bool()
+    whole, binary, others = [], [], []
+    for logits in (teacher_logits / temperature, student_logits / temperature):
+        log_p = logits.log_softmax(-1)
+        rest = log_p.masked_fill(is_label, -torch.inf).logsumexp(-1)  # log(1 - p_y) has no digits where p_y is near 1
+        whole.append(log_p)
+        binary.append(torch.stack([log_p.masked_fill(~is_label, 0).sum(-1), rest], dim=-1))
+        others.append(logits.masked_fill(is_label, -torch.inf).log_softmax(-1))
+    decoupled = alpha * kl_divergence(*binary) + beta * kl_divergence(*others)
+    return temperature**2 * decoupled.where(labelled, kl_divergence(*whole))
 
 
 def mean_teacher(
@@ -154,24 +204,6 @@ def slam_loss(mix: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         Losses in nats, ``(B,)``; below 0 where the mass of the mix exceeds 1, which is no error.
     """
     return -(teacher * mix.clamp(min=eps).log()).sum(-1)
-
-
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each sample with a distribution over classes.
-
-    Args:
-        logits: Student logits, ``(B, C)``.
-        target: Probabilities, ``(B, C)``; a row of zeros gives 0.
-
-    Returns:
-        Losses in nats, ``(B,)``.
-
-    Examples:
-        >>> import torch
-        >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
-        tensor([1.3863])
-    """
-    return -(target * F.log_softmax(logits, -1)).sum(-1)
 
 
 def contradicts(teacher: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
-from lit_kd.losses import soft_cross_entropy
+from lit_kd.losses import cross_entropy
 from lit_kd.terms.base import Term
 from lit_kd.types import Batch, Outputs
 
@@ -31,4 +31,4 @@ class SoftTarget(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        return soft_cross_entropy(student.logits, self.table[self.column][batch.index])
+        return cross_entropy(student.logits, self.table[self.column][batch.index])

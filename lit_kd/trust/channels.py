@@ -10,7 +10,7 @@ from torch import Tensor
 def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """The distribution of the true class for each class that a teacher predicts, from trusted rows [ours].
 
-    Counts of (predicted, true), with 5 rows on the diagonal and a tenth of a row everywhere added.
+    Counts of (predicted, true), plus 5 rows on the diagonal and a tenth of a row everywhere.
 
     Args:
         classes: Predicted classes, ``(M, K)``.
@@ -26,10 +26,9 @@ def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
 
 def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """An estimate of the noise's transition matrix, the student's classes taken for the true ones [ours].
+    """The noise's transition matrix, with the student's classes taken for the true ones [ours].
 
-    Counts of (predicted, given), to which 5 rows a class are added: 70% of them right, the rest spread evenly over all
-    classes.
+    Counts of (predicted, given), plus 5 rows a class: 70% of them right, the rest spread evenly over all classes.
 
     Args:
         classes: The student's classes, ``(N,)``.

@@ -1,6 +1,6 @@
 """The posterior of the true class, given two witnesses that may be wrong: a label and a teacher [ours].
 
-Pure functions of tensors, in float64 on the CPU: N training rows, M trusted meta rows, C classes. Nobody ships this.
+Pure functions of tensors, in float64 on the CPU. Shapes: N training rows, M trusted meta rows, C classes, W sources.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 from lit_kd.types import UNLABELED
@@ -29,18 +29,17 @@ NO_NOISE = 0.02
 
 
 class Opinion(NamedTuple):
-    """How some log-probabilities become one calibrated distribution.
+    """Turns log-probabilities ``(W, N, C)`` into one calibrated distribution ``(N, C)``.
 
     Attributes:
         exponents: Of each source, ``(W,)``: ``r ~ prod_w p_w^exponent_w``.
-        channel: Row k: the distribution of the true class where r says k, ``(C, C)``.
+        channel: Row k is the distribution of the true class where r says k, ``(C, C)``.
     """
 
     exponents: Tensor
     channel: Tensor
 
     def __call__(self, sources: Tensor) -> Tensor:
-        """Probabilities ``(N, C)`` from log-probabilities ``(W, N, C)``."""
         return pool(sources, self.exponents) @ self.channel
 
 
@@ -55,15 +54,12 @@ def mean_nll(probabilities: Tensor, y: Tensor) -> float:
 
 
 def fit_channel(probabilities: Tensor, y: Tensor, steps: int = 20) -> Tensor:
-    """The channel A under which labels are most likely, ``P(y) = sum_k p(k) A[k, y]``, by EM [ours].
+    """The channel A, ``(C, C)``, that makes labels most likely: ``P(y) = sum_k p(k) A[k, y]``, by EM [ours].
 
     Args:
         probabilities: p, ``(M, C)``.
         y: Labels, ``(M,)``.
-        steps: Of EM.
-
-    Returns:
-        A, ``(C, C)``, each row a distribution; 5 pseudo-counts keep it near the identity.
+        steps: Of EM, with 5 pseudo-counts on the diagonal.
     """
     classes = probabilities.shape[1]
     channel = _start(classes)
@@ -77,14 +73,12 @@ def fit_channel(probabilities: Tensor, y: Tensor, steps: int = 20) -> Tensor:
 
 def held_out_nll(probabilities: Tensor, y: Tensor) -> float:
     """Mean negative log-likelihood of labels under channels that were fitted to other rows, 5-fold."""
-    fold = torch.arange(len(y)) % FOLDS  # not in blocks, so that data sorted by class are no trap
-    total = 0.0
+    p, found = probabilities.double(), torch.empty(len(y), probabilities.shape[1], dtype=torch.float64)
+    fold = torch.arange(len(y)) % FOLDS  # not in blocks, as data may be sorted by class
     for held in range(min(FOLDS, len(y))):
         out = fold == held
-        total += int(out.sum()) * mean_nll(
-            probabilities[out].double() @ fit_channel(probabilities[~out], y[~out]), y[out]
-        )
-    return total / len(y)
+        found[out] = p[out] @ fit_channel(p[~out], y[~out])
+    return mean_nll(found, y)
 
 
 def channel_if_better(probabilities: Tensor, y: Tensor) -> Tensor:
@@ -97,15 +91,12 @@ def channel_if_better(probabilities: Tensor, y: Tensor) -> Tensor:
 def calibrate(log_probabilities: Tensor, y: Tensor) -> Opinion:
     """A teacher's inverse temperature, from a grid by the likelihood of trusted labels, and its channel [ours].
 
-    With a channel the inverse temperature is chosen anew: for a teacher that mistakes whole classes the best one
-    without a channel would blur all that it says.
+    With a channel the inverse temperature is chosen anew: without one, that of a teacher that mistakes whole classes
+    would blur all that it says.
 
     Args:
         log_probabilities: Of the teacher for the trusted rows, ``(M, C)``.
         y: Trusted labels, ``(M,)``.
-
-    Returns:
-        The teacher's `Opinion`, of one source.
     """
     sources = log_probabilities.unsqueeze(0)
     grid = [torch.tensor([beta]) for beta in np.geomspace(0.05, 5.0, 21)]
@@ -122,9 +113,6 @@ def stack(sources: Tensor, y: Tensor) -> Opinion:
     Args:
         sources: Log-probabilities for the trusted rows, ``(W, M, C)``.
         y: Trusted labels, ``(M,)``.
-
-    Returns:
-        The `Opinion` of all sources together.
     """
     s = sources.double()
     of_label = s.gather(2, y.expand(len(s), -1).unsqueeze(2)).squeeze(2).mean(1)
@@ -143,7 +131,7 @@ def stack(sources: Tensor, y: Tensor) -> Opinion:
 
 
 class Habits(NamedTuple):
-    """How a teacher speaks of each true class, from trusted rows; `habits` makes it.
+    """How a teacher speaks of each true class, from trusted rows.
 
     Attributes:
         said: P[c, k], how often it takes class c for class k, ``(C, C)``.
@@ -194,14 +182,14 @@ def label_posterior(
     y: Tensor,
     steps: int = EM_STEPS,
 ) -> Posterior:
-    """The posterior of the true class, together with the label's channel and what the teacher has memorised [ours].
+    """The posterior of the true class, with the label's channel and what the teacher has memorised, by EM [ours].
 
     A label y of class c is given with probability ``Tm[c, y]``. A teacher that was trained on it is no independent
-    witness. With probability mu its prediction is a copy of the label: then the posterior is that of student and label
-    alone. Which rows are copies is inferred: a teacher that agrees with a label against the student, where it would not
-    make this mistake by itself, has copied. On the other rows the label still echoes in the teacher's log-odds: as
-    much is taken away as makes its mean probability of given labels what it would be, by its habits on trusted rows,
-    had it not seen them. Then the posterior is that of student, teacher and label.
+    witness. With probability mu its prediction is a copy of the label, and the posterior is that of student and label
+    alone. A teacher that agrees with a label against the student, where it would not make this mistake by itself, has
+    probably copied. On the other rows the label still echoes in the teacher's log-odds: as much is taken away as makes
+    its mean probability of given labels what its habits on trusted rows predict. Then the posterior is that of student,
+    teacher and label.
 
     Args:
         student: r_S, probabilities of the true class from the student alone, ``(N, C)``.
@@ -210,10 +198,7 @@ def label_posterior(
         ways: The teacher's habits.
         said: Classes that the teacher predicts, ``(N,)``.
         y: Given labels, ``(N,)``. Where one is missing, the posterior is r_ST.
-        steps: Of EM.
-
-    Returns:
-        The `Posterior`, with 5 pseudo-counts a class, spread as the channel that EM starts from.
+        steps: Of EM; 5 pseudo-counts a class are spread as the channel that it starts from.
     """
     classes = student.shape[1]
     labelled = y != UNLABELED
@@ -243,19 +228,20 @@ def label_posterior(
 
 
 def find_echo(odds: Tensor, expected: Tensor, weights: Tensor) -> float:
-    """What to take from log-odds so that the mean probability is the expected one, in [0, 10], by bisection [ours].
+    """What to take from log-odds so that the weighted mean probability is the expected one, in [0, 10] [ours].
 
     Args:
         odds: Log-odds, ``(N,)``.
         expected: Probabilities, ``(N,)``.
         weights: Of the rows, ``(N,)``.
     """
-    low, high = 0.0, 10.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        too_much = bool((weights * ((odds - middle).sigmoid() - expected)).sum() > 0)
-        low, high = (middle, high) if too_much else (low, middle)
-    return low if low > 1e-9 else 0.0
+
+    def excess(echo: float) -> float:
+        return float((weights * ((odds - echo).sigmoid() - expected)).sum())
+
+    if excess(0) <= 0:
+        return 0.0
+    return 10.0 if excess(10) >= 0 else float(brentq(excess, 0, 10, xtol=1e-11))
 
 
 def posterior_targets(posterior: Tensor, y: Tensor, noise_rate: float, soft: bool) -> tuple[Tensor, Tensor]:
@@ -266,7 +252,7 @@ def posterior_targets(posterior: Tensor, y: Tensor, noise_rate: float, soft: boo
         y: Given labels, ``(N,)``.
         noise_rate: Below `NO_NOISE` labels are taken as they are.
         soft: Whether the target is the posterior and its weight the largest probability; otherwise the target is the
-            label, and its probability the weight. A row without a label has the former in any case.
+            label, and its probability the weight. A row without a label always has the former.
 
     Returns:
         Targets ``(N, C)`` and weights ``(N,)`` of mean 1.

@@ -1,122 +1,118 @@
-"""What the student is unsure of, or what covers the pool: the rules that the game is compared with."""
+"""Which rows of a pool to ask the teacher about: the game of `lit_kd.trust.game`, and the rules it is compared with.
+
+Pure functions of NumPy arrays; they run once a round, on the host. Shapes: n rows in the pool, b queries, C classes, D
+features. Probabilities are the student's.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lit_kd.trust.arrays import Floats, Indices, check_budget, matrix
+from lit_kd.trust.game import Floats, Indices, check_budget, dep_round, rad_marginals
 
-# what the rules ask of the student
+QueryRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin"]
+OF_FEATURES = ("coreset", "badge", "cluster_margin")
+"""Rules that need features: the input of the student's last linear layer."""
+
+
+def choose_rows(
+    rule: QueryRule,
+    probabilities: ArrayLike,
+    budget: int,
+    generator: np.random.Generator,
+    *,
+    mistakes: float = 0.0,
+    features: ArrayLike | None = None,
+    known_features: ArrayLike | None = None,
+) -> Indices:
+    """Pick b different rows of the pool by a rule.
+
+    Args:
+        rule: ``"rad"``, the game against a teacher that is wrong where it hurts most; ``"uniform"``; ``"margin"`` and
+            ``"entropy"``, where the student is least sure; ``"coreset"``, ``"badge"`` or ``"cluster_margin"``.
+        probabilities: ``(n, C)``, C at least 2.
+        budget: b, from 0 to n.
+        generator: For the rules that draw: rad, uniform and badge.
+        mistakes: On how many of the n rows the teacher may be wrong, for ``"rad"``.
+        features: ``(n, D)``, for `OF_FEATURES`.
+        known_features: Of the rows that are labelled or queried already, at least one, ``(k, D)``, for ``"coreset"``.
+
+    Returns:
+        Positions in the pool, ``(b,)``.
+
+    Raises:
+        ValueError: If the budget is not in [0, n], the probabilities are not finite, or features are missing.
+
+    Examples:
+        >>> choose_rows("margin", [[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], 2, np.random.default_rng(0))
+        array([1, 2])
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    check_budget(budget, len(p))
+    if not np.isfinite(p).all():
+        raise ValueError("expected finite probabilities, found nan or infinity")
+    if rule == "rad":
+        return dep_round(rad_marginals(margin_gain(p), mistakes, budget), generator)
+    if rule == "uniform":
+        return generator.choice(len(p), budget, replace=False)
+    if rule == "margin":
+        return _largest(margin_gain(p), budget)
+    if rule == "entropy":
+        return _largest(-(p * np.log(p.clip(np.finfo(p.dtype).tiny))).sum(1), budget)
+    if features is None or (rule == "coreset" and known_features is None):
+        raise ValueError(f"expected features, and for coreset known_features, for the rule {rule!r}, found none")
+    x = np.asarray(features, dtype=np.float64)
+    if rule == "badge":
+        return badge(p, x, budget, generator)
+    if rule == "cluster_margin":
+        return cluster_margin(p, x, budget)
+    return coreset(x, np.asarray(known_features, dtype=np.float64), budget)
 
 
 def margin_gain(probabilities: ArrayLike) -> Floats:
-    """How unsure the student is of each row: 1 less its margin, the largest probability less the second largest.
-
-    RAD's gain [the paper's, from memory].
-
-    Args:
-        probabilities: ``(n, C)``.
-
-    Returns:
-        In [0, 1], ``(n,)``.
+    """How unsure the student is of each row, ``(n,)`` in [0, 1]: 1 less its margin [the paper's gain, from memory].
 
     Examples:
         >>> margin_gain([[0.5, 0.5], [0.75, 0.25]])
         array([1. , 0.5])
     """
-    top = np.partition(matrix(probabilities, "probabilities"), -2, axis=1)
+    top = np.partition(np.asarray(probabilities, dtype=np.float64), -2, axis=1)
     return 1 - (top[:, -1] - top[:, -2])
 
 
-# the rules to compare with
-
-
-def uniform(n: int, budget: int, generator: np.random.Generator) -> Indices:
-    """Draw b of n rows, all equally likely, ``(b,)``."""
-    check_budget(budget, n)
-    return generator.choice(n, budget, replace=False)
-
-
-def margin(probabilities: ArrayLike, budget: int) -> Indices:
-    """The b rows of the smallest margin, ``(b,)``; of equal ones, the first (Scheffer et al., 2001).
-
-    Examples:
-        >>> margin([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], budget=2)
-        array([1, 2])
-    """
-    return _largest(margin_gain(probabilities), budget)
-
-
-def entropy(probabilities: ArrayLike, budget: int) -> Indices:
-    """The b rows of the largest entropy, ``(b,)``; of equal ones, the first (Shannon's, in nats).
-
-    Examples:
-        >>> entropy([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], budget=2)
-        array([1, 2])
-    """
-    p = matrix(probabilities, "probabilities")
-    return _largest(-(p * np.log(p.clip(np.finfo(p.dtype).tiny))).sum(1), budget)
-
-
-def coreset(features: ArrayLike, centers: ArrayLike, budget: int) -> Indices:
+def coreset(features: Floats, centers: Floats, budget: int) -> Indices:
     """Cover the pool: again and again the row farthest from all centers becomes one (CoreSet, arXiv 1708.00489).
 
-    The greedy k-center of the paper, within twice the best radius. Costs b passes over the features.
-
-    Args:
-        features: Of the pool, ``(n, D)``.
-        centers: Of the rows that are labeled or queried already, ``(k, D)``, k at least 1.
-        budget: b.
-
-    Returns:
-        In the order of choice, ``(b,)``.
+    The greedy k-center of the paper, within twice the best radius. Centers ``(k, D)`` are the rows that are labelled or
+    queried already. Costs b passes over the features ``(n, D)``.
 
     Examples:
-        >>> coreset([[0.0], [1.0], [9.0], [5.0]], centers=[[0.0]], budget=2)
+        >>> coreset(np.array([[0.0], [1.0], [9.0], [5.0]]), centers=np.array([[0.0]]), budget=2)
         array([2, 3])
     """
-    x, known = matrix(features, "features"), matrix(centers, "centers")
-    check_budget(budget, len(x))
-    if not len(known) or known.shape[1] != x.shape[1]:
-        raise ValueError(f"expected at least one center with {x.shape[1]} features, found shape {known.shape}")
-    if budget == 0:
-        return np.zeros(0, np.int64)
     from sklearn.metrics import pairwise_distances_argmin_min  # late: most runs need none of scikit-learn
 
-    distance = pairwise_distances_argmin_min(x, known)[1] ** 2
+    distance = pairwise_distances_argmin_min(features, centers)[1] ** 2
     chosen: list[int] = []
     for _ in range(budget):
         distance[chosen[-1:]] = -1  # never again, though all others lie on a center
         chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, ((x - x[chosen[-1]]) ** 2).sum(1))
-    return np.array(chosen)
+        distance = np.minimum(distance, ((features - features[chosen[-1]]) ** 2).sum(1))
+    return np.array(chosen, dtype=np.int64)
 
 
-def badge(probabilities: ArrayLike, features: ArrayLike, budget: int, generator: np.random.Generator) -> Indices:
+def badge(probabilities: Floats, features: Floats, budget: int, generator: np.random.Generator) -> Indices:
     """Diverse rows of large gradients (BADGE, arXiv 1906.03671): k-means++ on gradient embeddings.
 
     The embedding of a row is the gradient of the last layer's weights if the student's own prediction were the label,
-    ``(p - e(argmax p)) h^T`` [the paper's]. k-means++ (Arthur and Vassilvitskii, 2007): the first row is drawn
-    uniformly, each further one in proportion to its squared distance to the nearest chosen one. The C x D embeddings
-    are never built, as inner products of outer products factor: ``<a h^T, a' h'^T> = <a, a'> <h, h'>`` [derived]; this
-    is why scikit-learn's kmeans_plusplus, which needs them, is not called.
-
-    Args:
-        probabilities: ``(n, C)``.
-        features: h, the input of the last layer, ``(n, D)``.
-        budget: b.
-        generator: Draws b times.
-
-    Returns:
-        In the order of choice, ``(b,)``.
+    ``(p - e(argmax p)) h^T`` [the paper's], where h are the features. Embeddings of size C D are never built, as
+    ``<a h^T, a' h'^T> = <a, a'> <h, h'>`` [derived]; scikit-learn's kmeans_plusplus would need them.
     """
-    a, h = matrix(probabilities, "probabilities").copy(), matrix(features, "features")
-    check_budget(budget, len(a))
-    if len(h) != len(a):
-        raise ValueError(f"expected features of {len(a)} rows, as many as probabilities, found {len(h)}")
+    a, h = probabilities.copy(), features
     a[np.arange(len(a)), a.argmax(1)] -= 1
     norm = (a**2).sum(1) * (h**2).sum(1)
     weight, distance = np.ones(len(a)), np.full(len(a), np.inf)
@@ -133,38 +129,25 @@ def badge(probabilities: ArrayLike, features: ArrayLike, budget: int, generator:
     return np.array(chosen, dtype=np.int64)
 
 
-def cluster_margin(probabilities: ArrayLike, features: ArrayLike, budget: int) -> Indices:
+def cluster_margin(probabilities: Floats, features: Floats, budget: int) -> Indices:
     """Rows of small margin from many clusters (Cluster-Margin, arXiv 2107.14263).
 
-    Hierarchical clusters, candidates of small margin, and a round robin over the clusters from the smallest one on are
-    the paper's. [ours]: the 10 b candidates alone are clustered, not the pool, for memory grows with the square of
-    their number; average linkage, 10 candidates a cluster on average; within a cluster the smallest margin goes first.
-
-    Args:
-        probabilities: ``(n, C)``.
-        features: ``(n, D)``.
-        budget: b.
-
-    Returns:
-        In the order of choice, ``(b,)``.
+    Hierarchical clusters, candidates of small margin and a round robin over the clusters, the smallest first, are the
+    paper's. [ours]: only the 10 b candidates are clustered, as memory grows with the square of their number; average
+    linkage, 10 candidates a cluster on average; within a cluster the smallest margin goes first.
     """
-    gain, x = margin_gain(probabilities), matrix(features, "features")
-    check_budget(budget, len(gain))
-    if len(x) != len(gain):
-        raise ValueError(f"expected features of {len(gain)} rows, as many as probabilities, found {len(x)}")
-    candidates = _largest(gain, min(10 * budget, len(gain)))
+    candidates = _largest(margin_gain(probabilities), min(10 * budget, len(probabilities)))
     if len(candidates) < 2:
         return candidates
     from sklearn.cluster import AgglomerativeClustering
 
     clusters = AgglomerativeClustering(math.ceil(len(candidates) / 10), linkage="average")
-    label = clusters.fit_predict(x[candidates])
+    label = clusters.fit_predict(features[candidates])
     size = np.bincount(label)
-    # how many of its cluster come before it: the round in which it is picked; candidates are sorted by margin
+    # the round in which a row is picked is how many of its cluster come before it: candidates are sorted by margin
     turn = np.array([np.count_nonzero(label[:i] == own) for i, own in enumerate(label)])
     return candidates[np.lexsort((label, size[label], turn))[:budget]]
 
 
 def _largest(values: Floats, budget: int) -> Indices:
-    check_budget(budget, len(values))
     return np.argsort(-values, kind="stable")[:budget]

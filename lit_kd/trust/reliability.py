@@ -1,7 +1,7 @@
 """How far a teacher can be trusted, estimated on rows with trusted labels: pure functions of tensors.
 
 Shapes: B samples, M rows of the meta split (which neither teacher nor student was trained on), C classes. A margin is
-the difference of the two largest probabilities, in [0, 1]. Everything is detached: no gradient flows into an estimate.
+the difference of the two largest probabilities, in [0, 1]. No gradient flows into an estimate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def margin(logits: Tensor) -> Tensor:
-    """The margin of each row, the largest probability less the second: logits ``(B, C)`` to ``(B,)``.
+    """The margin of each row: logits ``(B, C)`` to ``(B,)``.
 
     Examples:
         >>> margin(torch.tensor([[0.7, 0.1, 0.2]]).log())
@@ -26,34 +26,13 @@ def margin(logits: Tensor) -> Tensor:
     return first - second
 
 
-# weighted distillation
-
-
-def unbiased_weight(error: Tensor, distortion: Tensor) -> Tensor:
-    """The weight under which the loss with the teacher's label is, in the mean, that with the true label.
-
-    ``w = 1 / (1 + p (d - 1))`` (arXiv 2210.06711) [text]. The teacher's label costs ``(1 - p) l + p d l`` in the mean,
-    where l is the loss with the true label: w times that is l [derived].
-
-    Args:
-        error: Probability p that the teacher is wrong, ``(B,)``.
-        distortion: d, the student's loss with the wrong label over that with the true one, ``(B,)``.
-
-    Returns:
-        w, ``(B,)``, positive; above 1 where the wrong label costs less than the true one.
-    """
-    return 1 / (1 + error * (distortion - 1))
-
-
 def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float = 1e-2) -> Tensor:
     """How many times more the teacher's label costs the student than the true one, for each row.
 
-    ``r = l(teacher's label) / l(true label)``, 1 where a hard label is right. Over rows alike its mean is
-    ``1 + p (d - 1)``, see `unbiased_weight` [derived].
-
-    The same for soft labels [ours]: ``l(q) = -sum_c q_c log f_c`` is what hard labels drawn from q cost in the mean, so
-    that this is the mean ratio of a teacher that draws its labels, and the weighted loss is again that with the true
-    labels. A soft label costs a student that is surer than it, too, where its first class is right.
+    ``r = l(teacher's label) / l(true label)``, 1 where a hard label is right. Over rows alike, where the teacher errs
+    with probability p and a wrong label costs d times the true one, its mean is ``1 + p (d - 1)`` [derived]: 1 over the
+    weight of arXiv 2210.06711 [text]. A soft label q costs ``-sum_c q_c log f_c``, the mean cost of hard labels drawn
+    from q [ours].
 
     Args:
         student_logits: Of the meta rows, ``(M, C)``.
@@ -77,45 +56,39 @@ def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float
 
 
 class Neighbours:
-    """The nearest meta rows in the plane (teacher's margin, student's margin).
+    """The nearest meta rows in the plane (teacher's margin, student's margin), both standardised by the meta rows.
 
-    Both axes are standardised by the meta rows, and ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, all of them
-    where there are fewer [ours].
+    ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, all of them where there are fewer [ours].
 
     Args:
-        margins: Of the meta rows, ``(M, 2)``.
-
-    Raises:
-        ValueError: If there are no rows.
+        margins: Of the meta rows, ``(M, 2)``, M at least 1.
     """
 
     def __init__(self, margins: Tensor) -> None:
-        if len(margins) == 0:
-            raise ValueError("expected meta rows to estimate the teacher's errors on, found none")
-        points = _array(margins)
-        self.k = min(max(5, round(0.5 * len(points) ** 0.5)), len(points))
-        self.mean, spread = points.mean(0), points.std(0)
-        self.scale = np.where(spread > 0, spread, 1)
         from sklearn.neighbors import KDTree  # late: most runs need none of scikit-learn
+        from sklearn.preprocessing import StandardScaler
 
-        self.tree = KDTree((points - self.mean) / self.scale)
+        self.k = min(max(5, round(0.5 * len(margins) ** 0.5)), len(margins))
+        self.scaler = StandardScaler().fit(_array(margins))
+        self.tree = KDTree(self.scaler.transform(_array(margins)))
 
     def __call__(self, margins: Tensor) -> Tensor:
         """The neighbours of some points ``(B, 2)``: positions among the meta rows, ``(B, k)``."""
-        near = self.tree.query((_array(margins) - self.mean) / self.scale, self.k, return_distance=False)
+        near = self.tree.query(self.scaler.transform(_array(margins)), self.k, return_distance=False)
         return torch.from_numpy(near).to(margins.device)
 
 
 def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: Tensor) -> Tensor:
     """How much the teacher's label of each row counts: 1 over the mean distortion among its neighbours.
 
-    With the same neighbours for error and distortion, `unbiased_weight` is this [derived]. Clipped to at most 1 [ours]:
-    a row has one vote at most, also where the student likes the teacher's mistakes better than the truth.
+    Under these weights the loss with the teacher's labels is, in the mean, that with the true ones, see `distortions`.
+    Clipped to at most 1 [ours]: a row has one vote at most, also where the student likes the teacher's mistakes better
+    than the truth.
 
     Args:
         margins: The teacher's and the student's margin, ``(B, 2)``.
         neighbours: Of the meta rows.
-        distortions: Of the meta rows, ``(M,)``, see `distortions`.
+        distortions: Of the meta rows, ``(M,)``.
 
     Returns:
         Weights in (0, 1], ``(B,)``.
@@ -126,16 +99,8 @@ def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: T
     return 1 / torch.cat(mean).clamp(min=1)
 
 
-# student-label mixing
-
-
 class Curve(NamedTuple):
-    """A function that rises with the margin: linear between its knots, constant beyond them.
-
-    Attributes:
-        x: Knots, rising, ``(K,)``.
-        y: Values, never falling, ``(K,)``.
-    """
+    """A function that never falls: linear between its knots x, rising ``(K,)``, with values y; constant beyond them."""
 
     x: Tensor
     y: Tensor
@@ -149,7 +114,7 @@ class Curve(NamedTuple):
         return torch.lerp(self.y[i - 1], self.y[i], share)
 
     def reaches(self, level: float) -> float:
-        """The margin from which on it is at least ``level``; infinite where that is everywhere (-inf) or nowhere."""
+        """The margin from which on it is at least ``level``: -inf where it is everywhere, inf where it is nowhere."""
         i = int((self.y < level).sum())
         if i in (0, len(self.y)):
             return float("inf" if i else "-inf")
@@ -158,17 +123,7 @@ class Curve(NamedTuple):
 
 
 def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
-    """The teacher's accuracy as a function of its margin: isotonic regression.
-
-    Args:
-        margins: The teacher's margins on the meta rows, ``(M,)``.
-        right: Where it is right, bool ``(M,)``.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
-    if len(margins) == 0:
-        raise ValueError("expected meta rows to estimate the teacher's accuracy on, found none")
+    """Isotonic regression of whether the teacher is right, bool ``(M,)``, on its margins, ``(M,)``."""
     from sklearn.isotonic import IsotonicRegression
 
     fit = IsotonicRegression(y_min=0, y_max=1).fit(_array(margins), _array(right))
@@ -177,12 +132,11 @@ def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
 
 
 class MixingRates(NamedTuple):
-    """What student-label mixing knows of a teacher, see `mixing_rates`.
+    """What student-label mixing knows of a teacher.
 
     Attributes:
         accuracy: By margin.
-        enough: For k = 2 ... C - 1, the margin from which on the teacher's first k classes are enough, ``(C - 2,)``,
-            never rising.
+        enough: For k = 2 ... C - 1, the margin from which on the teacher's first k classes are enough, ``(C - 2,)``.
         lower_bound: Least alpha.
     """
 
@@ -202,18 +156,14 @@ class MixingRates(NamedTuple):
 def mixing_rates(teacher_logits: Tensor, y: Tensor, lower_bound: float = 0.5, top_accuracy: float = 0.9) -> MixingRates:
     """Estimate alpha(x) and k(x) of student-label mixing (arXiv 2302.03806) by the teacher's margin [ours in detail].
 
-    alpha is the isotonic regression of "the teacher is right" on the margin. k is the smallest k, from 2 on, whose
-    top-k accuracy at that margin, again by isotonic regression, is at least ``top_accuracy``; the k-th curve is never
-    below the one before, so the smallest is where all smaller ones fail.
+    alpha is the isotonic regression of "the teacher is right" on the margin. k is the smallest number of classes, at
+    least 2, that hold the true one with a probability of ``top_accuracy`` at that margin, again by isotonic regression.
 
     Args:
-        teacher_logits: Of the meta rows, ``(M, C)``.
+        teacher_logits: Of the meta rows, ``(M, C)``, M at least 1.
         y: Trusted labels, ``(M,)``.
         lower_bound: Least alpha, in [0, 1].
         top_accuracy: In [0, 1].
-
-    Raises:
-        ValueError: If there are no rows.
     """
     margins, classes = margin(teacher_logits), teacher_logits.shape[-1]
     place = class_ranks(teacher_logits).gather(-1, y.unsqueeze(-1)).squeeze(-1)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lit_kd.data.table import SampleTable
-from lit_kd.trust import dep_round, rad_distribution, rad_marginals
+from lit_kd.trust.game import dep_round, rad_distribution, rad_marginals
 from lit_kd.trust.reliability import Neighbours, distillation_weights
 from lit_kd.weightings.base import MetaStep
 from lit_kd.weightings.robust import Robust

@@ -1,0 +1,55 @@
+"""Losses on features and on scores of pairs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error of each sample's features (FitNet, arXiv 1412.6550) [code].
+
+    Args:
+        student: ``(B, ...)``.
+        teacher: Of the same shape.
+
+    Returns:
+        Losses, ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> hint_loss(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 3.0))
+        tensor([9.])
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"expected features of the student of the teacher's shape, {tuple(teacher.shape)}, found "
+            f"{tuple(student.shape)}: put an adapter between them"
+        )
+    return (student - teacher).square().flatten(1).mean(-1)
+
+
+def contrastive_loss(positive: Tensor, negatives: Tensor, rows: int) -> Tensor:
+    """Noise-contrastive loss of each sample (CRD, arXiv 1910.10699) [code].
+
+    ``-[log P+ / (P+ + K / N + eps) + sum over negatives of log (K / N) / (P- + K / N + eps)]`` with ``eps = 1e-7``.
+
+    Args:
+        positive: Normalised scores P+ of each sample and its counterpart, ``(B,)``, above 0.
+        negatives: The same of K other rows, ``(B, K)``.
+        rows: N, how many rows negatives are drawn from.
+
+    Returns:
+        Losses in nats, ``(B,)``.
+
+    Examples:
+        >>> import torch
+        >>> contrastive_loss(torch.tensor([0.1]), torch.full((1, 1), 0.1), rows=10)
+        tensor([1.3863])
+    """
+    noise = negatives.shape[-1] / rows
+    found = (positive / (positive + noise + 1e-7)).log()
+    refused = (noise / (negatives + noise + 1e-7)).log().sum(-1)
+    return -(found + refused)
