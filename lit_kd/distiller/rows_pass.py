@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -15,8 +14,9 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.table import of_first_process
 from lit_kd.distiller.checks import check_batch, check_finite
 from lit_kd.models.taps import Tapped
+from lit_kd.teachers.cache import to_device
 from lit_kd.teachers.modules import Teachers
-from lit_kd.types import UNLABELED, Batch, Outputs, as_batch, evaluating
+from lit_kd.types import UNLABELED, Batch, Outputs, evaluating
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -96,13 +96,6 @@ def module_pass(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOutp
     check_batch(Batch(found.student.logits, found.y), outputs, module.num_classes, UNLABELED)
     check_finite({f"{name}'s logits": given.logits.sum() for name, given in outputs.items()})
     return found
-
-
-def to_device(module: LightningModule, batch: Batch) -> Batch:
-    """Bring a batch to the module's device as Lightning does, through the hooks of a wrapped data module too."""
-    trainer = module.trainer
-    moved = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
-    return as_batch(trainer.strategy.batch_to_device(moved))
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
