@@ -25,7 +25,7 @@ from lit_kd import KD
 from lit_kd.data.rows import Indexed
 from lit_kd.data.table import all_rows
 from lit_kd.models import build_model
-from lit_kd.teachers.cache import PROBED, TeacherCache
+from lit_kd.teachers.cache import TeacherCache
 
 ROWS = 12
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""
@@ -207,13 +207,12 @@ def test_processes_share_a_cache(several: dict[tuple[int, str], dict[str, Any]],
     one = share_a_cache(1, str(tmp_path))
     both = [several[2, f"cache {rank}"] for rank in (0, 1)]
     for where, rows in (("memory", 72), ("files", 72)):
-        assert one[where]["asked"] == PROBED + rows
+        assert one[where]["asked"] == rows
         for found in both:
-            assert found[where]["asked"] == PROBED + rows // 2
+            assert found[where]["asked"] == rows // 2
             torch.testing.assert_close(found[where]["student"], one[where]["student"], rtol=1e-5, atol=1e-5)
     assert "nan or infinity in row 40" in one["sick"]
-    assert "nan or infinity in row 40" in both[1]["sick"]
-    assert "expected all processes to fill the cache of teacher 0" in both[0]["sick"]
+    assert all("nan or infinity in row 40" in found["sick"] for found in both)
 
 
 def one_of_several(rank: int, processes: int, directory: str) -> None:

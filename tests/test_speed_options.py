@@ -12,18 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
-from lightning.pytorch.profilers import SimpleProfiler
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD, RobustActiveDistillation
 from lit_kd.data import Source, TensorRows
-from lit_kd.distiller.lean import NoProfiler
 from lit_kd.models import build_model
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.modules import Teachers
-from lit_kd.teachers.speed import Frozen, Speed, channels_last, folded, reads_channels_last
+from lit_kd.teachers.speed import Frozen, Speed, channels_last, reads_channels_last
 from lit_kd.trust.exact import MetaInputs, validation_gradient
 from lit_kd.types import PENULTIMATE, Outputs
 from lit_kd.weightings import Paper
@@ -128,16 +126,19 @@ def test_any_teacher_gives_what_it_gave(kind: type[nn.Module]) -> None:
 )
 def test_batch_norm_is_folded_where_a_convolution_comes_before(name: str, shape: tuple[int, ...], left: int) -> None:
     model = alive(build_model(name, CLASSES, shape))
-    fast = folded(model)
-    assert fast is not None
-    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in fast.modules()) == left
-    x = torch.randn(3, *shape)
-    torch.testing.assert_close(
-        fast.double()(x.double()), copy.deepcopy(model).double()(x.double()), rtol=1e-5, atol=1e-5
-    )
+    frozen, x = Frozen(model, (PENULTIMATE,), Speed()), torch.randn(3, *shape)
+    expected = Tapped(model, (PENULTIMATE,))(x)
+    for _ in range(2):
+        found = frozen(x)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.features, expected.features, rtol=1e-4, atol=1e-4)
+    with torch.profiler.profile() as profile:
+        frozen(x)
+    norms = [event.name for event in profile.events() if event.name == "aten::batch_norm"]
+    assert len(norms) == left
 
 
-@pytest.mark.parametrize("tap", ["conv1", "bn1", "layer1", "layer2.0.conv2", "layer2.0", "pool"])
+@pytest.mark.parametrize("tap", ["conv1", "layer2.0", "pool"])
 def test_any_layer_can_be_tapped(tap: str) -> None:
     model = alive(build_model("resnet8", CLASSES, (3, 8, 8)))
     x = torch.randn(3, 3, 8, 8)
@@ -146,17 +147,21 @@ def test_any_layer_can_be_tapped(tap: str) -> None:
     assert found.stride() == expected.stride()  # whoever reads it may depend on that
 
 
-def test_a_teacher_that_changes_is_heard_as_it_is() -> None:
-    model = alive(Net())
-    frozen, x = Frozen(model, (), Speed()), torch.randn(4, *SHAPE)
-    frozen(x)
-    for change in (lambda: model.conv.weight.mul_(-1), lambda: model.norm.running_mean.add_(1)):
-        change()
-        torch.testing.assert_close(frozen(x).logits, model(x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("how", ["new epoch", "dtype"])
+def test_a_teacher_that_changes_is_heard_after_it_is_told(how: str) -> None:
+    model, x = alive(Net()), torch.randn(4, *SHAPE)
     teachers = Teachers([model])
-    teachers(x)
-    teachers.apply(torch.Tensor.double)
-    torch.testing.assert_close(teachers(x.double())[0].logits, model(x.double()))
+    before = teachers(x)[0].logits
+    if how == "dtype":
+        teachers.apply(Tensor.double)
+        x = x.double()
+    with torch.no_grad():
+        model.conv.weight.mul_(-1)
+    if how == "new epoch":
+        teachers.forget()
+    after = teachers(x)[0].logits
+    assert not torch.allclose(before.to(after.dtype), after, atol=1e-3)
+    torch.testing.assert_close(after, model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_teacher_in_bfloat16_gives_float32() -> None:
@@ -178,7 +183,7 @@ def _fit(model: Any, epochs: int = 2, **options: Any) -> Any:
 @pytest.fixture
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo without code generation, which takes minutes."""
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 @pytest.mark.usefixtures("quick_compiler")
@@ -188,7 +193,8 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ("kd", {"channels_last": True}),
         ("kd", {"teacher_precision": "bf16"}),
         ("almkd-robust", {"channels_last": True}),
-        ("almkd-robust", {"compile": True}),  # which taps a layer
+        ("kd", {"compile": True}),
+        ("almkd-robust", {"compile": True}),  # which taps a layer of the student, and compiles the teacher alone
     ],
 )
 def test_training_is_the_same(method: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -296,51 +302,6 @@ def test_a_meta_step_reads_images_channels_last(meta_gradient: Any) -> None:
     fitted.fit(model, Colour())
     assert set(strides) == {1}
     assert len(strides) > 1.5 * fitted.global_step
-
-
-def test_a_profiler_that_was_asked_for_stays(tmp_path: Path) -> None:
-    for profiler, kind in ((None, NoProfiler), (SimpleProfiler(dirpath=tmp_path, filename="took"), SimpleProfiler)):
-        fitted: Any = trainer(max_epochs=1, profiler=profiler)
-        fitted.fit(build("kd"), Blobs())
-        assert type(fitted.profiler) is kind
-    assert "run_training_batch" in next(tmp_path.glob("*took*")).read_text()
-
-
-class Notes(nn.Sequential):
-    """Keeps what it saw."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen = super().forward(x)
-        return self.seen
-
-
-def test_a_network_that_takes_notes_runs_as_it_is() -> None:
-    layers = (nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, CLASSES))
-    model = Notes(*layers).eval()
-    frozen = Frozen(model, (), Speed())
-    for x in torch.randn(3, 5, *SHAPE):
-        torch.testing.assert_close(frozen(x).logits, model.seen)
-    assert type(model.seen) is Tensor
-
-
-@pytest.mark.parametrize("how", ["in place", "assigned", "layer", "data"])
-def test_changes_of_a_teacher_are_noticed(how: str) -> None:
-    model = alive(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, CLASSES))).eval()
-    teachers, x = Teachers([model]), torch.randn(5, *SHAPE)
-    before = teachers(x)[0].logits
-    with torch.no_grad():
-        if how == "in place":
-            model[0].weight.mul_(2)
-        elif how == "assigned":
-            model.load_state_dict({k: v * 2 for k, v in model.state_dict().items()}, assign=True)
-        elif how == "layer":
-            model[3] = nn.Linear(8, CLASSES)
-        else:
-            model[0].weight.data.mul_(2)
-            teachers.forget()  # as at the start of an epoch
-    after = teachers(x)[0].logits
-    assert not torch.allclose(before, after, atol=1e-3)
-    torch.testing.assert_close(after, model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_the_exact_meta_gradient_refuses_a_compiled_student() -> None:

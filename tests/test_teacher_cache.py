@@ -1,14 +1,9 @@
-"""Teachers' outputs, computed once: the oracle is the teacher itself. Several processes: see test_distributed.py."""
+"""Cached outputs against the teacher itself. Several processes: see test_distributed.py."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
-import shutil
-import signal
-import time
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +21,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lit_kd import KD, Distiller
 from lit_kd.data import DataModule, DistillationDataModule, Source, TensorRows
-from lit_kd.teachers.cache import PROBED, TeacherCache
-from lit_kd.teachers.fingerprint import of_teacher
-from lit_kd.teachers.row_store import RowFiles
-from lit_kd.types import Outputs
+from lit_kd.teachers.cache import TeacherCache
+from lit_kd.types import Batch, Outputs
 
-ROWS = 72
-"""48 training and 24 meta rows."""
+ROWS, PROBED = 72, 8
+"""48 training and 24 meta rows; so many are asked about where a stored cache is used again."""
 ASKING = [name for name in METHODS if name not in ("supervised", "rad")]
 kinds = pytest.mark.parametrize("dtype", ["float32", "float16"])
 places = pytest.mark.parametrize("where", ["memory", "directory"])
@@ -68,9 +61,16 @@ def kd(teacher: nn.Module, where: Any = "memory", **options: Any) -> KD:
 def held(model: Distiller, data: DataModule | None = None) -> list[Outputs]:
     """What the cache holds, of all rows, while the model is trained."""
     found: list[list[Outputs]] = []
-    watch = Each(lambda *_: found.append(model.teachers.cache.rows(torch.arange(ROWS))), "on_train_start")  # type: ignore[union-attr]
+    watch = Each(lambda *_: found.append(look_up(model)), "on_train_start")
     fit(model, data, callbacks=watch, max_steps=1)
     return found[0]
+
+
+@torch.no_grad()
+def look_up(model: Distiller) -> list[Outputs]:
+    assert model.teachers.cache is not None
+    rows = torch.arange(ROWS)
+    return model.teachers.cache(Batch(rows, rows, rows))
 
 
 def said(teacher: nn.Module, data: DataModule) -> Tensor:
@@ -84,95 +84,6 @@ def said(teacher: nn.Module, data: DataModule) -> Tensor:
 
 def folders(where: Path) -> list[Path]:
     return sorted(where.iterdir()) if where.is_dir() else []
-
-
-class TestRowFiles:
-    shapes = {"logits": (3,), "features.a": (2, 2)}  # noqa: RUF012
-
-    def values(self, index: np.ndarray[Any, Any]) -> dict[str, Any]:
-        return {"logits": np.add.outer(index, np.arange(3.0)), "features.a": np.ones((len(index), 2, 2)) * 7}
-
-    def store(self, folder: Path, rows: int = 20, dtype: Any = "float32") -> RowFiles:
-        return RowFiles(folder / "deep" / "store", rows, self.shapes, dtype, {"teacher": "mlp"})
-
-    @kinds
-    def test_written_once_read_by_anyone(self, dtype: Any, tmp_path: Path) -> None:
-        index = np.array([2, 3, 4, 9, 17])
-        self.store(tmp_path, dtype=dtype).write(index, self.values(index))
-        again = self.store(tmp_path, dtype=dtype)
-        assert again.written(np.arange(20)).nonzero()[0].tolist() == index.tolist()
-        found = again.finished()
-        assert {array.dtype.name for array in found.values()} == {dtype}
-        np.testing.assert_array_equal(found["logits"][index], self.values(index)["logits"])
-        np.testing.assert_array_equal(np.load(tmp_path / "deep/store/features.a.npy")[index], 7)
-        assert again.missing_bytes(20) == 20 * (7 * np.dtype(dtype).itemsize + 4)
-        found["logits"][:] = 5  # stays in memory
-        assert self.store(tmp_path, dtype=dtype).written(index).all()
-
-    def test_a_torn_row_is_not_there(self, tmp_path: Path) -> None:
-        store, index = self.store(tmp_path), np.arange(20)
-        store.write(index, self.values(index))
-        with (tmp_path / "deep/store/features.a.npy").open("r+b") as file:
-            file.seek(-4, os.SEEK_END)
-            file.write(b"torn")
-        store.write(np.array([], dtype=np.int64), {name: rows[:0] for name, rows in self.values(index).items()})
-        assert store.written(index).tolist() == [True] * 19 + [False]
-        assert store.begun(index).all()
-
-    def test_killed_while_it_writes(self, tmp_path: Path) -> None:
-        store, index = self.store(tmp_path, 5000), np.arange(5000)
-        child = os.fork()
-        if not child:
-            while True:
-                for part in np.array_split(index, 500):
-                    store.write(part, self.values(part))
-        while not store.begun(index).any():
-            time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        there = self.store(tmp_path, 5000).written(index)
-        assert there.any()
-        for name, array in store.finished().items():
-            np.testing.assert_array_equal(array[there], self.values(index[there])[name])
-
-    @pytest.mark.parametrize(
-        ("file", "content", "match"),
-        [
-            ("logits.npy", b"", "expected an array, found none or a damaged one"),
-            ("logits.npy", None, "expected an array, found none or a damaged one"),
-            ("logits.npy", b"cut", "expected an array, found none or a damaged one"),
-            ("checksums.npy", np.zeros((20, 3), np.float32), r"expected uint32 of shape \(20,\), found float32"),
-            ("features.a.npy", np.array([os.getcwd], dtype=object), "expected an array, found none or a damaged one"),
-            ("about.json", b"{", "expected what the folder holds, found no such file"),
-            ("about.json", None, "expected what the folder holds, found no such file"),
-            ("about.json", b'{"format": 2}', 'expected rows of {"format": 1.*found {"format": 2}'),
-        ],
-    )
-    def test_damaged_or_foreign_files_are_refused(self, file: str, content: Any, match: str, tmp_path: Path) -> None:
-        self.store(tmp_path)
-        path = tmp_path / "deep" / "store" / file
-        if content is None:
-            path.unlink()
-        elif isinstance(content, np.ndarray):
-            np.save(path, content)
-        else:
-            path.write_bytes(path.read_bytes()[:-9] if content == b"cut" else content)
-        with pytest.raises(ValueError, match=f"{match}.*or remove the folder"):
-            self.store(tmp_path)
-
-    def test_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with full_disk(100), pytest.raises(OSError, match=r"could not be made .*: take another directory"):
-            self.store(tmp_path)
-        assert folders(tmp_path / "deep") == []
-        store, index = self.store(tmp_path, 20000), np.arange(20000)
-        store.write(index[:10], self.values(index[:10]))
-        with full_disk(100000), pytest.raises(OSError, match=r"could not be written .* its 10 of 20000 rows stay"):
-            store.write(index[10:], self.values(index[10:]))
-        assert self.store(tmp_path, 20000).written(index).nonzero()[0].tolist() == list(range(10))
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(2**20))
-        store.check_room(1000)
-        with pytest.raises(OSError, match="expected 30 MiB of free disk space for 1000000 rows, found 1"):
-            store.check_room(10**6)
 
 
 @contextlib.contextmanager
@@ -213,7 +124,7 @@ class TestFill:
         student, measured, _ = run()
         cached, measured_cached, asked = run(teacher_cache="memory")
         selects = method in ("kd-revised", "label-revision-selected", "almkd-revised")  # by the last layer's features
-        assert set(asked) == {PROBED + ROWS * (1 + selects)}
+        assert set(asked) == {ROWS * (1 + selects)}
         torch.testing.assert_close(cached, student, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(measured_cached, measured, rtol=1e-5, atol=1e-5)
 
@@ -221,44 +132,26 @@ class TestFill:
         first, second = Watched(), Watched()
         fit(kd(first.model, tmp_path))
         fit(build("almkd-robust", teachers=[second.model], teacher_cache=tmp_path), Blobs(labeled=0.5))
-        assert (first.rows, second.rows) == (PROBED + ROWS, PROBED)
+        assert (first.rows, second.rows) == (ROWS, PROBED)
         assert len(folders(tmp_path)) == 1
 
-    def test_interrupted_and_taken_up(self, tmp_path: Path) -> None:
+    def test_a_killed_fill_starts_again(self, tmp_path: Path) -> None:
         class Killed(BaseException):
             pass
 
         def stop(rows: int) -> None:
-            if rows > PROBED + 40:
+            if rows > 40:
                 raise Killed
 
         with pytest.raises(Killed):
-            fit(kd(Watched(ask=stop).model, tmp_path / "again"))
-        [folder] = folders(tmp_path / "again")
-        marks = np.load(folder / "checksums.npy") != 0
-        assert marks.tolist() == [True] * 40 + [False] * 32
-        rest, whole = Watched(), Watched()
-        again = kd(rest.model, tmp_path / "again")
-        fit(again)
-        assert rest.rows == PROBED + 32
-        seed_everything(0, verbose=False)
-        model = kd(whole.model, tmp_path / "whole")
-        fit(model)
-        assert whole.rows == PROBED + ROWS
-        for file in folders(folder):
-            assert file.read_bytes() == (tmp_path / "whole" / folder.name / file.name).read_bytes()
-
-    def test_damaged_rows_are_asked_again(self, tmp_path: Path) -> None:
-        fit(kd(Watched().model, tmp_path))
-        [folder] = folders(tmp_path)
-        values = np.load(folder / "logits.npy", mmap_mode="r+")
-        values[[0, 5, 60]] += 1
-        values.flush()
-        watched = Watched()
-        with pytest.warns(UserWarning, match=r"3 of 72 rows are damaged: they are filled again"):
-            [found] = held(kd(watched.model, tmp_path))
-        assert watched.rows == PROBED + 3
-        torch.testing.assert_close(found.logits, said(watched.model, Blobs(**NOISE)), rtol=1e-6, atol=1e-6)
+            fit(kd(Watched(ask=stop).model, tmp_path))
+        assert folders(tmp_path) == []
+        with full_disk(100), pytest.raises(OSError, match=r"cannot write .*logits.npy"):
+            fit(kd(Watched().model, tmp_path))
+        assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+        again = Watched()
+        fit(kd(again.model, tmp_path))
+        assert again.rows == ROWS
 
     def test_features_of_tapped_layers(self, tmp_path: Path) -> None:
         class Tapping(KD):
@@ -272,7 +165,7 @@ class TestFill:
         assert set(found.features) == {"1", "penultimate"}
         torch.testing.assert_close(found.features["1"][:48], hidden)
         torch.testing.assert_close(found.features["penultimate"][:48], hidden.relu())
-        assert folders(folders(tmp_path)[0])[2].name == "features.1.npy"
+        assert [file.name for file in folders(folders(tmp_path)[0])] == ["1.npy", "logits.npy", "penultimate.npy"]
 
     @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
     def test_precisions(self, precision: Any, tmp_path: Path) -> None:
@@ -364,7 +257,7 @@ class Shifted(Blobs):
         return source
 
 
-class TestFingerprint:
+class TestKey:
     @pytest.mark.parametrize("change", ["weight", "buffer", "setting", "layer"])
     def test_another_teacher(self, change: str, tmp_path: Path) -> None:
         def teacher() -> nn.Module:
@@ -378,7 +271,7 @@ class TestFingerprint:
         elif change == "buffer":
             other[2].running_mean[3] += 1e-6
         elif change == "setting":
-            other[3].negative_slope = 0.02
+            other[3] = nn.LeakyReLU(0.02)
         else:
             other[3] = nn.ReLU()
         for one in (teacher(), teacher(), other, other):
@@ -390,50 +283,20 @@ class TestFingerprint:
         data.setup()
         OnePixel.position = int(data.parts.positions["meta"][5])
         same = [Blobs(), Blobs(**NOISE), Blobs(labeled=0.5), Blobs(batch_size=5), Blobs(train_on_meta=True)]
-        for number, given in enumerate([*same, OnePixel(), Shifted(), Blobs(seed=7), Blobs(meta=12)]):
+        for number, given in enumerate([*same, OnePixel(), Blobs(seed=7), Blobs(meta=12)]):
             fit(kd(trained_teachers()[0], tmp_path), given, max_steps=1)
             assert len(folders(tmp_path)) == max(1, number - len(same) + 2)
 
-    def test_one_other_row_of_data_of_your_own(self, tmp_path: Path) -> None:
-        """Which is read from its data set, as no tensor of it is at hand."""
-
-        class Drawn(Dataset[Any]):
-            def __init__(self, shift: float) -> None:
-                self.shift = shift
-
-            def __len__(self) -> int:
-                return 1200
-
-            def __getitem__(self, item: int) -> tuple[Tensor, int]:
-                return torch.full(SHAPE, item / 1200) + (item == 333) * self.shift, item % CLASSES
-
-        for shift in (0.0, 0.0, 1e-3):
-            fit(kd(trained_teachers()[1], tmp_path), foreign(Drawn(shift)), max_steps=1)
-        assert len(folders(tmp_path)) == 2
-
-    def test_attributes_that_are_no_buffers(self) -> None:
-        class Layer(nn.Module):
-            def __init__(self, scale: Tensor, act: Any, power: float) -> None:
-                super().__init__()
-                self.scale, self.act, self._power = scale, act, power
-
-        one = Layer(torch.ones(3), torch.relu, 2.0)
-        same = Layer(torch.ones(3), torch.relu, 2.0)
-        same.train().compile()
-        assert of_teacher(one) == of_teacher(same)
-        others = [
-            Layer(2 * torch.ones(3), torch.relu, 2.0),
-            Layer(torch.ones(3), torch.tanh, 2.0),
-            Layer(torch.ones(3), nn.functional.gelu, 2.0),
-            Layer(torch.ones(3), torch.relu, 3.0),
-        ]
-        assert len({of_teacher(layer) for layer in (one, *others)}) == 5
-
-    def test_other_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_other_code_or_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         teacher = Scaled(*trained_teachers()[1])  # type: ignore[misc]
         fit(kd(teacher, tmp_path))
-        monkeypatch.setattr(Scaled, "scale", 1.02)
-        with pytest.raises(ValueError, match=r"expected what teacher 0 gives now, found other logits.*code of teacher"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Scaled, "scale", 1.02)
+            with pytest.raises(ValueError, match=r"teacher 0 gives other logits than stored .*: remove .*"):
+                fit(kd(teacher, tmp_path))
+        [folder] = folders(tmp_path)
+        np.save(folder / "logits.npy", np.load(folder / "logits.npy") * 1.02)
+        with pytest.raises(ValueError, match=f"other logits than stored .*: remove {folder}"):
             fit(kd(teacher, tmp_path))
 
 
@@ -465,7 +328,7 @@ class TestViews:
     @pytest.mark.parametrize("data", [Augmented, lambda: foreign(Random(0.1)), InHook])
     def test_augmentation_is_refused(self, data: Any) -> None:
         watched = Watched()
-        with pytest.raises(ValueError, match=r"expected .*inputs .*leave teacher_cache unset"):
+        with pytest.raises(ValueError, match=r"teacher_cache needs training inputs without augmentation"):
             fit(kd(watched.model), data())
         assert watched.rows == 0
 
@@ -476,7 +339,7 @@ class TestViews:
                 source.train = TensorRows(blobs()[0], lambda x: 2 * x)
                 return source
 
-        with pytest.raises(ValueError, match=r"expected training inputs without augmentation.*plain_view to true"):
+        with pytest.raises(ValueError, match=r"inputs without augmentation.*plain_view to true"):
             fit(kd(trained_teachers()[0]), Training())
 
     def test_the_teacher_may_see_the_plain_view(self) -> None:
@@ -489,7 +352,7 @@ class TestViews:
 
     @pytest.mark.parametrize("data", [lambda: foreign(Random(0.1)), InHook])
     def test_where_there_is_no_plain_view(self, data: Any) -> None:
-        with pytest.raises(ValueError, match="found random ones, and no view of the data without augmentation"):
+        with pytest.raises(ValueError, match="if the data have a view without it"):
             fit(kd(trained_teachers()[0], plain_view=True), data())
 
     @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
@@ -500,16 +363,14 @@ class TestViews:
 
         fit(kd(trained_teachers()[0]), precision=precision)
         for options in ({}, {"plain_view": True}):
-            refused = pytest.raises(
-                ValueError, match=r"expected training batches that hold the data's inputs.*callback"
-            )
+            refused = pytest.raises(ValueError, match=r"a hook or callback changes batch.x: set plain_view to true")
             with contextlib.nullcontext() if options else refused:
                 fit(kd(trained_teachers()[0], **options), callbacks=Mixing(), precision=precision)
 
     def test_foreign_data(self) -> None:
         data, watched = foreign(Random(0.0)), Watched()
         fit(kd(watched.model), data)
-        assert watched.rows == PROBED + len(data.labels) == PROBED + 144
+        assert watched.rows == len(data.labels) == 144
 
     def test_global_random_numbers_stay(self) -> None:
         draws = []
@@ -553,17 +414,6 @@ class TestLife:
         fitted.fit(Plain(), Blobs())
         assert fitted.current_epoch == 2
 
-    def test_callbacks_without_it_are_refused(self) -> None:
-        class Own(KD):
-            def configure_callbacks(self) -> Any:
-                return []
-
-        model = Own(
-            "mlp-8", trained_teachers()[1], num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache="memory"
-        )
-        with pytest.raises(ValueError, match=r"expected a filled teacher_cache, found none: let Own's configure_callb"):
-            fit(model)
-
     def test_freed_after_an_error(self) -> None:
         def stop(*_: Any) -> None:
             raise OSError("no space")
@@ -587,31 +437,11 @@ class TestLife:
 
 
 class TestRefused:
-    def test_a_tapped_layer_that_gives_no_tensor(self) -> None:
-        class Two(nn.Module):
-            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-                return x, x
-
-        class First(nn.Module):
-            def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
-                return x[0]
-
-        class Tapping(KD):
-            teacher_taps = ("0",)
-
-        teacher = nn.Sequential(Two(), First(), trained_teachers()[1])
-        with pytest.raises(ValueError, match=r"expected tensors as teacher 0's features.*found a tuple at the layer"):
-            fit(Tapping("mlp-8", teacher, num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache="memory"))
-
     @pytest.mark.parametrize(
         ("value", "dtype", "match"),
         [
-            (
-                torch.nan,
-                "float32",
-                r"expected finite numbers in teacher 1's logits, found nan or infinity in row 33 of",
-            ),
-            (7e4, "float16", "in row 33 of the training data: .* the dtype float32, as float16 ends at 65504"),
+            (torch.nan, "float32", r"teacher 1 gives logits with nan or infinity in row 33"),
+            (7e4, "float16", "in row 33: .* the dtype float16"),
         ],
     )
     def test_no_numbers(self, value: float, dtype: Any, match: str, tmp_path: Path) -> None:
@@ -621,8 +451,7 @@ class TestRefused:
         teachers = [trained_teachers()[0], Sick(row, value)]  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=match):
             fit(build("kd-teachers", teachers=teachers, teacher_cache=TeacherCache(tmp_path, dtype)), Blobs())
-        counts = sorted(int((np.load(folder / "checksums.npy") != 0).sum()) for folder in folders(tmp_path))
-        assert counts == [32, ROWS]  # of the sick one, the batches before
+        assert len(folders(tmp_path)) == 1  # the sound teacher's
 
     def test_a_teacher_of_other_classes(self) -> None:
         watched = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES + 1))
@@ -632,7 +461,7 @@ class TestRefused:
     def test_plain_batches(self) -> None:
         loader = DataLoader(TensorDataset(*blobs()), 8)
         trainer(max_steps=1).fit(kd(trained_teachers()[0], "none"), loader)
-        with pytest.raises(ValueError, match=r"expected a data module of lit_kd.data for teacher_cache.*found none"):
+        with pytest.raises(ValueError, match=r"needs a teacher and a data module of lit_kd.data.*NoneType"):
             trainer().fit(kd(trained_teachers()[0]), loader)
 
     def test_a_hook_that_drops_the_index(self) -> None:
@@ -640,27 +469,16 @@ class TestRefused:
             def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
                 return tuple(batch)[:2] if self.trainer.global_step else batch  # type: ignore[union-attr]
 
-        with pytest.raises(ValueError, match=r"expected batches with sample indices.*must keep the index"):
+        with pytest.raises(ValueError, match=r"teacher_cache needs batches \(x, y, index\)"):
             fit(kd(trained_teachers()[0]), Dropping())
 
     @pytest.mark.parametrize(
         ("method", "match"),
         [
-            ("supervised", "expected a teacher for teacher_cache, found that Supervised has none"),
+            ("supervised", "teacher_cache needs a teacher .*, found 0 teachers"),
             ("rad", "expected no teacher_cache, which asks about all rows, found 'memory'"),
         ],
     )
     def test_methods_that_do_not_ask_about_all_rows(self, method: str, match: str) -> None:
         with pytest.raises(ValueError, match=match):
             fit(build(method, teacher_cache="memory"))
-
-    @pytest.mark.parametrize(
-        ("options", "match"),
-        [
-            ({"where": ""}, "expected a teacher_cache 'memory', a directory or 'none', found an empty string"),
-            ({"dtype": "bfloat16"}, r"expected a teacher_cache's dtype of \['float32', 'float16'\], found 'bfloat16'"),
-        ],
-    )
-    def test_options(self, options: Any, match: str) -> None:
-        with pytest.raises(ValueError, match=match):
-            kd(trained_teachers()[0], **options)

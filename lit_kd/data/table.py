@@ -63,6 +63,8 @@ class SampleTable:
         self.shared: dict[str, Tensor] = {}
         """Small values that concern all rows; every process must set the same."""
         self._written: dict[str, Tensor] = {}
+        self.maker = ""
+        """By what the weights are made: another rule cannot go on with them."""
         self._unsaved: set[str] = set()
 
     def add(self, name: str, start: Tensor, saved: bool = True, rows: bool = False) -> None:
@@ -153,7 +155,8 @@ class SampleTable:
         """The table as primitives and tensors, for a checkpoint; without columns that can be rebuilt."""
         columns = {name: column.cpu() for name, column in self.columns.items() if name not in self._unsaved}
         shared = {name: value.cpu() for name, value in self.shared.items()}
-        return {"size": self.size, "fingerprint": self.fingerprint, "columns": columns, "shared": shared}
+        about = {"size": self.size, "fingerprint": self.fingerprint, "maker": self.maker}
+        return {**about, "columns": columns, "shared": shared}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> SampleTable:
@@ -161,6 +164,7 @@ class SampleTable:
         table = cls(state["size"], state["fingerprint"])
         table.columns = dict(state["columns"])
         table.shared = dict(state["shared"])
+        table.maker = state["maker"]
         return table
 
     def check(self, size: int, fingerprint: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_kd.data.rows import Indexed
 from lit_kd.data.table import of_first_process
+from lit_kd.teachers.cache import to_device
 from lit_kd.teachers.modules import Teachers
 from lit_kd.terms.task import check_outputs
 from lit_kd.types import Batch, Outputs, as_batch, evaluating
@@ -60,13 +61,6 @@ def first_batch(module: Distiller) -> Batch:
         module.trainer.fit_loop.setup_data()
         batch = next(iter(module.trainer.train_dataloader))
     return as_batch(batch[0]["train"] if module.needs_meta else batch).to(module.device)
-
-
-def to_device(module: Distiller, batch: Batch) -> Batch:
-    """Bring a batch to the module's device through all hooks, as Lightning does."""
-    batch = module.trainer.precision_plugin.convert_input(batch)
-    batch = module.data.on_before_batch_transfer(module.on_before_batch_transfer(batch, 0), 0)
-    return as_batch(module.trainer.strategy.batch_to_device(batch))
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

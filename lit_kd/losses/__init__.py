@@ -6,10 +6,7 @@ Shapes: B samples, C classes. Logits are unnormalised; temperatures are dimensio
 from lit_kd.losses.bernoulli import bernoulli_cross_entropy, bernoulli_kd_loss
 from lit_kd.losses.features import contrastive_loss, hint_loss
 from lit_kd.losses.labels import (
-    LABEL_LOSSES,
-    LabelLoss,
     generalized_cross_entropy,
-    label_loss_named,
     lambert_w,
     superloss,
     taylor_cross_entropy,
@@ -29,8 +26,6 @@ from lit_kd.losses.logits import (
 )
 
 __all__ = [
-    "LABEL_LOSSES",
-    "LabelLoss",
     "bernoulli_cross_entropy",
     "bernoulli_kd_loss",
     "contradicts",
@@ -41,7 +36,6 @@ __all__ = [
     "hint_loss",
     "kd_loss",
     "kl_divergence",
-    "label_loss_named",
     "lambert_w",
     "mean_teacher",
     "revise_labels",

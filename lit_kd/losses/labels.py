@@ -6,16 +6,12 @@ All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABE
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lit_kd.losses.logits import cross_entropy
 from lit_kd.types import UNLABELED
-
-LabelLoss = Literal["cross_entropy", "generalized_cross_entropy", "taylor_cross_entropy", "superloss"]
 
 
 def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
@@ -96,23 +92,3 @@ def lambert_w(x: Tensor, steps: int = 8) -> Tensor:
         step = error / (slope - (w + 2) * error / (2 * slope)).where(slope > 1e-3, torch.inf)
         w = w - step
     return w
-
-
-LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "generalized_cross_entropy": generalized_cross_entropy,
-    "taylor_cross_entropy": taylor_cross_entropy,
-    "superloss": superloss,
-}
-"""By the names that methods take."""
-
-
-def label_loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of that name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if name not in LABEL_LOSSES:
-        raise ValueError(f"expected a label_loss of {list(LABEL_LOSSES)}, found {name!r}")
-    return LABEL_LOSSES[name]

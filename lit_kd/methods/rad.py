@@ -11,14 +11,14 @@ from torch import Tensor
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
-from lit_kd.distiller.base import Distiller
-from lit_kd.distiller.schedule import updates_per_epoch
-from lit_kd.losses import cross_entropy, kd_loss
+from lit_kd.distiller import Distiller
+from lit_kd.distiller.base import Weights
+from lit_kd.distiller.optimisation import updates_per_epoch
 from lit_kd.models import Network
-from lit_kd.models.taps import Tapped
+from lit_kd.terms import Term
 from lit_kd.trust.game import Floats
 from lit_kd.trust.queries import OF_FEATURES, QueryRule, choose_rows
-from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, as_batch
+from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
 from lit_kd.weightings.manual import SHARDED
 
 
@@ -43,6 +43,8 @@ class RobustActiveDistillation(Distiller):
         **base: See `lit_kd.Distiller`.
     """
 
+    needs_table = True
+
     def __init__(
         self,
         student: Network,
@@ -65,9 +67,12 @@ class RobustActiveDistillation(Distiller):
             )
         self.rule, self.budget, self.rounds = rule, budget, rounds
         self.mistakes, self.temperature = mistakes, temperature
-        self.table: SampleTable | None = None
-        """Column ``query`` ``(N + M,)``: as which question a row was asked about, -1 if it was not."""
+        self.student_taps = (PENULTIMATE,) if rule in OF_FEATURES else ()
         self._initial: dict[str, Tensor] = {}  # the student's weights that each stretch starts from
+
+    def default_term(self) -> Term:
+        """KL divergence to the answers."""
+        return self.task.teacher_term(self.temperature)
 
     def setup(self, stage: str) -> None:
         """Refuse data, rounds and options that do not fit; forget an earlier training's queries."""
@@ -82,8 +87,6 @@ class RobustActiveDistillation(Distiller):
         if isinstance(self.trainer.strategy, SHARDED):
             name = type(self.trainer.strategy).__name__
             raise ValueError(f"each round sets the student back, which {name} shards: use the strategy ddp")
-        if self.rule in OF_FEATURES:
-            self.tapped_student = Tapped(self.student, (PENULTIMATE,))
         labels = self.data.labels[: self.data.train_size]
         pool = int((labels == UNLABELED).sum())
         if pool == len(labels) or self.rounds * self.budget > pool:
@@ -95,20 +98,16 @@ class RobustActiveDistillation(Distiller):
             self.data.require_meta("the rule rad without mistakes=..., to estimate how often the teacher is wrong")
         self.table, self._initial = None, {}  # a checkpoint's come after this hook
 
-    def on_fit_start(self) -> None:
-        """Keep the student's initial weights, or go on with a restored training."""
-        size, fingerprint = len(self.data.labels), self.data.fingerprint
-        self.table = self.table or SampleTable(size, fingerprint)
-        self.table.check(size, fingerprint)
-        self.table.add("query", torch.tensor(-1))
+    def start_table(self, table: SampleTable, fresh: bool) -> None:
+        """Column ``query``, as which question a row was asked about or -1; and the weights to start again from."""
+        table.add("query", torch.tensor(-1))
         plan = torch.tensor([self.budget, *self.stretches()])
-        if not torch.equal(self.table.shared.setdefault("plan", plan).cpu(), plan):
+        if not torch.equal(table.shared.setdefault("plan", plan).cpu(), plan):
             raise ValueError(
-                f"expected the checkpoint's budget and stretches, {self.table.shared['plan'].tolist()}, found "
+                f"expected the checkpoint's budget and stretches, {table.shared['plan'].tolist()}, found "
                 f"{plan.tolist()}: keep budget, rounds and max_epochs, or start without the checkpoint"
             )
-        self.table.shared.setdefault("soft_labels", torch.zeros(self.rounds * self.budget, self.num_classes))
-        self.table.apply(lambda values: values.to(self.device))
+        table.shared.setdefault("soft_labels", torch.zeros(self.rounds * self.budget, self.num_classes))
         self._initial = self._initial or {name: v.detach().clone() for name, v in self.student.state_dict().items()}
 
     def stretches(self) -> list[int]:
@@ -118,25 +117,24 @@ class RobustActiveDistillation(Distiller):
             raise ValueError(f"expected max_epochs of at least {parts}, one for each stretch, found {epochs}")
         return [k * epochs // parts for k in range(parts + 1)]
 
-    def _schedule_length(self) -> int:
+    @property
+    def schedule_length(self) -> int:
         """Of the stretch, which starts with a schedule of its own."""
         ends, done = self.stretches(), self._rounds_done()
         each, end = 1, ends[-1]
         if self.lr_interval == "step":
-            each, end = updates_per_epoch(self.trainer, self._batches_per_update()), self.planned_length()[1] or 0
+            each, end = updates_per_epoch(self), self.planned_length()[1] or 0
         return min(each * ends[done + 1], end) - each * ends[done]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What was asked and answered, and the weights to start from again, go with the student."""
+        """The weights to start from again go with the student."""
         super().on_save_checkpoint(checkpoint)
-        if self.table is not None:
-            checkpoint |= {"sample_table": self.table.state_dict(), "initial_student": self._initial}
+        checkpoint["initial_student"] = self._initial
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take both up again; the data's fingerprint is checked before training."""
-        if "sample_table" in checkpoint:
-            self.table = SampleTable.from_state_dict(checkpoint["sample_table"])
-            self._initial = checkpoint["initial_student"]
+        """Take them up again."""
+        super().on_load_checkpoint(checkpoint)
+        self._initial = checkpoint.get("initial_student", {})
 
     def prepare_epoch(self) -> None:
         """At the start of a stretch but the first, ask the teacher and start again."""
@@ -194,20 +192,20 @@ class RobustActiveDistillation(Distiller):
         said = self.predict_rows(self.data.parts.meta_rows())
         return float((said.teachers[0].logits.argmax(-1) != said.y).double().mean()) * pool
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """As in the base, but for the teacher, which has been asked before."""
-        batch = as_batch(batch)
-        student = self.tapped_student(self.laid_out(batch).x)
-        self._check(batch, {"student": student})
-        return self.total(self.distill(student, [], batch), batch)
+    def ask(self, batch: Batch) -> list[Outputs]:
+        """In training nobody: the teacher has been asked before."""
+        return [] if self.trainer.training else super().ask(batch)
 
-    def distill(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> dict[str, Tensor]:
-        """Two terms, ``label`` of the labelled rows and ``teacher`` of the queried ones, from what it answered."""
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """What the teacher answered."""
         assert self.table is not None
-        query = self.table["query"][batch.index]
-        answers = self.table.shared["soft_labels"][query.clamp(min=0)]
-        taught = kd_loss(student.logits, answers, self.temperature, query >= 0)
-        return {"label": cross_entropy(student.logits, batch.y), "teacher": taught}
+        return [Outputs(self.table.shared["soft_labels"][self.table["query"][batch.index].clamp(min=0)], {})]
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """1 for labels, and for answers where there is one."""
+        assert self.table is not None
+        asked = (self.table["query"][batch.index] >= 0).float()
+        return torch.stack([torch.ones_like(asked), asked], dim=1)
 
     def on_train_epoch_end(self) -> None:
         """Log also how much was asked."""

@@ -6,9 +6,9 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 TABLES = (".csv", ".parquet")
 EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
@@ -17,16 +17,29 @@ CHECKPOINTS = {".ckpt", ".pt", ".pth"}
 """How their files' names end."""
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file so that it is there whole or not at all; in text, names of files that are no UTF-8 stay as they are.
+def write_whole(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is there whole or not at all, even after a power cut.
+
+    Args:
+        path: Where to.
+        content: Bytes, a text (file names in it that are no UTF-8 stay as they are), or what writes to an open file.
 
     Raises:
         OSError: If it cannot be written, as on a full disk: then a file of this name is as it was before.
     """
-    part = path.with_name(f"{path.name}.part")  # beside it: only within a file system is a file replaced at once
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # beside it: only there is a file replaced at once
     try:
-        part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+        with part.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

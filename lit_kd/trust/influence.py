@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, term_gradients
+from lit_kd.losses import cross_entropy
+from lit_kd.trust.meta import Head, MetaRows, last_layer_derivative, logit_gradient
 from lit_kd.types import UNLABELED
 
 
@@ -27,8 +28,8 @@ def selection_scores(head: Head, features: Tensor, y: Tensor, meta: MetaRows) ->
     Returns:
         ``(N,)``; 0 where the label is missing.
     """
-    gradients = term_gradients(head(features), y, [], temperature=1.0)
-    return alignment(gradients, last_layer_derivative(head, features, meta, gradients[:, 0], lr=0.0))[:, 0]
+    gradients = logit_gradient(cross_entropy, head(features), y)
+    return (gradients * last_layer_derivative(head, features, meta)).sum(1)
 
 
 def select_rows(scores: Tensor, y: Tensor, fraction: float) -> Tensor:
