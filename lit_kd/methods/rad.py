@@ -159,7 +159,7 @@ class RobustActiveDistillation(Distiller):
         parts = self.data.parts
         return Indexed(parts.plain, parts.positions["train"][index.numpy()], self.data.labels[index], index)
 
-    def _seen(self, index: Tensor) -> tuple[Floats, Floats | None]:
+    def _student_view(self, index: Tensor) -> tuple[Floats, Floats | None]:
         """The student's probabilities of rows, ``(n, C)``, and what its last linear layer reads, ``(n, D)``."""
         said = self.predict_rows(self._inputs(index), teachers=False).student
         features = said.features[PENULTIMATE].flatten(1).double().cpu().numpy() if said.features else None
@@ -170,7 +170,7 @@ class RobustActiveDistillation(Distiller):
         assert self.table is not None
         known = self._known()[: self.data.train_size]
         pool = (~known).nonzero().squeeze(1)
-        probabilities, features = self._seen(pool)
+        probabilities, features = self._student_view(pool)
         chosen = choose_rows(
             self.rule,
             probabilities,
@@ -178,7 +178,7 @@ class RobustActiveDistillation(Distiller):
             np.random.default_rng(derive_seed(resolve_seed(None), f"queries of round {done}")),
             mistakes=self._mistakes(len(pool)) if self.rule == "rad" else 0,
             features=features,
-            known_features=self._seen(known.nonzero().squeeze(1))[1] if self.rule == "coreset" else None,
+            known_features=self._student_view(known.nonzero().squeeze(1))[1] if self.rule == "coreset" else None,
         )
         index = pool[torch.from_numpy(chosen)]
         places = torch.arange(self.budget, device=self.device) + done * self.budget

@@ -109,7 +109,8 @@ class TermSet(nn.Module):
     def _with_sources(self, sources: Sequence[Outputs]) -> Iterator[tuple[Term, Outputs | None]]:
         for group in (self.label, self.each, *self.extra):
             terms = cast(list[Term], list(group))  # type: ignore[arg-type]
-            yield from zip(terms, sources if terms and terms[0].reads_teacher else [None], strict=True)
+            if terms:
+                yield from zip(terms, sources if terms[0].reads_teacher else [None], strict=True)
 
     def build(self, student: Outputs, sources: Sequence[Outputs]) -> None:
         """See `Term.build`."""

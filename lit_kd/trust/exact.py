@@ -91,8 +91,9 @@ Derivative = Callable[[Function, Named, Named], tuple[Tensor, Tensor]]
 
 
 def gradient(total: Tensor, leaves: Named) -> dict[str, Tensor]:
-    """The gradient of ``total``, ``()``, by leaves of its graph, which is kept; 0 where it does not depend on one."""
-    found = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)
+    """The gradient of the sum of ``total`` by tensors of its graph, which is kept; 0 where it does not depend on one."""
+    ones = torch.ones_like(total)
+    found = torch.autograd.grad(total, list(leaves.values()), ones, retain_graph=True, materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
 
 

@@ -120,7 +120,7 @@ class LastLayer(LookAhead):
         features, head = student.features[PENULTIMATE].detach().float(), Head.of(self.layer)
         own = MetaRows(features, train.y, keep=torch.ones_like(train.index, dtype=torch.bool))
         gradients = torch.stack(
-            [exact.gradient(loss.sum(), {"logits": student.logits})["logits"].float() for loss in losses], dim=1
+            [exact.gradient(loss, {"logits": student.logits})["logits"].float() for loss in losses], dim=1
         )
 
         def align(weights: Tensor, lr: float) -> Tensor:
@@ -209,7 +209,7 @@ class WholeNetwork(LookAhead):
             for part in [slice(first, first + size) for first in range(0, len(keep), size)]:
                 logits = replay(x if whole else x[part], leaves).logits  # type: ignore[index]
                 losses = self.module.task.label_loss(logits, batch.y[part])
-                found = exact.gradient(losses.where(keep[part], 0).sum(), leaves)
+                found = exact.gradient(losses.where(keep[part], 0), leaves)
                 sums = {name: sums[name] + value if sums else value for name, value in found.items()}
         return exact.mean(sums, keep.sum().view(1), all_sum)
 
