@@ -120,7 +120,7 @@ def test_wrong_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         call("export", path, "--format=torch_export")
     torch.save({"fc.weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="found the keys fc.weight"):
+    with pytest.raises(ValueError, match=r"found the keys fc\.weight"):
         call("export", path, "--format=torch_export")
     assert not (tmp_path / "wrong.pt2").exists()
 

@@ -467,8 +467,8 @@ def test_resolve_model_compares_the_classes(tmp_path: Path) -> None:
 
 
 BODIES: list[Any] = [
-    ("resnet8", (3, 16, 16), "layer3", (64, 4, 4), (128, 2, 2)),
-    ("resnet8", (3, 8, 8), "layer3", (64, 2, 2), (32, 4, 4)),
+    ("cnn-4", (3, 16, 16), "layer3", (16, 4, 4), (32, 2, 2)),
+    ("cnn-4", (3, 8, 8), "layer3", (16, 2, 2), (8, 4, 4)),
     ("mlp-8", (1, 4, 4), "penultimate", (8,), (16,)),
 ]
 

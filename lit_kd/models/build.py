@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -148,7 +147,7 @@ def _timm_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Mod
         raise _unknown(f"timm/{member}", [f"timm/{n}" for n in _nearest(member, timm.list_models())])
     try:
         config = timm.get_pretrained_cfg(member)
-        options = {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
+        options: dict[str, Any] = {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
         model: nn.Module = timm.create_model(
             member, pretrained=False, num_classes=num_classes, in_chans=shape[0], **options
         )
@@ -170,4 +169,4 @@ def _unknown(name: str, near: Sequence[str]) -> ValueError:
 
 def _nearest(name: str, names: Iterable[str]) -> list[str]:
     near = difflib.get_close_matches(name.lower(), list(names))
-    return sorted(near, key=lambda other: -len(os.path.commonprefix([other, name.lower()])))
+    return sorted(near, key=lambda other: -sum(a == b for a, b in zip(other, name.lower(), strict=False)))
