@@ -14,17 +14,26 @@ from torch import Tensor, nn
 
 from lit_kd import (
     ALMKD,
+    CRD,
+    DKD,
     KD,
+    Batch,
     Distiller,
+    FitNet,
     LabelRevision,
+    MixKD,
+    MutualLearning,
+    Outputs,
     PosteriorDistillation,
     RobustActiveDistillation,
+    SimKD,
     SLaM,
     Supervised,
     WeightedDistillation,
 )
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
+from lit_kd.terms import DecoupledKL, Hint
 from lit_kd.weightings import Amal, Paper
 
 METHODS: dict[str, Callable[..., Distiller]] = {
@@ -48,6 +57,18 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     ),
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
+    ),
+    "dkd": lambda student, teachers, **base: DKD(student, teachers[0], warmup_epochs=2, **base),
+    "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
+    "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),
+    "mutual": lambda student, teachers, **base: MutualLearning(student, ["mlp-12"], **base),
+    "simkd": lambda student, teachers, **base: SimKD(student, teachers[0], **base),
+    "mixkd": lambda student, teachers, **base: MixKD(student, teachers[0], weight=0.5, **base),
+    "almkd-decoupled": lambda student, teachers, **base: ALMKD(
+        student, teachers[0], rule=Paper(warmup_epochs=1, every=1), term=DecoupledKL(beta=2.0), **base
+    ),
+    "almkd-hint": lambda student, teachers, **base: ALMKD(
+        student, teachers[0], rule=Paper(warmup_epochs=1, every=1), term=Hint(), meta_gradient="exact", **base
     ),
     "almkd-revised": lambda student, teachers, **base: ALMKD(
         student, teachers, rule=Paper(warmup_epochs=1, every=1), revise=0.8, select=0.7, **base
@@ -126,3 +147,14 @@ def _trained() -> list[nn.Module]:
 def trained_teachers() -> list[nn.Module]:
     """A CNN with BatchNorm and an MLP, in training mode: to freeze them is the library's duty."""
     return copy.deepcopy(_trained())
+
+
+def weighted_terms(model: Distiller, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
+    """What of the loss is the label's and the teachers', ``(B,)`` each, in a method that no trainer has set up."""
+    model.terms = model.terms or model.make_terms()
+    sources = model.sources(student, list(teachers), batch)
+    losses, _ = model.terms(student, sources, batch)
+    weights = model.weigh(student, sources, batch)
+    each = weights.unbind(1) if isinstance(weights, Tensor) else weights
+    label, *taught = [weight * loss for weight, loss in zip(each, losses, strict=True)]
+    return {"label": label} | ({"teacher": torch.stack(taught).sum(0)} if taught else {})

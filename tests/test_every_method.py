@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader
 from lit_kd import ALMKD, KD, Distiller, RobustActiveDistillation
 from lit_kd.data import Source, TensorRows
 from lit_kd.data.table import SampleTable
-from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.models import build_model
 from lit_kd.weightings import MetaStep, Rule
@@ -117,7 +116,7 @@ class TestFit:
         terms = {name for name in logged if name.startswith("train/")} - {"train/loss"}
         assert terms
         learned = {name for name in logged if name.startswith(("samples/", "rad/"))}
-        assert bool(learned) == (isinstance(model, TableDistiller) or method == "rad")
+        assert bool(learned) == (model.table is not None)
         assert set(logged) - learned == terms | {"train/loss"} | {f"val/{name}" for name in measured}
         assert logged["train/loss"] == pytest.approx(sum(logged[term] for term in terms), rel=1e-5)
 
@@ -384,7 +383,7 @@ class TestCheckpoint:
         kept.append("initial_student")
         for name in [name for name in kept if name in whole]:
             assert_same(again[name], whole[name])
-        assert ("sample_table" in whole) == (isinstance(build(method), TableDistiller) or method == "rad")
+        assert ("sample_table" in whole) == build(method).needs_table
 
 
 class Augmented(Blobs):

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lit_kd.distiller.tabled import TableDistiller
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -34,7 +35,6 @@ from lit_kd.cli.main import raised_here
 from lit_kd.data import DataModule
 from lit_kd.data.rows import as_is
 from lit_kd.data.table import SampleTable
-from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.models import build_model
 from lit_kd.weightings.manual import learning_rate
 

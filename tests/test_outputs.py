@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lit_kd.distiller.metrics import EvaluationMetrics
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
 from lit_kd import KD
-from lit_kd.distiller.metrics import EvaluationMetrics
 from lit_kd.models import build_model
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.modules import Teachers

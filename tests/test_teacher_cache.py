@@ -14,7 +14,7 @@ import torch
 from commands import QUIET, call, configs, version
 from lightning import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
+from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from test_every_method import NOISE, Augmented, Each, Keyword, assert_same, module, saved
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -26,7 +26,7 @@ from lit_kd.types import Batch, Outputs
 
 ROWS, PROBED = 72, 8
 """48 training and 24 meta rows; so many are asked about where a stored cache is used again."""
-ASKING = [name for name in METHODS if name not in ("supervised", "rad")]
+ASKING = ["kd-teachers", "kd-revised", "posterior", "almkd-robust", "almkd-amal"]
 kinds = pytest.mark.parametrize("dtype", ["float32", "float16"])
 places = pytest.mark.parametrize("where", ["memory", "directory"])
 
@@ -149,9 +149,11 @@ class TestFill:
         with full_disk(100), pytest.raises(OSError, match=r"cannot write .*logits.npy"):
             fit(kd(Watched().model, tmp_path))
         assert not [file for file in tmp_path.rglob("*") if file.is_file()]
-        again = Watched()
-        fit(kd(again.model, tmp_path))
-        assert again.rows == ROWS
+        for _ in range(2):
+            again = Watched()
+            fit(kd(again.model, tmp_path))
+            assert again.rows == ROWS
+            (folders(tmp_path)[0] / "logits.npy").unlink()  # as after a kill between two files
 
     def test_features_of_tapped_layers(self, tmp_path: Path) -> None:
         class Tapping(KD):
@@ -167,7 +169,7 @@ class TestFill:
         torch.testing.assert_close(found.features["penultimate"][:48], hidden.relu())
         assert [file.name for file in folders(folders(tmp_path)[0])] == ["1.npy", "logits.npy", "penultimate.npy"]
 
-    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+    @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
     def test_precisions(self, precision: Any, tmp_path: Path) -> None:
         """The dtype is the teacher's; float32 holds bfloat16 exactly."""
 
@@ -197,9 +199,7 @@ class TestFill:
         [found] = held(model, DictBlobs())
         torch.testing.assert_close(found.logits, said(teacher, Blobs()), rtol=1e-6, atol=1e-6)
 
-    @pytest.mark.parametrize(
-        ("method", "where"), [("kd", "memory"), ("almkd-robust", "directory"), ("posterior", "memory")]
-    )
+    @pytest.mark.parametrize(("method", "where"), [("almkd-robust", "directory"), ("posterior", "memory")])
     def test_resume_equals_uninterrupted(self, method: str, where: str, tmp_path: Path) -> None:
         def run(directory: Path, **options: Any) -> dict[str, Any]:
             place = "memory" if where == "memory" else str(tmp_path / "cache")
@@ -258,7 +258,7 @@ class Shifted(Blobs):
 
 
 class TestKey:
-    @pytest.mark.parametrize("change", ["weight", "buffer", "setting", "layer"])
+    @pytest.mark.parametrize("change", ["weight", "buffer", "setting"])
     def test_another_teacher(self, change: str, tmp_path: Path) -> None:
         def teacher() -> nn.Module:
             torch.manual_seed(0)
@@ -270,10 +270,8 @@ class TestKey:
             other[1].weight.data[0, 0] += 1e-7
         elif change == "buffer":
             other[2].running_mean[3] += 1e-6
-        elif change == "setting":
-            other[3] = nn.LeakyReLU(0.02)
         else:
-            other[3] = nn.ReLU()
+            other[3] = nn.LeakyReLU(0.02)
         for one in (teacher(), teacher(), other, other):
             fit(kd(one, tmp_path), max_steps=1)
         assert len(folders(tmp_path)) == 2
@@ -350,22 +348,20 @@ class TestViews:
         torch.testing.assert_close(found.logits, said(teacher, Blobs(**NOISE)), rtol=1e-6, atol=1e-6)
         assert not torch.isin(inputs[0], blobs()[0]).any()  # the student's are augmented
 
-    @pytest.mark.parametrize("data", [lambda: foreign(Random(0.1)), InHook])
-    def test_where_there_is_no_plain_view(self, data: Any) -> None:
+    def test_where_there_is_no_plain_view(self) -> None:
         with pytest.raises(ValueError, match="if the data have a view without it"):
-            fit(kd(trained_teachers()[0], plain_view=True), data())
+            fit(kd(trained_teachers()[0], plain_view=True), foreign(Random(0.1)))
 
-    @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-    def test_a_callback_that_changes_the_inputs(self, precision: Any) -> None:
+    def test_a_callback_that_changes_the_inputs(self) -> None:
         class Mixing(Callback):
             def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
                 batch.x[-1] += batch.x[0]
 
-        fit(kd(trained_teachers()[0]), precision=precision)
+        fit(kd(trained_teachers()[0]), precision="bf16-true")
         for options in ({}, {"plain_view": True}):
             refused = pytest.raises(ValueError, match=r"a hook or callback changes batch.x: set plain_view to true")
             with contextlib.nullcontext() if options else refused:
-                fit(kd(trained_teachers()[0], **options), callbacks=Mixing(), precision=precision)
+                fit(kd(trained_teachers()[0], **options), callbacks=Mixing(), precision="bf16-true")
 
     def test_foreign_data(self) -> None:
         data, watched = foreign(Random(0.0)), Watched()
@@ -429,12 +425,6 @@ class TestLife:
         assert watched.rows == 8 + 8  # a training and a validation batch
         assert folders(tmp_path) == []
 
-    def test_checkpoints_know_it(self, tmp_path: Path) -> None:
-        options = TeacherCache("memory", "float16", plain_view=True)
-        model = KD("mlp-8", trained_teachers()[1], num_classes=3, input_shape=list(SHAPE), teacher_cache=options)
-        fit(model, max_steps=1).save_checkpoint(tmp_path / "a.ckpt")
-        assert KD.load_from_checkpoint(tmp_path / "a.ckpt").teacher_cache == options
-
 
 class TestRefused:
     @pytest.mark.parametrize(
@@ -452,11 +442,6 @@ class TestRefused:
         with pytest.raises(ValueError, match=match):
             fit(build("kd-teachers", teachers=teachers, teacher_cache=TeacherCache(tmp_path, dtype)), Blobs())
         assert len(folders(tmp_path)) == 1  # the sound teacher's
-
-    def test_a_teacher_of_other_classes(self) -> None:
-        watched = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES + 1))
-        with pytest.raises(ValueError, match=r"expected teacher 0's logits of shape \(8, 3\)"):
-            fit(kd(watched))
 
     def test_plain_batches(self) -> None:
         loader = DataLoader(TensorDataset(*blobs()), 8)

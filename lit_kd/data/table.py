@@ -13,6 +13,11 @@ def _several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def process() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _several() else (0, 1)
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes, written into the tensor itself."""
     if _several():

@@ -217,10 +217,11 @@ class Distiller(LightningModule):
             raise ValueError(f"expected no teacher_cache with {name}, which changes what teachers see: unset it")
         self._begun, new = False, training and self.terms is None
         if new:
-            term, label, extra = self._templates
-            self.terms = TermSet(label or self.task.label_term(), term or self.default_term(), extra, self.num_sources)
+            self.terms = self.make_terms()
         if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
             self._load_teachers(training)
+        if training:
+            self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
         self._channels_last = reads_channels_last(self.student, taps, self.speed)
         if self.speed.compile:
@@ -233,6 +234,14 @@ class Distiller(LightningModule):
             with torch.no_grad():
                 student = self.tapped_student(batch.x)
                 self.terms.build(student, self.sources(student, self.teachers(batch.x), batch))
+
+    def complete_student(self) -> None:
+        """Build what of the student depends on data and teachers, which are there; called before the training."""
+
+    def make_terms(self) -> TermSet:
+        """Copies of the user's terms, or the default ones."""
+        term, label, extra = self._templates
+        return TermSet(label or self.task.label_term(), term or self.default_term(), extra, self.num_sources)
 
     def _load_teachers(self, training: bool) -> None:
         missing = missing_files(self._teacher_specs)
@@ -267,8 +276,9 @@ class Distiller(LightningModule):
         table = old or SampleTable(size, data.fingerprint)
         table.check(size, data.fingerprint)
         self.start_table(table, fresh=old is None)
+        joined = self.trains_on_meta or data.train_on_meta
         for term in keeping:
-            term.start(table)
+            term.start(table, data.labels if joined else data.labels[: data.train_size])
         table.apply(lambda column: column.to(self.device))
         self.table, self._restored = table, None
 

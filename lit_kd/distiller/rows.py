@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -59,8 +59,9 @@ def first_batch(module: Distiller) -> Batch:
     """A training batch, to learn shapes from; no random number is taken from the training."""
     with isolate_rng():
         module.trainer.fit_loop.setup_data()
-        batch = next(iter(module.trainer.train_dataloader))
-    return as_batch(batch[0]["train"] if module.needs_meta else batch).to(module.device)
+        loader: Any = module.trainer.train_dataloader
+        batch = next(iter(loader["train"] if isinstance(loader, Mapping) else loader))
+    return as_batch(batch).to(module.device)
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

@@ -1,21 +1,33 @@
-"""The methods, one file each."""
+"""The methods, one file each: terms, weights, and what is special."""
 
 from lit_kd.methods.almkd import ALMKD
+from lit_kd.methods.crd import CRD
+from lit_kd.methods.dkd import DKD
+from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.kd import KD
 from lit_kd.methods.label_revision import LabelRevision
+from lit_kd.methods.mixkd import MixKD
+from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.posterior import PosteriorDistillation
 from lit_kd.methods.rad import RobustActiveDistillation
+from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
 from lit_kd.methods.supervised import Supervised
 from lit_kd.methods.weighted import WeightedDistillation
 
 __all__ = [
     "ALMKD",
+    "CRD",
+    "DKD",
     "KD",
+    "FitNet",
     "LabelRevision",
+    "MixKD",
+    "MutualLearning",
     "PosteriorDistillation",
     "RobustActiveDistillation",
     "SLaM",
+    "SimKD",
     "Supervised",
     "WeightedDistillation",
 ]

@@ -1,9 +1,4 @@
-"""Students and teachers by name, and the student of a checkpoint as the teacher of another.
-
-`build` turns a name into a network, `networks` holds those written here (multilayer perceptrons, a small
-CNN, the field's CIFAR ResNets and wide ResNets), `checkpoint` reads a student back. Importing this package
-imports neither torchvision nor timm: a name that starts with ``torchvision/`` or ``timm/`` does.
-"""
+"""Networks: by name, from checkpoints, with taps on inner layers, for export. Imports torchvision and timm late."""
 
 from __future__ import annotations
 

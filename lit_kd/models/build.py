@@ -1,4 +1,4 @@
-"""From a name to a network."""
+"""Networks by name."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     **{f"resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (depth, (32, 64, 128, 256)) for depth in (8, 32)},
 }
-# What each family expects, for messages.
 _FAMILIES = {
     "mlp": "mlp-H[-H...] with hidden widths H of 1 or more, as mlp-256-128",
     "cnn": "cnn-W with a first width W of 1 or more, as cnn-16",
     "wrn": "wrn-D-W with a depth D of 6n + 4 (10, 16, 22, 28, 40) and a factor W of 1 or more, as wrn-40-2",
 }
-# Members to compare an unknown name with, since a pattern resembles nothing.
+# members to compare an unknown name with, as patterns resemble nothing
 _EXAMPLES = ["mlp-32", "mlp-256-128", "cnn-16", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "wrn-28-10"]
-_CIFAR = (3, 32, 32)
 
 
 def model_names() -> list[str]:
@@ -37,23 +35,20 @@ def model_names() -> list[str]:
 
 
 def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
-    """Build a student or a teacher by its name, with fresh weights (none is ever downloaded).
+    """Build a network with fresh weights; none are ever downloaded.
 
     Args:
-        name: One of `model_names`: ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``resnet8x4``, ``wrn-40-2``,
-            ``torchvision/resnet18``, ``timm/resnet18``, ... A name without a slash is a network for small
-            images: ``resnet32`` is the CIFAR network.
+        name: One of `model_names`, as ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``
+            or ``timm/resnet18``. Names without a slash are networks for small images: ``resnet32`` is the CIFAR one.
         num_classes: The number of logits K.
-        input_shape: (C, H, W) or (F,), without the batch axis. None means (3, 32, 32), except to an mlp,
-            which needs to be told. Only an mlp takes anything but images, and only some transformers are
-            bound to H and W.
+        input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
 
     Returns:
         A network in training mode from (B, *input_shape) to logits (B, K).
 
     Raises:
-        ValueError: The name is unknown or malformed, or the network cannot take such inputs.
-        ImportError: The name is timm's, and timm is not installed.
+        ValueError: If the name is unknown, or the network cannot take such inputs.
+        ImportError: If the name is timm's, and timm is not installed.
 
     >>> build_model("mlp-32", num_classes=10, input_shape=(1, 8, 8))[-1]
     Linear(in_features=32, out_features=10, bias=True)
@@ -65,7 +60,6 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
     shape = None if input_shape is None else tuple(input_shape)
     if shape is not None and (not shape or min(shape) < 1):
         raise ValueError(f"input_shape must be (C, H, W) or (F,) with sizes of 1 or more, found {shape}")
-
     library, _, member = name.partition("/")
     if library == "torchvision" and member:
         return _torchvision_model(member, num_classes, _image_shape(name, shape))
@@ -73,7 +67,6 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
         return _timm_model(member, num_classes, _image_shape(name, shape))
     if name in _RESNETS:
         return ResNet(*_RESNETS[name], _image_shape(name, shape)[0], num_classes)
-
     family, *numbers = name.split("-")
     sizes = [int(n) for n in numbers if re.fullmatch("[1-9][0-9]*", n)]
     if sizes and len(sizes) == len(numbers):
@@ -85,66 +78,56 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
             return ConvNet(_image_shape(name, shape)[0], sizes[0], num_classes)
         if family == "wrn" and len(sizes) == 2 and sizes[0] >= 10 and sizes[0] % 6 == 4:
             return WideResNet(sizes[0], sizes[1], _image_shape(name, shape)[0], num_classes)
-
-    expected = f"; expected {_FAMILIES[family]}" if numbers and family in _FAMILIES else ""
-    near = _nearest(name, [*_RESNETS, *_EXAMPLES])
-    # The commonest slip: a bare name means the CIFAR network, and resnet18 or resnet50 are not among those.
-    if not expected and name in _torchvision_names():
-        near = [f"torchvision/{name}", *near]
-    raise ValueError(f"unknown model {name!r}{expected}{_did_you_mean(near)} Known: {', '.join(model_names())}")
+    if numbers and family in _FAMILIES:
+        raise ValueError(f"unknown model {name!r}: expected {_FAMILIES[family]}")
+    known = [*_RESNETS, *_EXAMPLES, *(f"torchvision/{member}" for member in _torchvision_names())]
+    # the commonest slip: torchvision's resnet18 and resnet50 are not among the CIFAR networks
+    exact = [f"torchvision/{name}"] if f"torchvision/{name}" in known else []
+    raise _unknown(name, [*exact, *_nearest(name, known)])
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Find the layer that gives the logits, taken to be the last `nn.Linear` in registration order.
+    """Find the layer that gives the logits: the last `nn.Linear` in registration order.
 
-    That holds for every network written here and for nearly all of torchvision and timm; not for one that
-    registers a second head later (timm's ``deit_*_distilled``) or ends in a convolution (SqueezeNet).
-
-    Args:
-        model: Any network.
+    That holds for all networks here and nearly all of torchvision and timm; not for one that registers a second head
+    later (timm's ``deit_*_distilled``) or ends in a convolution (SqueezeNet).
 
     Returns:
         The layer's path, as for ``model.get_submodule``, and the layer.
 
     Raises:
-        ValueError: The network has no `nn.Linear`.
+        ValueError: If the network has no `nn.Linear`.
 
     >>> last_linear(build_model("cnn-16", num_classes=10))
     ('fc', Linear(in_features=64, out_features=10, bias=True))
     """
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
-        raise ValueError(
-            f"{type(model).__name__} has no nn.Linear to take as its classifier: name the layer itself, "
-            "or use a network that ends in one"
-        )
+        raise ValueError(f"{type(model).__name__} has no nn.Linear as its classifier: use a network that ends in one")
     return linears[-1]
 
 
 def _torchvision_names() -> list[str]:
-    import torchvision  # here, not above: it is slow to import and most names need none of it
+    import torchvision  # it is slow to import
 
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
 def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
-    names = _torchvision_names()
-    if member not in names:
-        raise _unknown_member("torchvision", member, names)
+    if member not in _torchvision_names():
+        raise _unknown(f"torchvision/{member}", [f"torchvision/{n}" for n in _nearest(member, _torchvision_names())])
     if shape[0] != 3:
         raise ValueError(
-            f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name, which "
-            "adapts to any number of channels, or repeat the channel in the data"
+            f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name, which adapts"
         )
     import torchvision
 
     options: dict[str, Any] = {}
     if member in ("googlenet", "inception_v3"):
-        # With auxiliary heads they return a named tuple in training, which is not logits.
-        # init_weights is their default, spelled out because they warn about a default that will change.
+        # auxiliary heads would make them return a tuple; init_weights is their default, without it they warn
         options = {"aux_logits": False, "init_weights": True}
-    elif member.startswith("vit_"):  # the length of a position embedding follows from the image
+    elif member.startswith("vit_"):
         options = {"image_size": shape[1]}
     elif member.startswith("maxvit"):
         options = {"input_size": shape[1:]}
@@ -160,15 +143,11 @@ def _timm_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Mod
         import timm
     except ImportError as err:
         raise ImportError(f"timm/{member} needs timm, an optional extra: pip install 'lit_kd[timm]'") from err
-
-    # Also keeps out timm's "hf-hub:" names, which would reach for the network.
-    if not timm.is_model(member):
-        raise _unknown_member("timm", member, timm.list_models())
-    options: dict[str, Any] = {}
+    if not timm.is_model(member):  # "hf-hub:" names too, which timm would look for on the network
+        raise _unknown(f"timm/{member}", [f"timm/{n}" for n in _nearest(member, timm.list_models())])
     try:
-        pretrained_cfg = timm.get_pretrained_cfg(member)
-        if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-            options = {"img_size": shape[1:]}
+        config = timm.get_pretrained_cfg(member)
+        options: dict[str, Any] = {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
         model: nn.Module = timm.create_model(
             member, pretrained=False, num_classes=num_classes, in_chans=shape[0], **options
         )
@@ -178,38 +157,16 @@ def _timm_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Mod
 
 
 def _image_shape(name: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    if shape is None:
-        return _CIFAR
-    if len(shape) != 3:
+    if shape is not None and len(shape) != 3:
         raise ValueError(f"{name} takes images: expected input_shape (C, H, W), found {shape}")
-    return shape
+    return shape or (3, 32, 32)
 
 
-def _unknown_member(library: str, member: str, names: Sequence[str]) -> ValueError:
-    near = [f"{library}/{n}" for n in _nearest(member, names)]
-    return ValueError(
-        f"unknown model '{library}/{member}': {library} has no such classifier{_did_you_mean(near)} "
-        f"Known: {', '.join(model_names())}"
-    )
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f"; did you mean {', '.join(near)}?" if near else "."
+def _unknown(name: str, near: Sequence[str]) -> ValueError:
+    hint = f"; did you mean {', '.join(near)}?" if near else "."
+    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join(model_names())}")
 
 
 def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The three names most like ``name``; of those equally alike, the ones with the nearest first number.
-
-    >>> _nearest("resnet21", ["resnet14", "resnet20", "resnet32", "cnn-16"])
-    ['resnet20', 'resnet14', 'resnet32']
-    """
-
-    def number(text: str) -> int:
-        found = re.search("[0-9]+", text)
-        return int(found[0]) if found else 0
-
-    def distance(other: str) -> tuple[float, int]:
-        alike = difflib.SequenceMatcher(None, other, name.lower()).ratio()
-        return -alike, abs(number(other) - number(name))
-
-    return sorted(difflib.get_close_matches(name.lower(), list(names), n=12, cutoff=0.5), key=distance)[:3]
+    near = difflib.get_close_matches(name.lower(), list(names))
+    return sorted(near, key=lambda other: -sum(a == b for a, b in zip(other, name.lower(), strict=False)))

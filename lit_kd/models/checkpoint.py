@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from lit_kd.models.files import check_checkpoint_file
+from lit_kd.models.files import CHECKPOINTS, check_checkpoint_file
 from lit_kd.models.images import ImageInput
 
 from .build import build_model
+from .composite import Composite
 
 if TYPE_CHECKING:
     Network: TypeAlias = nn.Module | str
@@ -24,7 +25,6 @@ else:
     # what a config can say; with nn.Module here, the help of every method would list each module known to Python
     Network = str
 
-_SUFFIXES = (".ckpt", ".pt", ".pth")
 _PREFIX = "student."
 _IN_PYTHON = "rebuild the network in Python, load its weights and pass the nn.Module itself"
 
@@ -37,9 +37,9 @@ class SavedStudent:
         model: On the CPU, in eval mode.
         name: As for `build_model`.
         num_classes: K.
-        input_shape: (C, H, W) or (F,); None if the run did not know.
-        class_names: K names; None if the data had none.
-        image_input: How an image file becomes an input; None if inputs are no images, or the data did not tell.
+        input_shape: (C, H, W) or (F,), if known.
+        class_names: K names, if known.
+        image_input: How an image file becomes an input, if known.
     """
 
     model: nn.Module
@@ -51,23 +51,7 @@ class SavedStudent:
 
 
 def load_student(path: str | Path) -> nn.Module:
-    """Rebuild the student network of a lit_kd checkpoint.
-
-    A checkpoint names its student in ``hyper_parameters`` (``student``, ``num_classes``, ``input_shape``, as
-    for `build_model`) and holds its weights in ``state_dict`` under ``student.``. It is read with
-    ``weights_only=True``, so that a file from elsewhere cannot run code.
-
-    Args:
-        path: The checkpoint.
-
-    Returns:
-        The network on the CPU in eval mode, its parameters as trainable as when built. The global random
-        state is left as it was: a run's student starts alike whether its teacher was loaded or not.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not such a checkpoint; the message says what to do instead.
-    """
+    """The student of a lit_kd checkpoint, on the CPU in eval mode; see `read_student`."""
     return read_student(Path(path)).model
 
 
@@ -81,17 +65,14 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
     """Turn what a user gave as a student or teacher into a network.
 
     Args:
-        spec: A network, which is returned as it is; the path of a lit_kd checkpoint (any existing file, or a
-            name that ends in .ckpt, .pt or .pth), for `load_student`; or a name, for `build_model`.
+        spec: A network, the path of a lit_kd checkpoint (an existing file, or a name with a checkpoint's suffix), or a
+            name for `build_model`.
         num_classes: The number of logits K.
         input_shape: (C, H, W) or (F,), as for `build_model`; a checkpoint brings its own.
 
-    Returns:
-        The network, from (B, *input_shape) to logits (B, K).
-
     Raises:
-        FileNotFoundError: A checkpoint's file is missing.
-        ValueError: The name is unknown, or the checkpoint is unfit or of another number of classes.
+        FileNotFoundError: If a checkpoint's file is missing.
+        ValueError: If the name is unknown, or the checkpoint is unfit or of another number of classes.
 
     >>> resolve_model("mlp-8", num_classes=3, input_shape=(4,))[-1].out_features
     3
@@ -100,66 +81,61 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
         return spec
     if not isinstance(spec, (str, os.PathLike)):
         raise ValueError(f"expected a network: an nn.Module, a model's name or a checkpoint's path; found {spec!r}")
-    spec = os.fspath(spec)
-    if not spec.endswith(_SUFFIXES) and not Path(spec).is_file():
-        return build_model(spec, num_classes, input_shape)
-    student = read_student(Path(spec))
+    path = Path(spec)
+    if path.suffix not in CHECKPOINTS and not path.is_file():
+        return build_model(os.fspath(spec), num_classes, input_shape)
+    student = read_student(path)
     if student.num_classes != num_classes:
         raise ValueError(
             f"{spec}: a network with another class count: it gives {student.num_classes} logits, this task has "
-            f"{num_classes} classes. Pass a checkpoint trained on this task's classes"
+            f"{num_classes} classes"
         )
     return student.model
 
 
 def read_student(path: Path) -> SavedStudent:
-    """The student of the checkpoint at ``path``; raises as `load_student` does."""
+    """Rebuild a checkpoint's student from its name in ``hyper_parameters`` and the weights under ``student.``.
+
+    The file is read with ``weights_only=True``: it cannot run code. Global random numbers stay as they are.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of a student that can be built by name.
+    """
     checkpoint = read_checkpoint(path)
-    state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters", {})
-    if not isinstance(state, dict) or not isinstance(hparams, dict):
-        raise ValueError(
-            f"{path}: expected a Lightning checkpoint with 'state_dict' and 'hyper_parameters', found the "
-            f"keys {_some(checkpoint)}. For a bare state_dict, {_IN_PYTHON}"
-        )
+    state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters")
+    state, hparams = (part if isinstance(part, dict) else {} for part in (state, hparams))
     weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if str(k).startswith(_PREFIX)}
     if not weights:
         raise ValueError(
-            f"{path}: expected weights under '{_PREFIX}' in its state_dict, found {_some(state)}. Pass a "
-            f"checkpoint that lit_kd wrote; for any other, {_IN_PYTHON}"
+            f"{path}: expected a lit_kd checkpoint, with weights under '{_PREFIX}' in its state_dict, found the keys "
+            f"{textwrap.shorten(', '.join(map(str, state or checkpoint)) or 'none', 80)}: {_IN_PYTHON}"
         )
-    name = hparams.get("student")
-    if not isinstance(name, str) or name.endswith(_SUFFIXES):
+    name, num_classes, input_shape = (hparams.get(key) for key in ("student", "num_classes", "input_shape"))
+    if not isinstance(name, str) or Path(name).suffix in CHECKPOINTS or not isinstance(num_classes, int):
         raise ValueError(
-            f"{path}: expected a model's name as hyper_parameters['student'], as resnet20, found "
-            f"{textwrap.shorten(repr(name), 60)}. The student of this run was a live nn.Module or itself a "
-            f"checkpoint: {_IN_PYTHON}; lit_kd.models.export.export_student exports that one"
-        )
-    num_classes, input_shape = hparams.get("num_classes"), hparams.get("input_shape")
-    if not isinstance(num_classes, int):
-        raise ValueError(
-            f"{path}: expected a number as hyper_parameters['num_classes'], found {num_classes!r}: {_IN_PYTHON}"
+            f"{path}: expected hyper_parameters with a model's name as student, and num_classes, found "
+            f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON} "
+            "(lit_kd.models.export.export_student exports it)"
         )
     try:
-        # The weights drawn here are overwritten at once, so their draws must not show in the global state.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
             model = build_model(name, num_classes, input_shape)
-    except ValueError as err:
-        raise ValueError(f"{path}: its student cannot be built: {err}") from err
-    try:
+            if checkpoint.get("composite"):
+                model = Composite.from_spec(model, checkpoint["composite"])
         model.load_state_dict(weights)
-    except RuntimeError as err:
+    except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise ValueError(
-            f"{path}: its weights do not fit the student that it names, {name} with {num_classes} classes "
-            f"and input_shape {input_shape}: {textwrap.shorten(str(err), 500)}. If another version of lit_kd "
-            f"wrote it, use that version; else {_IN_PYTHON}"
+            f"{path}: its weights do not fit the student that it names, {name} with {num_classes} classes and "
+            f"input_shape {input_shape}: {textwrap.shorten(str(err), 500)}"
         ) from err
     data = checkpoint.get("data")
-    data = data if isinstance(data, dict) else {}  # older checkpoints tell nothing of the data
+    data = data if isinstance(data, dict) else {}
     names, images, shape = data.get("class_names"), data.get("image_input"), input_shape or data.get("input_shape")
     try:
         image_input = None if images is None else ImageInput(**images)
-        if names is not None and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
-            raise ValueError(f"expected {num_classes} class names, found {textwrap.shorten(repr(names), 60)}")
+        if names is not None and len(names) != num_classes:
+            raise ValueError(f"expected {num_classes} class names, found {len(names)}")
     except (TypeError, ValueError) as err:
         raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
     return SavedStudent(model.eval(), name, num_classes, tuple(shape) if shape else None, names, image_input)
@@ -175,21 +151,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as err:  # a foreign file makes the unpickler raise anything: KeyError, EOFError, ...
         unsafe = re.search(r"GLOBAL (\S+)", str(err))
         if unsafe:
-            raise ValueError(
-                f"{path}: expected tensors, numbers and strings, found a pickled {unsafe[1]}, which is not "
-                f"loaded since unpickling can run code. If you made the file, {_IN_PYTHON}"
-            ) from err
-        raise ValueError(
-            f"{path}: not a file that torch.save wrote, or a damaged one ({type(err).__name__}). Expected a "
-            "checkpoint of a lit_kd run"
-        ) from err
+            raise ValueError(f"{path}: found a pickled {unsafe[1]}, which can run code: {_IN_PYTHON}") from err
+        raise ValueError(f"{path}: not a file that torch.save wrote, or a damaged one ({type(err).__name__})") from err
     if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f"{path}: expected a Lightning checkpoint, a dict, found a {type(checkpoint).__name__}: {_IN_PYTHON}"
-        )
+        raise ValueError(f"{path}: expected a Lightning checkpoint, a dict, found a {type(checkpoint).__name__}")
     return checkpoint
-
-
-def _some(keys: dict[str, Any]) -> str:
-    """The first few keys, for a message."""
-    return ", ".join(map(repr, list(keys)[:4])) + (", ..." if len(keys) > 4 else "") if keys else "none"

@@ -19,7 +19,7 @@ from lit_kd.types import evaluating, logits_of
 from lit_kd.version import __version__
 
 TOLERANCE = 1e-5
-"""How far logits may be apart, as a share of the largest where that is above 1."""
+"""How far logits may be apart, relative to the largest if that is above 1."""
 
 
 def export_student(
@@ -33,12 +33,10 @@ def export_student(
     name: str | None = None,
     overwrite: bool = False,
 ) -> float:
-    """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)`` for any B, checked before it is written.
+    """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
 
-    The file's metadata (ONNX: ``metadata_props``; torch.export: ``extra_files``; safetensors: ``metadata``) hold JSON
-    texts under ``class_names``, ``input_shape``, ``image_input`` (how an image becomes an input), ``student`` and
-    ``lit_kd`` (the version); what is not known is ``null``. A .safetensors file holds weights only: build the network
-    by its name and shape, see `lit_kd.models.build_model`, and load them.
+    The file's metadata hold JSON texts under ``class_names``, ``input_shape``, ``image_input``, ``student`` (the name)
+    and ``lit_kd`` (the version). A .safetensors file holds weights only, for `lit_kd.models.build_model`.
 
     Args:
         student: The network; it is left as it is.
@@ -51,12 +49,12 @@ def export_student(
         overwrite: Whether an existing file may be replaced.
 
     Returns:
-        The largest difference between the logits of the written file and of the student, for random inputs.
+        The largest difference between the logits of file and student for random inputs.
 
     Raises:
         FileExistsError: If the file is there, and may not be overwritten.
         ImportError: If a package of the extra ``export`` is missing.
-        ValueError: If the format is unknown, or the student cannot be exported, or differs afterwards.
+        ValueError: If the student cannot be exported, or its logits differ afterwards.
     """
     if format not in EXPORTS:
         raise ValueError(f"expected as format {', '.join(EXPORTS)}, found {format!r}")

@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 
 TABLES = (".csv", ".parquet")
 EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
-"""Formats of exported students, and how their files' names end."""
+"""Suffixes of exported students by format."""
 CHECKPOINTS = {".ckpt", ".pt", ".pth"}
-"""How their files' names end."""
 
 
 def write_whole(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object]) -> None:
@@ -50,11 +49,7 @@ def write_whole(path: Path, content: str | bytes | memoryview | Callable[[Binary
 
 
 def check_checkpoint_file(path: Path) -> None:
-    """Refuse a checkpoint that is not there, before anything slow is done.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
+    """Raise FileNotFoundError if a checkpoint is not there."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
 
@@ -65,11 +60,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str | bytes, name: str) -> Any:
-    """The plain values of YAML; nothing in it can run code.
-
-    Raises:
-        ValueError: If it is not YAML, or nested hundreds deep; it calls the text by the name.
-    """
+    """The plain values of YAML, without running code; a ValueError that begins with the name if it is none."""
     import yaml
 
     try:
@@ -86,11 +77,7 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
 
 
 def check_unused(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken, unless it may be overwritten.
-
-    Raises:
-        FileExistsError: If it is.
-    """
+    """Raise FileExistsError if a path is taken, unless it may be overwritten."""
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} is there already: give another path (--output), or overwrite it (--overwrite; overwrite=True)"
@@ -98,13 +85,7 @@ def check_unused(path: Path, overwrite: bool) -> None:
 
 
 def check_new(path: Path, overwrite: bool) -> None:
-    """Refuse a table's path before the work is done that would fill it.
-
-    Raises:
-        ValueError: If it is neither a .csv nor a .parquet file.
-        FileExistsError: If it is taken, unless it may be overwritten.
-        ImportError: If it is a .parquet file, and pyarrow is not installed.
-    """
+    """Refuse a table's path before the work that would fill it: another suffix, a file that exists, no pyarrow."""
     if path.suffix not in TABLES:
         raise ValueError(f"expected a path that ends in {' or '.join(TABLES)}, found {path}")
     check_unused(path, overwrite)
@@ -113,7 +94,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: bool = False) -> None:
-    """Write equally long columns, floats such that they are read back exactly; raises as `check_new` does."""
+    """Write columns of equal length, floats in full precision; raises as `check_new`."""
     check_new(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
@@ -130,13 +111,7 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: b
 
 
 def read_columns(path: Path) -> dict[str, list[Any]]:
-    """Read all columns of a .csv file, as strings, or of a .parquet file, as what it holds.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ImportError: If it is a .parquet file, and pyarrow is not installed.
-        ValueError: If it is damaged.
-    """
+    """Read the columns of a .csv file, as strings, or of a .parquet file; a ValueError if it is damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}: expected a table with a row a sample")
     if path.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""How an image file becomes a model's input in evaluation, in plain values that a checkpoint can carry."""
+"""How an image file becomes a model's input in evaluation, in plain values for a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Shorter side resized to the size, centre cropped, scaled to ``[0, 1]``, normalised: what evaluation sees.
+    """Resize the shorter side, crop the centre, scale to ``[0, 1]``, normalise.
 
     Args:
         channels: 1 for grey images, 3 for RGB.
         size: Height and width in pixels.
-        mean: Mean of each channel, on the scale ``[0, 1]``.
-        std: Standard deviation of each channel, on that scale.
-
-    Raises:
-        ValueError: If these do not fit together.
+        mean: Mean of each channel, in ``[0, 1]``.
+        std: Standard deviation of each channel.
 
     Examples:
         >>> ImageInput(1, 28, [0.1307], [0.3081]).shape

@@ -1,9 +1,7 @@
-"""The networks of the distillation literature that neither torchvision nor timm has: those for 32x32 images.
+"""The distillation literature's networks for 32x32 images, which neither torchvision nor timm has.
 
-All take (B, C, H, W) and give (B, K) logits. The convolutional ones keep one layout, so that one set of
-names serves whoever hooks features: ``layer1``, ``layer2``, ``layer3`` (the stages), ``pool`` (the features'
-mean over the image, (B, D)) and ``fc`` (the classifier). No ReLU works in place: a feature taken by a hook
-stays what it was.
+They map (B, C, H, W) to logits (B, K). The convolutional ones share their layers' names: ``layer1`` to ``layer3``,
+``pool`` (the mean over the image, (B, D)) and ``fc``. No ReLU works in place: tapped features stay as they are.
 """
 
 from __future__ import annotations
@@ -15,17 +13,7 @@ from torch import Tensor, nn
 
 
 def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU.
-
-    Args:
-        in_features: The size F of one input after flattening.
-        hidden: The width of each hidden layer.
-        num_classes: The number of logits K.
-
-    Returns:
-        A network from (B, ...) with F values each to (B, K); its last module is the `nn.Linear` that gives
-        the logits.
-    """
+    """A multilayer perceptron with ReLU, from (B, ...) with F values each to (B, K); it ends in an `nn.Linear`."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
         layers += [nn.Linear(in_features, width), nn.ReLU()]
@@ -34,24 +22,15 @@ def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequent
 
 
 class GlobalPool(nn.Module):
-    """The mean over the image: (B, D, H, W) to (B, D), whatever H and W are."""
+    """The mean over the image: (B, D, H, W) to (B, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average ``x`` (B, D, H, W) over its last two axes."""
+        """Average over the last two axes."""
         return x.mean(dim=(2, 3))
 
 
 class ConvNet(nn.Module):
-    """A small CNN, for tests and for digits: three stages of conv-BN-ReLU, of widths w, 2w and 4w.
-
-    The first two stages end in an average pooling by 2, so 8x8 digits reach the last one as 2x2 and 28x28
-    images as 7x7.
-
-    Args:
-        in_channels: C of the input.
-        width: w, the width of the first stage.
-        num_classes: The number of logits K.
-    """
+    """A small CNN: three stages of conv-BN-ReLU of widths w, 2w and 4w, average pooling by 2 between them."""
 
     def __init__(self, in_channels: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -67,7 +46,7 @@ class ConvNet(nn.Module):
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify ``x`` (B, C, H, W), H and W at least 4; returns logits (B, K)."""
+        """The logits (B, K) for (B, C, H, W), H and W at least 4."""
         logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
         return logits
 
@@ -75,13 +54,12 @@ class ConvNet(nn.Module):
 class ResNet(nn.Module):
     """A CIFAR ResNet of basic blocks (He et al., "Deep residual learning for image recognition", 4.2).
 
-    As distillation benchmarks have it (Tian et al., "Contrastive representation distillation", and the
-    RepDistiller code): where a block changes shape its shortcut is a 1x1 convolution with BN, while He et al.
-    pad the channels with zeros. That adds the few parameters by which published counts differ.
+    As in distillation benchmarks (Tian et al., "Contrastive representation distillation", and the RepDistiller code), a
+    shortcut that changes shape is a 1x1 convolution with BN, where He et al. pad with zeros.
 
     Args:
         depth: 6n + 2, for three stages of n blocks.
-        widths: Channels after the stem and in each of the three stages.
+        widths: Channels after the stem and in each stage.
         in_channels: C of the input.
         num_classes: The number of logits K.
     """
@@ -100,7 +78,7 @@ class ResNet(nn.Module):
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify ``x`` (B, C, H, W); returns logits (B, K)."""
+        """The logits (B, K) for (B, C, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)))
         logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
         return logits
@@ -123,7 +101,7 @@ class WideResNet(nn.Module):
         self.layer1 = _stage(_PreActBlock, blocks, 16, 16 * widen, 1)
         self.layer2 = _stage(_PreActBlock, blocks, 16 * widen, 32 * widen, 2)
         self.layer3 = _stage(_PreActBlock, blocks, 32 * widen, 64 * widen, 2)
-        # Pre-activation blocks end in a sum: the last one's BN and ReLU come here.
+        # pre-activation blocks end in a sum, which BN and ReLU follow here
         self.bn1 = nn.BatchNorm2d(64 * widen)
         self.pool = GlobalPool()
         self.fc = nn.Linear(64 * widen, num_classes)
@@ -131,7 +109,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify ``x`` (B, C, H, W); returns logits (B, K)."""
+        """The logits (B, K) for (B, C, H, W)."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         logits: Tensor = self.fc(self.pool(F.relu(self.bn1(x))))
         return logits
@@ -170,14 +148,14 @@ class _PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        # An identity shortcut carries the raw sum; a convolution sees what the block's first one sees.
+        # an identity carries the raw sum; a convolution sees what the block's first one sees
         residual = x if self.shortcut is None else self.shortcut(active)
         out: Tensor = residual + self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    # No bias: a BatchNorm follows, at once or before the next block's first convolution.
+    # without bias, as a BatchNorm follows
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
@@ -190,7 +168,7 @@ def _stage(
 
 
 def _init_convs(model: nn.Module) -> None:
-    """He et al.'s normal initialisation of the convolutions; BN and linear layers keep PyTorch's own."""
+    """He et al.'s normal initialisation of convolutions; BN and linear layers keep PyTorch's."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

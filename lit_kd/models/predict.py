@@ -1,4 +1,4 @@
-"""Predictions for image files, which become inputs as in the evaluation of the training that made the student."""
+"""Predictions for image files, read as in the student's own evaluation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         file: The image.
-        label: Number of the most probable class, or why the file is no readable image.
-        probability: Of that class; 0 for no image.
+        label: The most probable class, or why the file cannot be read.
+        probability: Of that class, or 0.
     """
 
     file: Path
@@ -32,13 +32,7 @@ class Prediction(NamedTuple):
 def predict_images(
     student: SavedStudent, files: Sequence[Path], batch_size: int = 64, num_workers: int = 0
 ) -> Iterator[Prediction]:
-    """Classify images, on the GPU if there is one.
-
-    Args:
-        student: As `lit_kd.models.checkpoint.read_student` gives it.
-        files: The images; each is brought to the student's input by its `ImageInput`.
-        batch_size: Images at a time.
-        num_workers: Processes that decode; 0 decodes in this one.
+    """Classify images, on the GPU if there is one, with ``num_workers`` processes that decode.
 
     Raises:
         ValueError: If the student's checkpoint does not tell how an image becomes an input.
@@ -47,8 +41,7 @@ def predict_images(
     if images is None or (student.input_shape or images.shape) != images.shape:
         raise ValueError(
             f"expected a checkpoint that tells how an image becomes its input of shape {student.input_shape}, found "
-            f"{images}: train on a data module of images of lit_kd.data, or give yours an attribute image_input, a "
-            "lit_kd.models.images.ImageInput"
+            f"{images}: train on images of lit_kd.data, or set image_input of your data module"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = student.model.to(device)
@@ -66,12 +59,10 @@ def predict_images(
 
 
 class _Images(Dataset[Tensor | str]):
-    """Inputs, ``(C, H, W)``, or why there is none."""
+    """Inputs ``(C, H, W)``, or why there is none."""
 
     def __init__(self, files: Sequence[Path], images: ImageInput) -> None:
-        self.files = files
-        self.images = images
-        self.transform = images.transform()
+        self.files, self.images, self.transform = files, images, images.transform()
 
     def __len__(self) -> int:
         return len(self.files)

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -15,13 +14,11 @@ from lit_kd.types import PENULTIMATE, Inputs, Outputs, read_logits, run_model
 
 
 class Tapped:
-    """A model that also tells the features of some of its layers.
-
-    Hooks live only while the model runs, so nothing is left behind on it: it can be pickled and shared.
+    """A model that also gives the features of some layers. Its hooks live only while it runs.
 
     Args:
         model: The model.
-        taps: Module paths (``"layer3.0"``) or `lit_kd.types.PENULTIMATE`.
+        taps: Module paths, as ``"layer3.0"``, or `lit_kd.types.PENULTIMATE`.
 
     Raises:
         ValueError: If the model has no such layer.
@@ -41,21 +38,11 @@ class Tapped:
         return layers[tap]
 
     def __call__(self, x: Inputs, call: Callable[..., Any] | None = None) -> Outputs:
-        """Run the model on a batch.
-
-        Args:
-            x: The batch.
-            call: Runs the model in its place, with other parameters.
-
-        Raises:
-            ValueError: If the model does not take it.
-        """
+        """Run the model on a batch, or ``call`` in its place; a ValueError says that it does not take the batch."""
         features: dict[str, Tensor] = {}
         hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
         try:
             out = run_model(call or self.model, x)
-        except torch.OutOfMemoryError:
-            raise
         except (
             RuntimeError,
             TypeError,
@@ -63,11 +50,11 @@ class Tapped:
             LookupError,
             AttributeError,
         ) as error:  # what layers say of a shape
-            if "memory" in str(error):  # the CPU allocator's is a bare RuntimeError
+            if "memory" in str(error):
                 raise
             raise ValueError(
                 f"expected {type(self.model).__name__} to take inputs of shape {_shape(x)}, found that it does not "
-                f"({type(error).__name__}: {error}). Give a model made for such inputs, or other data"
+                f"({type(error).__name__}: {error}): give a model made for such inputs, or other data"
             ) from error
         finally:
             for hook in hooks:

@@ -89,12 +89,13 @@ class Cached:
 
     def __init__(self, module: Any) -> None:
         self.module, self.options, self.teachers = module, module.teacher_cache, module.teachers
-        self.data = getattr(module.trainer, "datamodule", None)
-        if not isinstance(self.data, DataModule) or not len(self.teachers):
+        data = getattr(module.trainer, "datamodule", None)
+        if not isinstance(data, DataModule) or not len(self.teachers):
             raise ValueError(
                 "teacher_cache needs a teacher and a data module of lit_kd.data (DistillationDataModule wraps yours), "
-                f"found {len(self.teachers)} teachers and {type(self.data).__name__}"
+                f"found {len(self.teachers)} teachers and {type(data).__name__}"
             )
+        self.data = data
         some = np.linspace(0, self.data.train_size - 1, 64).astype(np.int64)
         with isolate_rng(), torch.no_grad(), module.trainer.precision_plugin.forward_context():
             first, *views = (self._read(some, augmented).x for augmented in (False, False, True, True))
@@ -109,11 +110,7 @@ class Cached:
         self._compared = self.options.plain_view
 
     def __call__(self, batch: Batch) -> list[Outputs]:
-        """The outputs for a batch of training or meta rows, on the index's device.
-
-        Raises:
-            ValueError: If the batch has no index, or the first training batch holds other inputs than the data.
-        """
+        """The outputs for a batch of training or meta rows, on the index's device."""
         index, outputs = batch.index, []
         if index is None:
             raise ValueError("teacher_cache needs batches (x, y, index), found no index: let your hooks keep it")
@@ -146,7 +143,7 @@ class Cached:
         else:
             found = self._ask(k, np.array_split(rows, trainer.world_size)[trainer.global_rank])
             for name, (array, _) in found.items():
-                for block in array.split(2**16) if trainer.world_size > 1 else ():
+                for block in torch.split(array, 2**16) if trainer.world_size > 1 else ():
                     block.copy_(all_sum(block.to(device)))  # 0 but for one process's rows
                 sick = (~array.flatten(1).isfinite().all(1)).nonzero()
                 if len(sick):
@@ -167,10 +164,6 @@ class Cached:
         for given in track(self.data.loader(self._rows(index)), f"Cache of teacher {k}", disable=not shown):
             out = self.teachers.one(k, to_device(self.module, given).x)
             for name, values in {LOGITS: out.logits, **out.features}.items():
-                if not isinstance(values, Tensor):
-                    raise ValueError(
-                        f"teacher_cache needs tensors, found {type(values).__name__} from the layer {name}"
-                    )
                 if name not in found:
                     array = np.zeros((len(self.data.labels), *values.shape[1:]), self.options.dtype)
                     found[name] = torch.from_numpy(array), values.dtype

@@ -97,7 +97,9 @@ class Frozen:
                 if _agree(found, outputs):
                     self._run, outputs = fast, found
         if self.speed.compile and not self._taps:
-            self._run = Tapped(torch.compile(self._run.model))
+            compiled = copy.deepcopy(self._run.model)
+            compiled.compile()
+            self._run = Tapped(compiled)
         return outputs
 
 
@@ -105,7 +107,7 @@ def _copy_for_inference(model: nn.Module, channels_last: bool | None) -> nn.Modu
     copied = copy.deepcopy(model)
     with suppress(Exception), warnings.catch_warnings(action="ignore"):  # not every network can be traced
         copied = fuse(copied, inplace=True)
-    return copied if channels_last is False else copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return copied if channels_last is False else copied.to(memory_format=torch.channels_last)
 
 
 def _agree(found: Outputs, expected: Outputs) -> bool:

@@ -4,6 +4,8 @@ A term says which features it reads, which parts are trained along, and what it 
 """
 
 from lit_kd.terms.base import Term, TermSet
+from lit_kd.terms.contrastive import Contrastive
+from lit_kd.terms.hint import Hint
 from lit_kd.terms.labels import (
     BernoulliCrossEntropy,
     CrossEntropy,
@@ -13,6 +15,9 @@ from lit_kd.terms.labels import (
     TaylorCrossEntropy,
 )
 from lit_kd.terms.logits import KL, BernoulliKL, DecoupledKL, HardLabel, LogitTerm, TeacherLabel
+from lit_kd.terms.mixing import Mixed
+from lit_kd.terms.revision import Revised
+from lit_kd.terms.target import SoftTarget
 from lit_kd.terms.task import TASKS, Task
 
 __all__ = [
@@ -20,12 +25,17 @@ __all__ = [
     "TASKS",
     "BernoulliCrossEntropy",
     "BernoulliKL",
+    "Contrastive",
     "CrossEntropy",
     "DecoupledKL",
     "GeneralizedCrossEntropy",
     "HardLabel",
+    "Hint",
     "LabelTerm",
     "LogitTerm",
+    "Mixed",
+    "Revised",
+    "SoftTarget",
     "SuperLoss",
     "Task",
     "TaylorCrossEntropy",

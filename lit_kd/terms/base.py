@@ -48,8 +48,13 @@ class Term(nn.Module):
     def build(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make parts whose shapes follow from a batch's outputs, before the optimizer is made."""
 
-    def start(self, table: SampleTable) -> None:
-        """Add columns to the table of state by sample, before the training; keep the table to read it later."""
+    def start(self, table: SampleTable, labels: Tensor) -> None:
+        """Add columns to the table of state by sample, before the training; keep the table to read it later.
+
+        Args:
+            table: The table.
+            labels: Given labels of the rows that are trained on, which are the table's first, ``(N,)``.
+        """
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The term of each sample, ``(B,)``, 0 where the sample lacks what it needs; without side effects."""

@@ -25,7 +25,7 @@ class SoftTarget(Term):
         super().__init__(weight)
         self.column = column
 
-    def start(self, table: SampleTable) -> None:
+    def start(self, table: SampleTable, labels: Tensor) -> None:
         """Know the table."""
         self.table = table
 

@@ -14,12 +14,12 @@ PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
 def check_manual(module: LightningModule) -> None:
-    """Refuse what manual optimisation with a look-ahead cannot do right: fp16, and strategies that shard the student."""
+    """Refuse what a look-ahead in manual optimisation cannot do right: fp16, and sharded students."""
     name, precision, strategy = type(module).__name__, module.trainer.precision, module.trainer.strategy
     if precision in ("16-mixed", "16-true"):
         raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
     if isinstance(strategy, SHARDED):
-        raise ValueError(f"{name} reads the student's layers, which {type(strategy).__name__} shards: use strategy ddp")
+        raise ValueError(f"{name} reads layers that {type(strategy).__name__} shards: use the strategy ddp")
 
 
 def check_trainer_options(module: LightningModule) -> None:

@@ -1,0 +1,66 @@
+"""Deep mutual learning: networks that teach each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_kd.distiller import Distiller
+from lit_kd.distiller.base import Weights
+from lit_kd.models import Network, resolve_model
+from lit_kd.models.taps import Tapped
+from lit_kd.terms import Term
+from lit_kd.types import Batch, Outputs, as_batch
+
+
+class MutualLearning(Distiller):
+    """Deep mutual learning (DML, arXiv 1706.00384): each network learns from the label and from all others.
+
+    ``L_k = CE_k + 1 / (K - 1) sum_j KL(p_j || p_k)`` at temperature 1 [from memory]; no gradient flows into p_j. All take
+    a step at once. The student is the one that is exported; the others' accuracy is logged as
+    ``val/peer_1_accuracy``, ... Each has its own group of the optimizer.
+
+    Args:
+        student: The network to train, a module or a name.
+        peers: The others, modules or names. Networks of the same name start from different weights.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, student: Network, peers: list[Network], **base: Any) -> None:
+        super().__init__(student=student, teacher=None, **base)
+        self.hparams.pop("teacher", None)
+        if not peers:
+            raise ValueError("expected at least one peer, found none: alone, a network is trained by Supervised")
+        for k, peer in enumerate(peers, start=1):
+            self.peers[f"peer_{k}"] = resolve_model(peer, self.num_classes, self.input_shape)
+
+    @property
+    def num_sources(self) -> int:
+        """Each of the others."""
+        return len(self.peers)
+
+    def default_term(self) -> Term:
+        """KL divergence."""
+        return self.task.teacher_term(1.0)
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """1 for the label, and 1 for all others together."""
+        return [1.0, *[1 / len(sources)] * len(sources)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One loss for each network."""
+        assert self.terms is not None
+        batch = self.prepare_batch(as_batch(batch))
+        student, _ = self.outputs(batch)
+        said = [student, *(Tapped(peer)(batch.x) for peer in self.peers.values())]
+        fixed = [Outputs(out.logits.detach(), out.features) for out in said]
+        losses = []
+        for k, (name, out) in enumerate(zip(("", *(f"{peer}_" for peer in self.peers)), said, strict=True)):
+            others = fixed[:k] + fixed[k + 1 :]
+            terms, extra = self.terms(out, others, batch)
+            losses.append(self.total(terms, self.weigh(out, others, batch), extra, len(batch.y), name))
+        return torch.stack(losses).sum()

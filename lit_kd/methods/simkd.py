@@ -1,0 +1,87 @@
+"""SimKD: the student borrows the teacher's head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lit_kd.distiller import Distiller
+from lit_kd.distiller.base import Weights
+from lit_kd.distiller.rows import first_batch
+from lit_kd.models import Network, last_linear
+from lit_kd.models.composite import Composite
+from lit_kd.models.taps import Tapped
+from lit_kd.terms import Hint, Term
+from lit_kd.types import PENULTIMATE, Batch, Outputs
+
+
+class SimKD(Distiller):
+    """SimKD (arXiv 2203.14001): the student's features learn to be the teacher's, whose head then classifies them.
+
+    The loss is the squared error between the student's features, through a projector, and the teacher's; labels are
+    not used. What is exported, and predicts, is the student's body, the projector and the teacher's last layer.
+
+    Args:
+        student: The network whose body is trained, a module or a name.
+        teacher: One teacher: a module or a checkpoint path.
+        student_tap: A layer of the student by its path, or ``"penultimate"``: what the last linear layer reads.
+        teacher_tap: The layer whose output, averaged over the image where it is a map, the teacher's last linear layer
+            reads. In the paper the last maps: for networks such as ``resnet20``, ``"layer3"`` of both.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    num_sources = 1
+    student: Composite
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
+        *,
+        student_tap: str = PENULTIMATE,
+        teacher_tap: str = PENULTIMATE,
+        **base: Any,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        if len(self._teacher_specs) > 1:
+            raise ValueError(f"expected one teacher, whose head is borrowed, found {len(self._teacher_specs)}")
+        self.student = Composite(self.student, student_tap)
+        self.teacher_tap = teacher_tap
+
+    def default_term(self) -> Term:
+        """The squared error of the projected features."""
+        return Hint("projector", self.teacher_tap, adapt=False)
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """The teacher alone."""
+        return [0.0, 1.0]
+
+    def complete_student(self) -> None:
+        """Make the projector, and take the teacher's head."""
+        if self.student.built:
+            return
+        batch, tap = first_batch(self), self.student.tap
+        with torch.no_grad():
+            ours, theirs = Tapped(self.student.body, (tap,))(batch.x), self.teachers(batch.x)[0]
+        features, head = theirs.features[self.teacher_tap], last_linear(self.teachers.models[0])[1]
+        pooled = features.mean((2, 3)) if features.dim() == 4 else features
+        fits = pooled.dim() == 2 and pooled.shape[1] == head.in_features
+        if not fits or (head(pooled) - theirs.logits).abs().max() > 0.01 * theirs.logits.abs().max():
+            raise ValueError(
+                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found that "
+                "it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
+            )
+        self.student.build(ours.features[tap].shape[1:], features.shape[1:], head)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The shapes of the projector and the head go with the student."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["composite"] = self.student.spec()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make projector and head to load into."""
+        if not self.student.built:
+            spec = checkpoint["composite"]
+            self.student.build(spec["student_features"], spec["teacher_features"], tuple(spec["head"]))
+        super().on_load_checkpoint(checkpoint)
