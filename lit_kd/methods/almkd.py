@@ -23,7 +23,7 @@ from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.lookahead import LOOK_AHEADS
 from lit_kd.weightings.manual import check_manual, check_trainer_options, learning_rate, manual_update, step_plateaus
 from lit_kd.weightings.sample_file import check_start, starting_weights
-from lit_kd.weightings.selection import check_eta, check_fraction, selected_in, selected_rows
+from lit_kd.weightings.selection import check_options, selected_in, selected_rows
 
 RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}
 
@@ -80,8 +80,7 @@ class ALMKD(Distiller):
             raise ValueError(f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}")
         start_weights = os.fspath(start_weights) if isinstance(start_weights, os.PathLike) else start_weights
         check_start(start_weights)
-        check_eta(revise)
-        check_fraction(select)
+        check_options(self.task, revise, select)
         if isinstance(rule, str) and rule not in RULES:
             raise ValueError(f"expected a rule of {list(RULES)} or a lit_kd.weightings.Rule, found {rule!r}")
         if meta_gradient not in LOOK_AHEADS:

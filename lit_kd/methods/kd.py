@@ -14,13 +14,13 @@ from lit_kd.losses import mean_teacher, revised_teacher
 from lit_kd.models import Network
 from lit_kd.terms import HardLabel, Term
 from lit_kd.types import Batch, Outputs
-from lit_kd.weightings.selection import check_eta, check_fraction, selected_in, selected_rows
+from lit_kd.weightings.selection import check_options, selected_in, selected_rows
 
 
 class KD(Distiller):
     """Knowledge distillation (Hinton et al., 2015): ``(1 - weight) CE + weight T^2 KL``, the same for every sample.
 
-    Several teachers are averaged, or, where their features are compared, have equal shares. A chain, in which each is
+    Several teachers are averaged; where features are compared, or a sample has several labels, they have equal shares. A chain, in which each is
     the student of the one before, is TAKD (arXiv 1902.03393) where a student learns from the last, and DGKD (arXiv
     2009.08825) where it learns from all before it, some of which each batch drops; that their mean is taken is ours.
 
@@ -65,8 +65,11 @@ class KD(Distiller):
             raise ValueError(f"expected average 'probabilities' or 'logits', found {average!r}")
         if not 0 <= drop <= 1:
             raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
-        check_eta(revise)
-        check_fraction(select)
+        if drop and self._apart:
+            raise ValueError(
+                "expected no drop where teachers are not averaged: with features, or several labels a sample"
+            )
+        check_options(self.task, revise, select)
         self.weight = weight
         self.temperature = temperature
         self.hard = hard
@@ -83,9 +86,13 @@ class KD(Distiller):
         return HardLabel() if self.hard else self.task.teacher_term(self.temperature)
 
     @property
+    def _apart(self) -> bool:
+        return self.reads_features or self.task.name == "multilabel"
+
+    @property
     def num_sources(self) -> int:
-        """One mean teacher, unless features are compared."""
-        return super().num_sources if self.reads_features else min(1, super().num_sources)
+        """One mean teacher, unless features are compared or there are several labels a sample."""
+        return super().num_sources if self._apart else min(1, super().num_sources)
 
     def on_fit_start(self) -> None:
         """Select the rows to distil."""

@@ -14,7 +14,7 @@ from lit_kd.models import Network
 from lit_kd.terms import Term
 from lit_kd.terms.revision import Revised
 from lit_kd.types import Batch, Outputs
-from lit_kd.weightings.selection import check_fraction, selected_in, selected_rows
+from lit_kd.weightings.selection import check_options, selected_in, selected_rows
 
 
 class LabelRevision(Distiller):
@@ -55,7 +55,7 @@ class LabelRevision(Distiller):
         super().__init__(student=student, teacher=teacher, **base)
         if cross_entropy not in ("right", "all"):
             raise ValueError(f"expected cross_entropy 'right' or 'all', found {cross_entropy!r}")
-        check_fraction(select)
+        check_options(self.task, None, select)
         self.eta = eta
         self.form: Literal["mse", "kl"] = form
         self.cross_entropy = cross_entropy

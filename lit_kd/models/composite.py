@@ -42,7 +42,7 @@ class Composite(nn.Module):
         """Make the projector, and take a copy of the head, which stays as it is.
 
         Maps go through a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU [code]; vectors through linear
-        layers with ReLU [ours]. The student's maps are pooled if they are larger; larger ones of the teacher are the
+        layers with ReLU between them [ours]. The student's maps are pooled if they are larger; larger ones of the teacher are the
         loss's to pool.
 
         Args:
@@ -65,8 +65,9 @@ class Composite(nn.Module):
             layers += [nn.AdaptiveAvgPool2d(size)] if size != given[1:] else []
             layers += [*_conv(given[0], middle, 1), *_conv(middle, middle, 3), *_conv(middle, wanted[0], 1)]
         else:
-            for inputs, outputs in ((given[0], middle), (middle, middle), (middle, wanted[0])):
-                layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            for inputs in (given[0], middle):
+                layers += [nn.Linear(inputs, middle), nn.ReLU()]
+            layers.append(nn.Linear(middle, wanted[0]))  # no ReLU, which could not reach negative features
         self.projector = nn.Sequential(*layers)
         self.head = head.requires_grad_(False)  # after the projector: it is the last linear layer
         last_linear(self.body)[1].requires_grad_(False)  # nothing reads its outputs
@@ -78,6 +79,8 @@ class Composite(nn.Module):
 
     def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
         """The logits ``(B, K)`` for one tensor, or for a mapping that is passed as keywords."""
+        if not self.built:
+            raise ValueError("expected a student whose projector is built, found none: train it, or load a checkpoint")
         features: Tensor = self.projector(self._tapped(x[0] if x else named).features[self.tap])
         logits: Tensor = self.head(features.mean((2, 3)) if features.dim() == 4 else features)
         return logits

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_kd.data.rows import Indexed
 from lit_kd.models import last_linear
 from lit_kd.teachers.modules import Teachers
+from lit_kd.terms import Task
 from lit_kd.trust.influence import select_rows, selection_scores
 from lit_kd.trust.meta import Head, MetaRows
 from lit_kd.types import PENULTIMATE, Batch
@@ -18,16 +19,14 @@ if TYPE_CHECKING:
     from lit_kd.distiller import Distiller
 
 
-def check_fraction(select: float | None) -> None:
-    """Refuse a fraction of rows outside of (0, 1]."""
-    if select is not None and not 0 < select <= 1:
-        raise ValueError(f"expected select in (0, 1], the fraction of rows to distil, found {select}")
-
-
-def check_eta(revise: float | None) -> None:
-    """Refuse an eta of `lit_kd.losses.revise_labels` outside of [0, 1)."""
+def check_options(task: Task, revise: float | None, select: float | None) -> None:
+    """Refuse an eta outside of [0, 1), a fraction of rows outside of (0, 1], and both without class numbers."""
     if revise is not None and not 0 <= revise < 1:
         raise ValueError(f"expected an eta of label revision in [0, 1), found {revise}")
+    if select is not None and not 0 < select <= 1:
+        raise ValueError(f"expected select in (0, 1], the fraction of rows to distil, found {select}")
+    if task.name != "classification" and (revise is not None or select is not None):
+        raise ValueError(f"expected no revise or select with {task.name}: they compare class numbers")
 
 
 def selected_rows(module: Distiller, fraction: float | None) -> Tensor | None:
