@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 
 def resolve_seed(seed: int | None) -> int:
@@ -29,3 +32,11 @@ def seed_epoch(epoch: int, rank: int) -> None:
     seed = os.environ.get("PL_GLOBAL_SEED")
     if seed is not None:
         torch.manual_seed(int(np.random.SeedSequence([int(seed), epoch, rank]).generate_state(1)[0]))
+
+
+@contextmanager
+def seeded(purpose: str) -> Iterator[None]:
+    """Draw torch's random numbers from the seed and the purpose for a while; afterwards they go on as before."""
+    with isolate_rng():
+        torch.manual_seed(derive_seed(resolve_seed(None), purpose))
+        yield

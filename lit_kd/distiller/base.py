@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lit_kd.data import DataModule
 from lit_kd.data.padding import own_rows
 from lit_kd.data.rows import Indexed
-from lit_kd.data.seeds import seed_epoch
+from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
 from lit_kd.distiller.rows import RowOutputs, first_batch, predict_rows
@@ -221,7 +221,8 @@ class Distiller(LightningModule):
         if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
             self._load_teachers(training)
         if training:
-            self.complete_student()
+            with seeded("parts of the student"):
+                self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
         self._channels_last = reads_channels_last(self.student, taps, self.speed)
         if self.speed.compile:
@@ -231,7 +232,7 @@ class Distiller(LightningModule):
             self.student.train()  # whatever mode it came in; Lightning keeps it
         if new and self.terms is not None and self.terms.has_parts:
             batch = first_batch(self)
-            with torch.no_grad(), evaluating(self.student):  # no statistics or random numbers of the training
+            with torch.no_grad(), evaluating(self.student), seeded("parts of terms"):
                 student = self.tapped_student(batch.x)
                 self.terms.build(student, self.sources(student, self.teachers(batch.x), batch))
 

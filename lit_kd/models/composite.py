@@ -41,8 +41,8 @@ class Composite(nn.Module):
     def build(self, student_features: Shape, teacher_features: Shape, head: nn.Linear | tuple[int, int]) -> None:
         """Make the projector, and take a copy of the head, which stays as it is.
 
-        Maps go through a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU [code]; vectors through linear
-        layers with ReLU between them [ours]. The student's maps are pooled if they are larger; larger ones of the teacher are the
+        Maps go through a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU [code]; vectors through two
+        linear layers with ReLU between them [ours]. The student's maps are pooled if they are larger; larger ones of the teacher are the
         loss's to pool.
 
         Args:
@@ -65,9 +65,8 @@ class Composite(nn.Module):
             layers += [nn.AdaptiveAvgPool2d(size)] if size != given[1:] else []
             layers += [*_conv(given[0], middle, 1), *_conv(middle, middle, 3), *_conv(middle, wanted[0], 1)]
         else:
-            for inputs in (given[0], middle):
-                layers += [nn.Linear(inputs, middle), nn.ReLU()]
-            layers.append(nn.Linear(middle, wanted[0]))  # no ReLU, which could not reach negative features
+            # no last ReLU, which could not reach negative features
+            layers += [nn.Linear(given[0], wanted[0]), nn.ReLU(), nn.Linear(wanted[0], wanted[0])]
         self.projector = nn.Sequential(*layers)
         self.head = head.requires_grad_(False)  # after the projector: it is the last linear layer
         last_linear(self.body)[1].requires_grad_(False)  # nothing reads its outputs
