@@ -34,7 +34,7 @@ from lit_kd.teachers.cache import TeacherCache
 ROWS = 12
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""
 CASES: dict[str, dict[str, Any]] = {
-    "kd": {},
+    "kd-teachers": {},
     "weighted, few": {"labeled": 0.5},
     "slam, few": {"labeled": 0.5},
     "kd-revised": {},
