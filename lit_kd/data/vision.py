@@ -119,7 +119,8 @@ class _TorchvisionDataModule(DataModule):
         """Read both files into memory.
 
         Raises:
-            FileNotFoundError: If they are not there, or damaged.
+            FileNotFoundError: If they are not there, or their checksum is wrong.
+            ValueError: If they are damaged.
         """
         pool, test = self._open(train=True), self._open(train=False)
         if self.class_names is None:
@@ -149,7 +150,8 @@ class _TorchvisionDataModule(DataModule):
             return self._class()(self.root, train=train)
         except (RuntimeError, ValueError, IndexError, AssertionError, EOFError) as error:
             folder = Path(self.root).expanduser().resolve() / self.folder
-            raise FileNotFoundError(
+            kind = FileNotFoundError if isinstance(error, RuntimeError) else ValueError
+            raise kind(
                 f"expected in {folder} the files of {self.dataset}, found some missing or damaged ({error}). Set "
                 f"download=true, after removing damaged ones, or root to the directory that holds {self.folder}."
             ) from error
