@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -206,7 +206,7 @@ class TestMeta:
         data = ready(DigitsDataModule(train_on_meta=False), trains_on_meta=True)
         with pytest.raises(ValueError, match=r"SimpleNamespace trains on the meta rows, found false. Remove"):
             data.train_dataloader()
-        with pytest.raises(ValueError, match="expected with drop_last at least one full batch.*found 1078 training"):
+        with pytest.raises(ValueError, match=r"expected with drop_last at least one full batch.*found 1078 training"):
             digits(drop_last=True, batch_size=1079).train_dataloader()
 
 
@@ -278,7 +278,7 @@ class TestSource:
             ready(Blobs([0.0, 1.0, 0.0]))
 
         class Wrong(Blobs):
-            changes: dict[str, Any] = {"test_labels": np.full(90, UNLABELED)}
+            changes: ClassVar[dict[str, Any]] = {"test_labels": np.full(90, UNLABELED)}
 
             def load(self) -> Source:
                 source = super().load()

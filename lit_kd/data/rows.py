@@ -112,11 +112,7 @@ class JoinedRows:
 
 
 def on_device(rows: Rows, move: Move) -> Rows:
-    """The same rows with their tensors on a device.
-
-    Raises:
-        ValueError: If they are not made of tensors in memory.
-    """
+    """The same rows with their tensors on a device; raises a ValueError if they are not made of tensors in memory."""
     if isinstance(rows, JoinedRows):
         return JoinedRows(on_device(rows.first, move), on_device(rows.second, move))
     if isinstance(rows, TensorRows):

@@ -179,7 +179,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
     input_shape = (1, 28, 28)
     dataset = "FashionMNIST"
     folder = "FashionMNIST/raw"
-    names = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")
+    names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
     mean: ClassVar[list[float]] = [0.2860]
     std: ClassVar[list[float]] = [0.3530]
 
@@ -199,7 +199,10 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     input_shape = (3, 32, 32)
     dataset = "CIFAR10"
     folder = "cifar-10-batches-py"
-    names: ClassVar[Sequence[str]] = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names: ClassVar[Sequence[str]] = [
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ]
     mean: ClassVar[list[float]] = [0.4914, 0.4822, 0.4465]
     std: ClassVar[list[float]] = [0.2470, 0.2435, 0.2616]
 
