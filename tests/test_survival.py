@@ -249,7 +249,7 @@ def idx(path: Path, shape: tuple[int, ...], high: int) -> None:
 
 
 class TestDamagedData:
-    files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
     @pytest.mark.parametrize("number", range(4))
     @pytest.mark.parametrize("length", [0, 40])

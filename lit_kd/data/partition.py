@@ -175,7 +175,8 @@ def partition(
 
 def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
     """Which rows have a label, ``(n,)``."""
-    return (labels != UNLABELED) if labels.ndim == 1 else (labels != UNLABELED).all(axis=1)
+    known: npt.NDArray[np.bool_] = labels != UNLABELED
+    return known if known.ndim == 1 else np.asarray(known.all(axis=1))
 
 
 def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
