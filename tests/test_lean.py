@@ -13,11 +13,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lit_kd import ALMKD, KD
 from lit_kd.data import Batch
-from lit_kd.data.sampler import EpochLoader
 
 
 class Heavy(KD):
@@ -163,24 +161,3 @@ def test_a_batch_waits_for_its_copy_where_lightning_does(device: str, monkeypatc
     move_data_to_device(parts, torch.device(device))
     assert ours == asked
     assert len(ours) == 3
-
-
-@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"num_workers": 1}])
-@pytest.mark.parametrize("train", [True, False])
-def test_a_loader_does_what_torchs_does(train: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # no pinned memory
-    data = Blobs(**options)
-    data.setup()
-    loader, found = data.train_dataloader() if train else data.val_dataloader(), []
-    for batches in (EpochLoader.__iter__, DataLoader.__iter__):
-        torch.manual_seed(0)
-        for epoch in (0, 1):
-            getattr(loader.sampler, "set_epoch", int)(epoch)
-            given = list(batches(loader))
-            assert len(given) == len(loader)
-            found.append(torch.cat([part.flatten().double() for b in given for part in b if part is not None]))
-        found.append(torch.rand(3))
-    assert all(map(torch.equal, found[:3], found[3:]))
-    assert not train or not torch.equal(*found[:2])
-    whole = EpochLoader(loader.dataset, batch_size=None)
-    assert len(list(whole)) == len(loader.dataset)

@@ -150,7 +150,7 @@ class _TorchvisionDataModule(DataModule):
             return self._class()(self.root, train=train)
         except (RuntimeError, ValueError, IndexError, AssertionError, EOFError) as error:
             folder = Path(self.root).expanduser().resolve() / self.folder
-            kind = FileNotFoundError if isinstance(error, RuntimeError) else ValueError
+            kind = FileNotFoundError if "not found" in str(error) else ValueError  # of the file, or of its checksum
             raise kind(
                 f"expected in {folder} the files of {self.dataset}, found some missing or damaged ({error}). Set "
                 f"download=true, after removing damaged ones, or root to the directory that holds {self.folder}."
