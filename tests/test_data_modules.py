@@ -470,6 +470,7 @@ class TestOnDevice:
             assert batch.x.shape == (50, 1, 8, 8)
         moved = loaders[0].dataset.rows.x
         assert all(loader.dataset.rows.x is moved for loader in loaders)
+        assert data._move.cache_info().currsize == 1  # the labels' slices are not kept
         data.teardown("fit")  # frees the device
         assert data.train_dataloader().dataset.rows.x is not moved
 
@@ -485,7 +486,7 @@ class TestOnDevice:
     def test_rows_read_one_by_one_are_refused(self) -> None:
         rows = Indexed(ItemRows([(torch.zeros(2), 0)]), np.arange(1), torch.zeros(1).long(), None)
         with pytest.raises(ValueError, match="expected rows of tensors in memory with on_device, found ItemRows"):
-            rows.to(lambda x: x)
+            rows.to(torch.device("cpu"), torch.clone)
 
 
 def test_cli_takes_the_shared_arguments() -> None:

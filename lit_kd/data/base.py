@@ -263,9 +263,10 @@ class DataModule(LightningDataModule, ABC):
     def loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
         """Batches of some rows: in their order, or for training in a sampler's."""
         if self.on_device and self.trainer is not None:
+            device = self.trainer.strategy.root_device
             if self._move is None:  # one copy of each tensor, whichever rows it is in
-                self._move = cache(partial(Tensor.to, device=self.trainer.strategy.root_device))
-            rows = rows.to(self._move)
+                self._move = cache(partial(Tensor.to, device=device))
+            rows = rows.to(device, self._move)
         return EpochLoader(
             rows,
             batch_size=self.batch_size,
