@@ -301,12 +301,14 @@ class TestErrors:
 
         inner = Given()
         inner.val = [DataLoader(rows(20))] * 2
-        with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader, found list of 2"):
+        with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader .*, found list of 2"):
             wrap(inner)
         inner.val = inner.val[:1]
         assert wrap(inner).meta_size == 10
         inner.train = DataLoader(Stream())
-        with pytest.raises(TypeError, match="expected a map-style data set in train_dataloader, found Stream"):
+        with pytest.raises(
+            TypeError, match=r"train_dataloader .* of a map-style data set, found one of Stream, whose rows have no"
+        ):
             wrap(inner)
         inner.train = DataLoader(rows(3), batch_sampler=[[0, 1], [2]])
         with pytest.raises(ValueError, match="with a batch_size, found one with a batch sampler of its own"):

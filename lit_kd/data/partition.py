@@ -121,8 +121,7 @@ def partition(
     labels = checked(source.labels, source.train, "training", missing=True)
     if len(source.plain) != len(source.train):
         raise ValueError(
-            f"expected the same rows with and without augmentation, found {len(source.train)} and "
-            f"{len(source.plain)}. Let Source.plain be Source.train where nothing is augmented."
+            f"expected the same rows with and without augmentation, found {len(source.train)} and {len(source.plain)}"
         )
     augmented, plain, clean = source.train, source.plain, labels
     split_seed = derive_seed(seed, "split")
