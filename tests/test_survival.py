@@ -249,26 +249,28 @@ def idx(path: Path, shape: tuple[int, ...], high: int) -> None:
 
 
 class TestDamagedData:
+    files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
     @pytest.mark.parametrize("number", range(4))
-    @pytest.mark.parametrize("length", [0, 3, 10, 40])
+    @pytest.mark.parametrize("length", [0, 40])
     def test_mnist(self, number: int, length: int, tmp_path: Path) -> None:
         folder = tmp_path / MNISTDataModule.folder
         folder.mkdir(parents=True)
-        for name, shape in zip(MNISTDataModule.files, [(100, 28, 28), (100,)] * 2, strict=True):
+        for name, shape in zip(self.files, [(100, 28, 28), (100,)] * 2, strict=True):
             idx(folder / name, shape, 10)
         MNISTDataModule(str(tmp_path), meta=20, val=20).setup()
-        broken = folder / MNISTDataModule.files[number]
+        broken = folder / self.files[number]
         broken.write_bytes(broken.read_bytes()[:length])
-        match = rf"expected in {folder} the files of MNIST, found damaged ones.*Replace them, or .*download=true"
+        match = rf"expected in {folder} the files of MNIST, found some missing or damaged.*Set download=true"
         with pytest.raises(ValueError, match=match):
             MNISTDataModule(str(tmp_path)).setup()
 
     def test_cifar_runs_no_code_from_a_file(self, tmp_path: Path) -> None:
         folder = tmp_path / CIFAR10DataModule.folder
         folder.mkdir()
-        for name in CIFAR10DataModule.files:
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
             (folder / name).write_bytes(pickle.dumps(Evil(tmp_path / "code-was-run")))
-        with pytest.raises(FileNotFoundError, match="found all, but not all intact"):
+        with pytest.raises(FileNotFoundError, match="found some missing or damaged"):
             CIFAR10DataModule(root=str(tmp_path)).setup()
         assert not (tmp_path / "code-was-run").exists()
 
