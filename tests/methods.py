@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "kd-revised": lambda student, teachers, **base: KD(student, teachers[0], revise=0.8, select=0.7, **base),
     "label-revision": lambda student, teachers, **base: LabelRevision(student, teachers[0], form="kl", **base),
     "label-revision-selected": lambda student, teachers, **base: LabelRevision(
-        student, teachers, form="kl", cross_entropy="all", select=0.7, damping=0.1, **base
+        student, teachers, form="kl", cross_entropy="all", select=0.7, **base
     ),
     "posterior": lambda student, teachers, **base: PosteriorDistillation(student, teachers[0], **base),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
