@@ -260,7 +260,7 @@ class TestBadInput:
             trainer(max_epochs=3).fit(rad(**options), data(**blob))
 
     def test_no_labels_at_all(self) -> None:
-        with pytest.raises(ValueError, match="expected training rows with a label.*found 0 and"):
+        with pytest.raises(ValueError, match=r"expected training rows with a label.*found 0 and"):
             trainer(max_epochs=3).fit(rad(), AllUnlabeled(labeled=None))
 
     @pytest.mark.parametrize("options", [{"mistakes": 2.0}, {"rule": "margin"}])
