@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_kd.models.files import parse_yaml, read_yaml
+from lit_kd.report.runs import TEACHER, Config, Job, slug
 
-Config = dict[str, Any]
-TEACHER = "teacher"
 _PARTS = {"model", "data", "trainer"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: a method at a seed.
-
-    Attributes:
-        method: Name in the recipe; ``teacher`` for the teacher, ``teacher NAME`` for one of several.
-        seed: Of split, noise, order and initial weights.
-        folder: Where everything about it is written.
-        config: A config for ``lit-kd fit``.
-        is_teacher: Whether others learn from it.
-        teachers: The `method` of each teacher that it learns from.
-        wave: All of smaller waves must be finished before it starts.
-        project: Of W&B, where it is shown too, in the group of its comparison.
-    """
-
-    method: str
-    seed: int
-    folder: Path
-    config: Config
-    is_teacher: bool = False
-    teachers: tuple[str, ...] = ()
-    wave: int = 0
-    project: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,70 +66,59 @@ def read_recipe(path: Path) -> Recipe:
             them; a teacher may name those above it. A method that names none learns from all.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ValueError: If it does not have this form.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}: expected a YAML file such as configs/recipes/digits_pair.yaml")
     content = read_yaml(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a mapping with methods, found {type(content).__name__}")
-    unknown = set(content) - {"name", "seeds", "defaults", "teacher", "teachers", "methods"}
-    if unknown:
-        expected = "name, seeds, defaults, teacher or teachers, methods"
-        raise ValueError(f"{path}: expected {expected}; found also {sorted(unknown)}")
-    teacher: Any = content.get(TEACHER)
-    teachers: Any = content.get("teachers", {})
-    methods: Any = content.get("methods")
-    if teacher is not None and "teachers" in content:
-        raise ValueError(f"{path}: expected either teacher or teachers, found both: name the one among the others")
-    for key, parts in {"teachers": teachers, "methods": methods}.items():
-        if not isinstance(parts, Mapping) or (key in content and not parts):
-            raise ValueError(f"{path}: expected {key}, a mapping of names to configs; found {parts!r}")
-    seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
+    known_keys = ["name", "seeds", "defaults", TEACHER, "teachers", "methods"]
+    if not isinstance(content, Mapping) or set(content) - set(known_keys):
+        found = sorted(set(content) - set(known_keys)) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path}: expected a mapping with the keys {', '.join(known_keys)}; found {found}")
     defaults = content.get("defaults") or {}
-    if not isinstance(defaults, Mapping) or set(defaults) - _PARTS:
+    if not isinstance(defaults, dict) or set(defaults) - _PARTS:
         raise ValueError(f"{path}, defaults: expected the keys model, data or trainer; found {defaults!r}")
-
-    rows = {f"{TEACHER} {name}": part for name, part in teachers.items()}
+    teacher, named = content.get(TEACHER), content.get("teachers")
+    if teacher is not None and named is not None:
+        raise ValueError(f"{path}: expected either teacher or teachers, found both: name the one among the others")
+    for key in ("methods", *(["teachers"] if "teachers" in content else [])):
+        if not isinstance(content.get(key), Mapping) or not content[key]:
+            raise ValueError(f"{path}: expected {key}, a mapping of names to configs; found {content.get(key)!r}")
+    teachers = {f"{TEACHER} {name}": part for name, part in (named or {}).items()}
     if teacher is not None:
-        rows = {TEACHER: teacher}
-    methods = {str(name): part for name, part in methods.items()}
-    names = [*dict.fromkeys([TEACHER, *rows]), *methods]
+        teachers = {TEACHER: teacher}
+    methods = {str(name): part for name, part in content["methods"].items()}
+    names = [*dict.fromkeys([TEACHER, *teachers]), *methods]
     if len({slug(name) for name in names}) < len(names):
         raise ValueError(f"{path}: expected names that differ in letters and digits, found {names}")
+
     known: dict[str, str] = {}  # the row of each teacher so far, by the name that others call it
     configs: dict[str, Config] = {}
     taught_by: dict[str, tuple[str, ...]] = {}
-    for row, part in {**rows, **methods}.items():
-        where, unasked = f"{path}, {row}", () if row in rows else tuple(known.values())
-        configs[row], taught_by[row] = _read_part(part, dict(defaults), known, unasked, where)
-        if row in rows:
+    for row, part in (teachers | methods).items():
+        default = () if row in teachers else tuple(known.values())
+        configs[row], taught_by[row] = _read_part(part, defaults, known, default, f"{path}, {row}")
+        if row in teachers:
             known[row.removeprefix(f"{TEACHER} ")] = row
     return Recipe(
         name=str(content.get("name", path.stem)),
-        seeds=seeds,
-        defaults=dict(defaults),
-        teachers={row: configs[row] for row in rows},
+        seeds=check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds"),
+        defaults=defaults,
+        teachers={row: configs[row] for row in teachers},
         methods={row: configs[row] for row in methods},
         taught_by=taught_by,
     )
 
 
 def _read_part(
-    part: Any, defaults: Config, known: Mapping[str, str], unasked: tuple[str, ...], where: str
+    part: Any, defaults: Config, known: Mapping[str, str], default: tuple[str, ...], where: str
 ) -> tuple[Config, tuple[str, ...]]:
-    """Check one teacher or method.
+    """The config of one teacher or method, and the rows of its teachers.
 
     Args:
         part: Its entry in the recipe.
         defaults: Those of the recipe.
         known: The teachers that it may name, and their rows.
-        unasked: The rows of those that it learns from if it names none.
+        default: The rows of those that it learns from if it names none.
         where: For messages.
-
-    Returns:
-        Its config, and the rows of its teachers.
     """
     if not isinstance(part, Mapping) or set(part) - {*_PARTS, TEACHER}:
         raise ValueError(f"{where}: expected the keys model, data, trainer or teacher; found {part!r}")
@@ -167,7 +129,7 @@ def _read_part(
     learns = model["class_path"].split(".")[-1] != "Supervised" and TEACHER not in model.get("init_args", {})
     asked = part.get(TEACHER)
     if asked is None:
-        return config, unasked if learns else ()
+        return config, default if learns else ()
     if not learns:
         raise ValueError(f"{where}: expected no teacher for Supervised or beside init_args.teacher; found {asked!r}")
     asked = asked if isinstance(asked, list) else [asked]
@@ -177,7 +139,7 @@ def _read_part(
 
 
 def read_overrides(options: Sequence[str]) -> Config:
-    """What the command line says of every training.
+    """Options of every training, from the command line.
 
     Args:
         options: ``KEY=VALUE``, the key with dots, the value in YAML.
@@ -226,13 +188,3 @@ def merge(base: Config, own: Config) -> Config:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
     return merged
-
-
-def slug(name: str) -> str:
-    """A method's name as a folder's.
-
-    Examples:
-        >>> slug("KD 0.5 + meta")
-        'kd-0.5-meta'
-    """
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
