@@ -13,8 +13,8 @@ import torch
 from commands import CONFIGS, QUIET, call, configs, files, read_csv, version
 from PIL import Image
 
-from lit_kd.cli.inspect import find_config
 from lit_kd.cli.main import main
+from lit_kd.cli.samples import find_config
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
 
@@ -128,7 +128,6 @@ class TestRanking:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["gone"], "no directory at gone: expected one that a lit_kd run wrote"),
             (["empty"], "no config.yaml in empty: expected the directory of a lit_kd run, or give --config"),
             (["several"], "several: expected one run, found 2: give one of them"),
             (["bare"], "no last.ckpt or best.ckpt in bare, nor in checkpoints/ there: give --ckpt_path"),

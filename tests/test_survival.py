@@ -27,7 +27,7 @@ from lit_kd import KD
 from lit_kd.cli.main import main
 from lit_kd.data import CIFAR10DataModule, ImageFolderDataModule, MNISTDataModule
 from lit_kd.models.files import write_columns, write_whole
-from lit_kd.report.callbacks import BestAndLast, WholeCheckpoints, WritePredictions
+from lit_kd.report.callbacks import WholeCheckpoints, WritePredictions
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def check(job: Job) -> None:
     Raises:
         ValueError: If it does.
     """
+    _be_quiet()
     try:
         make_cli(job.config, kind=ParseOnly, run=False, exit_on_error=False)
     except ArgumentError as error:
@@ -69,9 +70,7 @@ def finished(job: Job) -> Result | None:
 
 def train(job: Job) -> Result:
     """Train, test at the best and the last epoch, and write the result; what an interrupted try left is removed."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):  # dozens of trainings would repeat the same
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*")
+    _be_quiet()
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     write_whole(job.folder / "config.yaml", yaml.safe_dump(job.config, sort_keys=False))
@@ -132,6 +131,13 @@ def wandb_logger(job: Job) -> WandbLogger:
     )
     logger.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
     return logger
+
+
+def _be_quiet() -> None:
+    """Dozens of trainings would repeat the same messages."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*")
 
 
 def _surroundings(folder: Path) -> Config:
