@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def find_config(name: str | Path, *kinds: str) -> Path:
         >>> [find_config(name).stem for name in ("configs/methods/kd.yaml", "data/digits")]
         ['kd', 'digits']
     """
-    path, shipped = Path(name), shipped_configs()
+    path, shipped = Path(os.path.expanduser(name)), shipped_configs()  # Path's own fails for an unknown user
     if path.is_file():
         return path
     short = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
@@ -57,4 +58,4 @@ def with_paths(line: Sequence[str]) -> list[str]:
 
 def _path(value: str) -> str:
     is_name = re.fullmatch(r"[^\s:{}]+", value)
-    return str(find_config(Path(value).expanduser(), "methods", "data")) if is_name else value
+    return str(find_config(value, "methods", "data")) if is_name else value
