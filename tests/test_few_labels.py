@@ -36,7 +36,7 @@ from lit_kd.data import (
 )
 from lit_kd.report.charts import to_png
 from lit_kd.report.samples import noise_auc, write_samples
-from lit_kd.report.weights import histogram_chart, pooled_weights
+from lit_kd.report.weights import chart_of, draw_histogram, pooled_weights
 
 NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.3}
 
@@ -338,7 +338,7 @@ class TestALMKD:
         assert noise_auc(weights[:, 0], np.full(5, -1), noisy & False) is None
         for given in (label, np.full(5, -1)):
             seed = {"weights": weights, "label": given, "noisy": noisy & (given >= 0)}
-            assert len(to_png(histogram_chart(*pooled_weights([seed, seed]), "ALM-KD"))) > 1000
+            assert len(to_png(chart_of(draw_histogram, *pooled_weights([seed, seed])))) > 1000
 
 
 class Looking(KD):

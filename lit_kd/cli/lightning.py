@@ -70,7 +70,7 @@ def make_cli(args: ArgsType = None, kind: type[Cli] = Cli, exit_on_error: bool =
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},  # but to the run's directory
         parser_kwargs={"version": __version__, "description": DESCRIPTION, "exit_on_error": exit_on_error},
         args=args,
         **({"save_config_callback": SaveConfig} | kwargs),

@@ -195,7 +195,8 @@ def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, rows, logits = load_student(checkpoint).to(device), rows_of(data, index), []
     with torch.no_grad():
-        for part in track(torch.arange(len(index)).split(data.batch_size), "predicting", transient=True):
-            x = move_data_to_device(rows.__getitems__(part.tolist()).x, device)
+        for first in track(range(0, len(index), data.batch_size), "predicting", transient=True):
+            batch = rows.__getitems__(list(range(first, min(first + data.batch_size, len(index)))))
+            x = move_data_to_device(batch.x, device)
             logits.append(logits_of(student, x).float().cpu())
     return torch.cat(logits)

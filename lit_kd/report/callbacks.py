@@ -69,9 +69,6 @@ def run_directory(trainer: Trainer) -> Path:
 class SaveConfig(SaveConfigCallback):
     """Saves a training's resolved config as config.yaml in `run_directory`, and shows it in W&B and TensorBoard."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, save_to_log_dir=False)
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the config of a fit: only trainings are read again, as by ``lit-kd inspect``."""
         if stage == TrainerFn.FITTING:

@@ -97,35 +97,25 @@ def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence
         width: In inches.
     """
     line = teachers[0] if len(teachers) == 1 else None
-    students = {name: [100 * a for a in values] for name, values in accuracies.items() if name != line}
-    means = [mean(values) for values in students.values()]
-    errors = [stdev(values) if len(values) > 1 else 0.0 for values in students.values()]
-    best = max((name for name in students if name not in teachers), key=lambda name: mean(students[name]), default=None)
+    rows = {name: [100 * a for a in values] for name, values in accuracies.items() if name != line}
+    best = max((name for name in rows if name not in teachers), key=lambda name: mean(rows[name]), default=None)
     ink, paper = mpl.rcParams["text.color"], mpl.rcParams["axes.facecolor"]
-    figure = Figure(figsize=(width, max(2.0, 1.2 + 0.36 * len(students))), layout="constrained")
+    figure = Figure(figsize=(width, max(2.0, 1.2 + 0.36 * len(rows))), layout="constrained")
     axes = figure.subplots()
-    rows = np.arange(len(students))
-    axes.hlines(rows, 0, 100, color=PLAIN, lw=1, alpha=0.25)
-    for row, (name, values) in enumerate(students.items()):
+    for row, (name, values) in enumerate(rows.items()):
         color = RIGHT if name == best else ink
         fill = paper if name in teachers else color
-        axes.errorbar(means[row], row, xerr=errors[row], fmt="o", color=color, mfc=fill, ms=7, capsize=3, lw=1.4)
+        error = stdev(values) if len(values) > 1 else 0.0
+        axes.errorbar(mean(values), row, xerr=error, fmt="o", color=color, mfc=fill, ms=7, capsize=3, lw=1.4)
         axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
-    points = [a for values in students.values() for a in values]
-    points += [value + sign * error for value, error in zip(means, errors, strict=True) for sign in (-1, 1)]
     if line is not None:
         teacher = 100 * mean(accuracies[line])
-        points.append(teacher)
         axes.axvline(teacher, color=ink, ls="--", lw=1)
-        name = f"{line} {teacher:.1f}"
-        axes.text(teacher, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
-    low, high = min(points), max(points)
-    room = max(high - low, 1.0)
-    axes.set_xlim(low - 0.1 * room, high + 0.1 * room)
-    for row, value in enumerate(means):  # in a column of their own, where nothing else is drawn
-        axes.text(1.01, row, f"{value:.1f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    axes.set_yticks(rows, list(students))
-    axes.set_ylim(len(students) - 0.5, -0.5)  # the first one at the top
+        axes.set_title(f"dashed: {line} {teacher:.1f}", fontsize=8)
+    axes.margins(x=0.1)
+    axes.grid(axis="y", color=PLAIN, alpha=0.25)
+    axes.set_yticks(range(len(rows)), [f"{name}  {mean(values):.1f}" for name, values in rows.items()])
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first one at the top
     label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
     figure.supxlabel(textwrap.fill(label, round(13 * width)), fontsize=9)
     return figure

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.markdown import Markdown
 
 from lit_kd.models.files import write_whole
 from lit_kd.report.charts import STYLE, accuracy_chart, curves_chart, mean_and_deviation, save
 from lit_kd.report.page import write_page
 from lit_kd.report.regions import regions_chart
 from lit_kd.report.runs import SAMPLES, Job, Result, slug
-from lit_kd.report.weights import histogram_chart, pooled_weights, teachers_chart, wrong_labels
+from lit_kd.report.weights import chart_of, draw_histogram, pooled_weights, teachers_chart, wrong_labels
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
@@ -59,12 +57,12 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
     head, rows = summary(by_method, teachers)
     named = [[re.sub(r"([\\*_<`])", r"\\\1", name), *cells] for name, *cells in rows]  # a name is no markup
-    lines = [head, ["---"] * len(head), *named]
-    write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    table = "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *named])
+    write_whole(folder / "table.md", table)
     with mpl.rc_context(STYLE):
         more = _draw(folder, done, by_method, teachers)
     write_page(folder / "report.html", done, (head, rows), more)
-    _print(folder, head, rows)
+    _print(folder, table)
 
 
 def _draw(
@@ -89,7 +87,7 @@ def _draw(
         if not all((job.folder / SAMPLES).is_file() for job in jobs):
             continue
         seeds, name = [np.load(job.folder / SAMPLES) for job in jobs], f"{slug(method)}.png"
-        chart = histogram_chart(*pooled_weights(seeds), f"{method}: {wrong_labels(seeds, 3)}")
+        chart = chart_of(draw_histogram, *pooled_weights(seeds), title=f"{method}: {wrong_labels(seeds, 3)}")
         save(chart, folder / f"weights-{name}")
         if len(jobs[0].teachers) > 1:
             more[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
@@ -116,20 +114,12 @@ def summary(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[li
     return ["method", *(head for head, _, _ in heads.values())], rows
 
 
-def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
-    caption = (
-        "test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
-    )
-    table = Table(box=box.SIMPLE_HEAD, title=folder.name, caption=caption, padding=(0, 1, 0, 0))
-    rows = [[row[0], *(cell.replace(" ± ", "±") for cell in row[1:])] for row in rows]
+def _print(folder: Path, table: str) -> None:
     console = Console()
-    if sum(max(map(len, column)) + 1 for column in zip(head, *rows, strict=True)) >= console.width:
-        rows = [[row[0], *(re.sub("±[0-9.]+", "", cell) for cell in row[1:])] for row in rows]  # table.md has them
-    for name in head:
-        # if that does not do, names are folded and numbers stay whole
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
-    for row in rows:
-        cells = [escape(row[0]), *row[1:]]
-        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
-    console.print(table)
+    if max(map(len, table.splitlines())) >= console.width:
+        table = re.sub(r" ± [0-9.]+", "", table)  # table.md has them
+    console.print(Markdown(table))
+    console.print(
+        "Test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
+    )
     console.print(f"report.html, results.csv, table.md and pictures are in {folder}")

@@ -21,19 +21,15 @@ from lit_kd.report.charts import Arrays
 from lit_kd.report.pictures import to_png
 from lit_kd.report.runs import EVIDENCE, SAMPLES, Job, Result
 from lit_kd.report.samples import class_name
-from lit_kd.report.weights import course_chart, histogram_chart, knows_wrong, pooled_weights, wrong_labels
+from lit_kd.report.weights import (
+    chart_of,
+    draw_course,
+    draw_histogram,
+    knows_wrong,
+    pooled_weights,
+    wrong_labels,
+)
 from lit_kd.version import __version__
-
-COLUMNS = {
-    "method": "",
-    "accuracy": "share of the test samples that are classified right, in %, at the epoch with the best validation",
-    "at last": "the same after the last epoch",
-    "ECE": "expected calibration error, in %: how far the stated confidence is from the share that is right; 0 is best",
-    "agrees": "share of the test samples for which student and teacher name the same class, in %",
-    "AUC": "how well a low learned weight tells wrong training labels from right ones: 1 perfectly, 0.5 by chance",
-    "picks right": "where teachers differ, how often the one with the largest weight is right, in %",
-    "time, s": "seconds of training",
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,6 @@ def write_page(
             noise=float(np.mean(noise)) if noise else 0.0,
             head=table[0],
             rows=table[1],
-            columns=COLUMNS,
             accuracy=_card("Test accuracy", chart, description=f"Mean test accuracy: {means}"),
             curves=list(_curves(records, teachers)),
             reliability=list(_reliability(records)),
@@ -177,12 +172,12 @@ def _weights(records: Records) -> Iterator[Card]:
         if not len(weights):
             continue
         found = wrong_labels(kept, 2)
-        yield _card(f"{method}: weights after training", histogram_chart(weights, wrong), found)
+        yield _card(f"{method}: weights after training", chart_of(draw_histogram, weights, wrong), found)
         logged = [{e for e, row in one.epochs.items() if all(name in row for name in names.values())} for one in seeds]
         epochs = sorted(set.intersection(*logged))
         if epochs:
             means = {kind: [[one.epochs[e][name] for e in epochs] for one in seeds] for kind, name in names.items()}
-            yield _card(f"{method}: weights by epoch", course_chart(epochs, means), found)
+            yield _card(f"{method}: weights by epoch", chart_of(draw_course, epochs, means), found)
 
 
 def _distrusted(records: Records) -> Iterator[dict[str, Any]]:
@@ -192,19 +187,20 @@ def _distrusted(records: Records) -> Iterator[dict[str, Any]]:
         if kept is None:
             continue
         names = [str(name) for name in kept["class_names"]] if "class_names" in kept else None
-        samples = []
-        for row, index in enumerate(kept["shown_index"]):
-            label, believed, true = (int(kept[f"shown_{name}"][row]) for name in ("label", "believed", "true"))
-            lines = [
-                f"label: {class_name(names, label)}",
-                f"student: {class_name(names, believed)} ({100 * kept['shown_probability'][row]:.0f}%)",
-                f"weight: {kept['shown_weight'][row]:.2f}",
-            ]
-            kind = "" if true < 0 else "right" if true == label else "wrong"
-            if kind:
-                lines.append("the label is right" if kind == "right" else f"truly: {class_name(names, true)}")
-            png = _data_url(to_png(Image.fromarray(kept["pictures"][row]))) if "pictures" in kept else ""
-            samples.append({"index": int(index), "lines": lines, "kind": kind, "png": png})
+        columns = [kept[f"shown_{name}"].tolist() for name in ("index", "label", "believed", "true")]
+        samples = [
+            {
+                "index": index,
+                "label": class_name(names, label),
+                "believed": class_name(names, believed),
+                "truth": class_name(names, true) if true >= 0 else "",
+                "kind": "" if true < 0 else "right" if true == label else "wrong",
+                "probability": float(kept["shown_probability"][row]),
+                "weight": float(kept["shown_weight"][row]),
+                "png": _data_url(to_png(Image.fromarray(kept["pictures"][row]))) if "pictures" in kept else "",
+            }
+            for row, (index, label, believed, true) in enumerate(zip(*columns, strict=True))
+        ]
         yield {"name": method, "none": not (kept["shown_distrust"] > 1e-6).any(), "samples": samples}
 
 

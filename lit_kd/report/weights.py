@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -63,19 +63,12 @@ def draw_course(axes: Axes, epochs: Sequence[int], means: Means) -> None:
     axes.legend(frameon=False)
 
 
-def histogram_chart(weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_], title: str = "") -> Figure:
-    """See `draw_histogram`; a chart with a title is wider."""
+def chart_of(draw: Callable[..., None], *args: Any, title: str = "") -> Figure:
+    """A figure of `draw_histogram` or `draw_course` alone; one with a title is wider."""
     figure = Figure(figsize=(7.5, 3.0) if title else (WIDE, 2.8), layout="constrained")
     axes = figure.subplots()
-    draw_histogram(axes, weights, wrong)
+    draw(axes, *args)
     axes.set_title(title, fontsize=10)
-    return figure
-
-
-def course_chart(epochs: Sequence[int], means: Means) -> Figure:
-    """See `draw_course`."""
-    figure = Figure(figsize=(WIDE, 2.8), layout="constrained")
-    draw_course(figure.subplots(), epochs, means)
     return figure
 
 
