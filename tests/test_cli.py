@@ -314,8 +314,8 @@ class TestErrors:
         Path("recipe.yaml").write_text("methods: {KD: {}}\nmetods: {}")
         code, out, err = shell(COMMAND, "compare", "recipe.yaml")
         assert (code, out) == (1, "")
-        assert err.startswith("lit-kd: error: recipe.yaml: expected a mapping with the keys name, seeds")
-        assert "found ['metods']" in err
+        assert err.startswith("lit-kd: error: recipe.yaml: expected a mapping with the keys defaults, methods, name")
+        assert "metods" in err
         assert len(err.splitlines()) == 2
 
 

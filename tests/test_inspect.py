@@ -130,7 +130,7 @@ class TestRanking:
         [
             (["empty"], "no config.yaml in empty: expected the directory of a lit_kd run, or give --config"),
             (["several"], "several: expected one run, found 2: give one of them"),
-            (["bare"], "no last.ckpt or best.ckpt in bare, nor in checkpoints/ there: give --ckpt_path"),
+            (["bare"], "expected last.ckpt or best.ckpt in one of bare, bare/checkpoints; found none: give"),
             ([str(RUN), "--output", "ranking.txt"], "expected a path that ends in .csv or .parquet"),
         ],
     )

@@ -21,18 +21,15 @@ class Recipe:
     Attributes:
         name: Of the folder that results go to.
         seeds: Each trains its own teachers.
-        defaults: ``model``, ``data`` and ``trainer`` of every training.
-        teachers: What differs for each teacher, by the name of its row in the results; a teacher comes after those that
-            it learns from.
-        methods: What differs for each method, by name.
-        taught_by: By teacher and method, the teachers that it learns from.
+        configs: By row of the results, teachers first, the config of its trainings.
+        teachers: The rows of teachers; a teacher comes after those that it learns from.
+        taught_by: By row, the rows of the teachers that it learns from.
     """
 
     name: str
     seeds: list[int]
-    defaults: Config
-    teachers: dict[str, Config]
-    methods: dict[str, Config]
+    configs: dict[str, Config]
+    teachers: list[str]
     taught_by: dict[str, tuple[str, ...]]
 
     def jobs(self, folder: Path, seeds: Sequence[int], overrides: Config) -> Iterator[Job]:
@@ -44,16 +41,15 @@ class Recipe:
             overrides: Counts more than what the recipe says.
         """
         waves: dict[str, int] = {}
-        for method, own in (self.teachers | self.methods).items():
-            is_teacher, teachers = method in self.teachers, self.taught_by[method]
-            waves[method] = 1 + max((waves[t] for t in teachers), default=-1) if is_teacher else len(self.teachers)
+        for row, own in self.configs.items():
+            is_teacher, teachers = row in self.teachers, self.taught_by[row]
+            waves[row] = 1 + max((waves[t] for t in teachers), default=-1) if is_teacher else len(self.teachers)
             for seed in seeds:
-                config = merge(merge(self.defaults, own), overrides) | {"seed_everything": seed}
+                config = merge(own, overrides) | {"seed_everything": seed}
                 files = [str(folder / slug(teacher) / f"seed-{seed}" / "best.ckpt") for teacher in teachers]
                 if files:
                     config["model"].setdefault("init_args", {})["teacher"] = files if len(files) > 1 else files[0]
-                where = folder / slug(method) / f"seed-{seed}"
-                yield Job(method, seed, where, config, is_teacher, teachers, waves[method])
+                yield Job(row, seed, folder / slug(row) / f"seed-{seed}", config, is_teacher, teachers, waves[row])
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -68,14 +64,8 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ValueError: If it does not have this form.
     """
-    content = read_yaml(path)
-    known_keys = ["name", "seeds", "defaults", TEACHER, "teachers", "methods"]
-    if not isinstance(content, Mapping) or set(content) - set(known_keys):
-        found = sorted(set(content) - set(known_keys)) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"{path}: expected a mapping with the keys {', '.join(known_keys)}; found {found}")
-    defaults = content.get("defaults") or {}
-    if not isinstance(defaults, dict) or set(defaults) - _PARTS:
-        raise ValueError(f"{path}, defaults: expected the keys model, data or trainer; found {defaults!r}")
+    content = _mapping(read_yaml(path), {"name", "seeds", "defaults", TEACHER, "teachers", "methods"}, f"{path}")
+    defaults = _mapping(content.get("defaults") or {}, _PARTS, f"{path}, defaults")
     teacher, named = content.get(TEACHER), content.get("teachers")
     if teacher is not None and named is not None:
         raise ValueError(f"{path}: expected either teacher or teachers, found both: name the one among the others")
@@ -85,57 +75,55 @@ def read_recipe(path: Path) -> Recipe:
     teachers = {f"{TEACHER} {name}": part for name, part in (named or {}).items()}
     if teacher is not None:
         teachers = {TEACHER: teacher}
-    methods = {str(name): part for name, part in content["methods"].items()}
-    names = [*dict.fromkeys([TEACHER, *teachers]), *methods]
+    rows = teachers | {str(name): part for name, part in content["methods"].items()}
+    names = [*dict.fromkeys([TEACHER, *teachers]), *map(str, content["methods"])]
     if len({slug(name) for name in names}) < len(names):
         raise ValueError(f"{path}: expected names that differ in letters and digits, found {names}")
 
     known: dict[str, str] = {}  # the row of each teacher so far, by the name that others call it
     configs: dict[str, Config] = {}
     taught_by: dict[str, tuple[str, ...]] = {}
-    for row, part in (teachers | methods).items():
-        default = () if row in teachers else tuple(known.values())
-        configs[row], taught_by[row] = _read_part(part, defaults, known, default, f"{path}, {row}")
+    for row, part in rows.items():
+        where = f"{path}, {row}"
+        own = _mapping(part, {*_PARTS, TEACHER}, where)
+        asked = own.pop(TEACHER, None)
+        configs[row] = merge(defaults, own)
+        taught_by[row] = _teachers(configs[row], asked, known, row in teachers, where)
         if row in teachers:
             known[row.removeprefix(f"{TEACHER} ")] = row
-    return Recipe(
-        name=str(content.get("name", path.stem)),
-        seeds=check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds"),
-        defaults=defaults,
-        teachers={row: configs[row] for row in teachers},
-        methods={row: configs[row] for row in methods},
-        taught_by=taught_by,
-    )
+    seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
+    return Recipe(str(content.get("name", path.stem)), seeds, configs, list(teachers), taught_by)
 
 
-def _read_part(
-    part: Any, defaults: Config, known: Mapping[str, str], default: tuple[str, ...], where: str
-) -> tuple[Config, tuple[str, ...]]:
-    """The config of one teacher or method, and the rows of its teachers.
+def _mapping(content: Any, keys: set[str], where: str) -> Config:
+    unknown = sorted(map(str, set(content) - keys)) if isinstance(content, Mapping) else [content]
+    if unknown:
+        raise ValueError(f"{where}: expected a mapping with the keys {', '.join(sorted(keys))}; found {unknown}")
+    return dict(content)
+
+
+def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: bool, where: str) -> tuple[str, ...]:
+    """The rows of the teachers that a training learns from.
 
     Args:
-        part: Its entry in the recipe.
-        defaults: Those of the recipe.
+        config: Its config.
+        asked: The teachers that the recipe names for it.
         known: The teachers that it may name, and their rows.
-        default: The rows of those that it learns from if it names none.
+        is_teacher: Whether it is a teacher, which learns from nobody unasked.
         where: For messages.
     """
-    if not isinstance(part, Mapping) or set(part) - {*_PARTS, TEACHER}:
-        raise ValueError(f"{where}: expected the keys model, data, trainer or teacher; found {part!r}")
-    config = {key: value for key, value in part.items() if key != TEACHER}
-    model = merge(defaults, config).get("model", {})
+    model = config.get("model", {})
     if "class_path" not in model:
         raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
     learns = model["class_path"].split(".")[-1] != "Supervised" and TEACHER not in model.get("init_args", {})
-    asked = part.get(TEACHER)
     if asked is None:
-        return config, default if learns else ()
+        return tuple(known.values()) if learns and not is_teacher else ()
     if not learns:
         raise ValueError(f"{where}: expected no teacher for Supervised or beside init_args.teacher; found {asked!r}")
     asked = asked if isinstance(asked, list) else [asked]
     if not asked or not all(str(name) in known for name in asked):
         raise ValueError(f"{where}: expected as teacher one or some of {list(known)}, those above it; found {asked!r}")
-    return config, tuple(known[str(name)] for name in asked)
+    return tuple(known[str(name)] for name in asked)
 
 
 def read_overrides(options: Sequence[str]) -> Config:

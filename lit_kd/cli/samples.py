@@ -94,12 +94,10 @@ def inspect(args: Sequence[str]) -> None:
     columns: dict[str, Sequence[Any]] = {"index": [one.index for one in found]}
     if files is not None:
         columns["file"] = [files[one.index] for one in found]
-    columns["label"] = [one.label for one in found]
-    columns["student_class"] = [one.believed for one in found]
+    columns |= {"label": [one.label for one in found], "student_class": [one.believed for one in found]}
     if names:
         columns |= {f"{name}_name": [names[c] for c in columns[name]] for name in ("label", "student_class")}
-    columns["student_probability"] = [one.probability for one in found]
-    columns["distrust"] = [one.distrust for one in found]
+    columns |= {"student_probability": [one.probability for one in found], "distrust": [one.distrust for one in found]}
     learned = sample_columns(table, data).items()
     columns |= {name: column[index].tolist() for name, column in learned if name not in columns}
     write_columns(output, columns, options.overwrite)
@@ -148,9 +146,8 @@ def find_config(run: Path) -> Path:
         FileNotFoundError: If there is none.
         ValueError: If there are several.
     """
-    found = [run / "config.yaml"]
-    if not found[0].is_file():
-        found = sorted([*run.glob("*/config.yaml"), *run.glob("*/*/config.yaml")], key=_by_number)
+    below = sorted([*run.glob("*/config.yaml"), *run.glob("*/*/config.yaml")], key=_by_number)
+    found = [run / "config.yaml"] if (run / "config.yaml").is_file() else below
     if not found:
         raise FileNotFoundError(f"no config.yaml in {run}: expected the directory of a lit_kd run, or give --config")
     if len(found) > 1:
@@ -159,30 +156,26 @@ def find_config(run: Path) -> Path:
 
 
 def find_checkpoint(config: Path, run: Path | None) -> Path:
-    """The last checkpoint of a run, else its best one.
-
-    It is looked for beside the config, in the run's directory, and where the config sends it.
+    """The last checkpoint of a run, else its best one: beside its config, in its directory, or where it was sent.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If there are those of several runs.
     """
-    content = read_yaml(config)
-    sent = (content.get("checkpoint") or {}).get("dirpath") if isinstance(content, dict) else None
-    folders = list(dict.fromkeys([config.parent, *([run] if run else []), *([Path(sent)] if sent else [])]))
-    for folder in folders:
-        for path in (f / name for f in (folder, folder / "checkpoints") for name in ("last.ckpt", "best.ckpt")):
-            if path.is_file():
-                later = sorted(path.parent.glob("*-v[0-9]*.ckpt"), key=_by_number)
-                if later:
-                    raise ValueError(
-                        f"{path.parent}: expected the checkpoints of one run, found {path.name} and {later[-1].name}, "
-                        "which a later fit into the same directory wrote: give the one that belongs to the config as "
-                        "--ckpt_path"
-                    )
-                return path
-    looked = " and ".join(map(str, folders))
-    raise FileNotFoundError(f"no last.ckpt or best.ckpt in {looked}, nor in checkpoints/ there: give --ckpt_path")
+    sent = (read_yaml(config).get("checkpoint") or {}).get("dirpath")
+    folders = [config.parent, *([run] if run else []), *([Path(sent)] if sent else [])]
+    places = [each for folder in folders for each in (folder, folder / "checkpoints")]
+    found = [place / name for place in places for name in ("last.ckpt", "best.ckpt") if (place / name).is_file()]
+    if not found:
+        looked = ", ".join(map(str, dict.fromkeys(places)))
+        raise FileNotFoundError(f"expected last.ckpt or best.ckpt in one of {looked}; found none: give --ckpt_path")
+    later = sorted(found[0].parent.glob("*-v[0-9]*.ckpt"), key=_by_number)
+    if later:
+        raise ValueError(
+            f"{found[0].parent}: expected the checkpoints of one run, found {found[0].name} and {later[-1].name}, "
+            "which a later fit into the same directory wrote: give the one that belongs to the config as --ckpt_path"
+        )
+    return found[0]
 
 
 def _by_number(path: Path) -> list[str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import shutil
@@ -55,14 +56,15 @@ def finished(job: Job) -> Result | None:
     if not path.is_file():
         return None
     found = read_yaml(job.folder / "config.yaml")
-    # the comparison's folder may have been moved, or be spelled otherwise
     options, expected = (config["model"].get("init_args", {}) for config in (found, job.config))
-    if "teacher" in expected and _end(options.get("teacher")) == _end(expected["teacher"]):
-        options["teacher"] = expected["teacher"]
+    if "teacher" in expected and _below(options.get("teacher")) == _below(expected["teacher"]):
+        options["teacher"] = expected["teacher"]  # the comparison's folder may have been moved, or be spelled otherwise
     if found != job.config:
+        now, before = (yaml.safe_dump(config).splitlines() for config in (job.config, found))
+        lines = [line for line in difflib.ndiff(now, before) if line[0] in "+-"]
         raise ValueError(
-            f"{job.folder} holds a result of another config: expected {_difference(job.config, found)}. "
-            "Give the comparison another --name, or remove the folder"
+            f"{job.folder} holds a result of another config. Give the comparison another --name, or remove the folder. "
+            f"Expected (-), found (+):\n" + "\n".join(lines)
         )
     result: Result = json.loads(path.read_text())
     return result
@@ -121,14 +123,9 @@ def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence
 
 def wandb_logger(job: Job) -> WandbLogger:
     """A run of W&B: its group is the comparison, its job type the method."""
-    logger = WandbLogger(
-        name=f"{job.method}, seed {job.seed}",
-        project=job.project,
-        save_dir=job.folder,
-        group=job.folder.parents[1].name,
-        job_type=job.method,
-        settings={"silent": True},
-    )
+    name, group = f"{job.method}, seed {job.seed}", job.folder.parents[1].name
+    run = {"group": group, "job_type": job.method, "settings": {"silent": True}}
+    logger = WandbLogger(name=name, project=job.project, save_dir=job.folder, **run)
     logger.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
     return logger
 
@@ -161,16 +158,8 @@ def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None)
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _end(teacher: Any) -> Any:
+def _below(teacher: Any) -> Any:
     """The part of a teacher's path, or of several, below the comparison's folder."""
     if isinstance(teacher, list):
-        return [_end(one) for one in teacher]
+        return [_below(one) for one in teacher]
     return Path(teacher).parts[-3:] if isinstance(teacher, str) else teacher
-
-
-def _difference(expected: Any, found: Any, where: str = "") -> str:
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in {**expected, **found}:
-            if expected.get(key) != found.get(key):
-                return _difference(expected.get(key), found.get(key), f"{where}.{key}".lstrip("."))
-    return f"{where}={expected!r}, found {found!r}"
