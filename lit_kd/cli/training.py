@@ -123,9 +123,8 @@ def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence
 
 def wandb_logger(job: Job) -> WandbLogger:
     """A run of W&B: its group is the comparison, its job type the method."""
-    name, group = f"{job.method}, seed {job.seed}", job.folder.parents[1].name
-    run = {"group": group, "job_type": job.method, "settings": {"silent": True}}
-    logger = WandbLogger(name=name, project=job.project, save_dir=job.folder, **run)
+    run: dict[str, Any] = {"group": job.folder.parents[1].name, "job_type": job.method, "settings": {"silent": True}}
+    logger = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **run)
     logger.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
     return logger
 

@@ -68,7 +68,8 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
         missing, unknown = np.setdiff1d(known, index), np.setdiff1d(index, known)
         raise ValueError(
             f"{path}: expected each index of the training set, 0 to {data.train_size - 1}, once; found {len(index)} "
-            f"rows, {len(missing)} indices missing {missing[:3].tolist()}, {len(unknown)} unknown {unknown[:3].tolist()}"
+            f"rows, {len(missing)} indices missing {missing[:3].tolist()}, {len(unknown)} unknown "
+            f"{unknown[:3].tolist()}"
         )
     values = np.stack([_numbers(path, name, columns[name]) for name in names], axis=1)
     limit, expected = (1, "in [0, 1]") if names == ["noise"] else (math.inf, "of at least 0")
