@@ -19,10 +19,10 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lit_kd.cli.lightning import Cli, make_cli
 from lit_kd.cli.recipe import merge
-from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.models.files import read_yaml, write_whole
 from lit_kd.report.evidence import KeepEvidence, accuracy_by_queries, keep_points, keep_samples
 from lit_kd.report.runs import EVIDENCE, RESULT, Config, Job, Result
+from lit_kd.report.samples import learned
 from lit_kd.version import __version__
 
 
@@ -101,7 +101,7 @@ def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence
     last = _test(trainer, model, data)
     if tuple(data.input_shape or ()) == (2,):
         keep_points(data, job.folder)
-    if isinstance(model, TableDistiller):
+    if learned(model) is not None:
         result |= keep_samples(model, data, trainer, job.folder)  # of the last epoch, before the best one is loaded
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule
 from lit_kd.data.labels import known_names
-from lit_kd.distiller.tabled import TableDistiller
+from lit_kd.distiller import Distiller
 from lit_kd.report.pictures import as_pictures
 from lit_kd.report.runs import POINTS, SAMPLES, Result
 from lit_kd.report.samples import most_distrusted, noise_auc, rows_of, suspects
@@ -84,7 +84,7 @@ def log_odds(log_probabilities: Tensor, classes: Tensor) -> Tensor:
     return log_probabilities.gather(1, classes).squeeze(1) - others
 
 
-def keep_samples(model: TableDistiller, data: DataModule, trainer: Trainer, folder: Path) -> Result:
+def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: Path) -> Result:
     """Write each training sample's weights, labels and teachers' predictions, and the most distrusted samples.
 
     Returns:
@@ -117,7 +117,7 @@ def keep_samples(model: TableDistiller, data: DataModule, trainer: Trainer, fold
     return result | ({"picks_right": picks_right(weights[:, 1:], said == true[:, None])} if len(said[0]) > 1 else {})
 
 
-def _teachers_classes(model: TableDistiller, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:
+def _teachers_classes(model: Distiller, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:
     """The class that each teacher gives to the training rows, not augmented, ``(N, K)``."""
     device = trainer.strategy.root_device
     model.teachers.apply(lambda t: t.to(device))  # back from where a finished test leaves them

@@ -59,6 +59,12 @@ def sample_columns(table: SampleTable, data: DataModule) -> dict[str, Tensor]:
     return found
 
 
+def learned(model: object) -> SampleTable | None:
+    """The table of a method that learns weights for samples of one class each; ``None`` for others."""
+    table = getattr(model, "table", None)
+    return table if isinstance(table, SampleTable) and "weights" in table and not model.data.multilabel else None  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Suspect:
     """A training sample, and what is believed about it.

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lit_kd.data import UNLABELED
 from lit_kd.data.labels import known_names
-from lit_kd.distiller.tabled import TableDistiller
+from lit_kd.distiller import Distiller
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
 from lit_kd.report.callbacks import run_directory, unused
@@ -29,6 +29,7 @@ from lit_kd.report.samples import (
     Suspect,
     any_distrusted,
     class_name,
+    learned,
     most_distrusted,
     noise_auc,
     rows_of,
@@ -83,7 +84,7 @@ class ShowRun(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log figures and histogram, and draw the pictures if it is time."""
-        if self._is_off(trainer) or not isinstance(pl_module, TableDistiller):
+        if self._is_off(trainer) or not isinstance(pl_module, Distiller) or learned(pl_module) is None:
             return
         weights, label, noisy = _weights(pl_module)
         known = label != UNLABELED
@@ -102,7 +103,7 @@ class ShowRun(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last pictures."""
-        if not self._is_off(trainer) and isinstance(pl_module, TableDistiller) and self.course:
+        if not self._is_off(trainer) and isinstance(pl_module, Distiller) and self.course:
             epoch = int(self.course[-1]["epoch"])
             if epoch > self._drawn:
                 self._draw(trainer, pl_module, epoch)
@@ -110,7 +111,7 @@ class ShowRun(Callback):
     def _is_off(self, trainer: Trainer) -> bool:
         return self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
 
-    def _draw(self, trainer: Trainer, model: TableDistiller, epoch: int) -> None:
+    def _draw(self, trainer: Trainer, model: Distiller, epoch: int) -> None:
         """Draw and send all pictures; each process must call it, as all of them predict."""
         self._drawn = epoch
         weights, label, noisy = _weights(model)
@@ -163,7 +164,7 @@ class ShowRun(Callback):
             write_whole(self._folder / f"{name.removeprefix('samples/')}.png", image)
 
 
-def _weights(model: TableDistiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Of each training sample the label's weight, the given label, and whether that is known to be wrong."""
     assert model.table is not None
     model.table.sync()  # what the method would do next
