@@ -254,14 +254,10 @@ class TestLabels:
         # E.g. a target_transform: what the items say counts.
         assert read_labels(Plain(targets=targets), "train").tolist() == [0, 1, 2] * 4
 
-    def test_walk_warns_of_many(self) -> None:
-        dataset = Plain(2500)
-        state = torch.get_rng_state()
-        with pytest.warns(
-            UserWarning, match="all 2500 items of the train data set one by one, once, as it has no usable"
-        ):
-            assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(2500)]
-        assert dataset.reads == 2508
+    def test_a_walk_leaves_random_numbers_alone(self) -> None:
+        dataset, state = Plain(50), torch.get_rng_state()
+        assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(50)]
+        assert dataset.reads == 58
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_items_that_are_not_pairs(self) -> None:
@@ -305,12 +301,14 @@ class TestErrors:
 
         inner = Given()
         inner.val = [DataLoader(rows(20))] * 2
-        with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader, found list of 2"):
+        with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader .*, found list of 2"):
             wrap(inner)
         inner.val = inner.val[:1]
         assert wrap(inner).meta_size == 10
         inner.train = DataLoader(Stream())
-        with pytest.raises(TypeError, match="expected a map-style data set in train_dataloader, found Stream"):
+        with pytest.raises(
+            TypeError, match=r"train_dataloader .* of a map-style data set, found one of Stream, whose rows have no"
+        ):
             wrap(inner)
         inner.train = DataLoader(rows(3), batch_sampler=[[0, 1], [2]])
         with pytest.raises(ValueError, match="with a batch_size, found one with a batch sampler of its own"):

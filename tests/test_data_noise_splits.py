@@ -153,18 +153,16 @@ class TestSplits:
             stratified_split(self.labels, {"a": 600, "b": 0.5}, 0)
         with pytest.raises(ValueError, match=r"one row a class \(5\), found 4"):
             stratified_split(self.labels, {"val": 4}, 0)
-        with pytest.raises(ValueError, match=r"found an empty split: 0\.0001 of 1003"):
-            stratified_split(self.labels, {"val": 1e-4}, 0)
-        for size in (1.0, 1.5, -0.1, -3):
-            with pytest.raises(ValueError, match=r"expected for val a fraction in \[0, 1\) or a whole number"):
-                stratified_split(self.labels, {"val": size}, 0)
 
 
-def test_counts_that_a_config_turned_into_floats() -> None:
-    assert count_rows(100.0, 1000, "labeled") == count_rows(100, 1000, "labeled") == 100
-    for neither in (1.0, 1.5):
+def test_sizes_of_parts() -> None:
+    assert count_rows(100.0, 1000, "labeled") == count_rows(100, 1000, "labeled") == 100  # a config's 100 may be 100.0
+    assert count_rows(0.25, 1000, "labeled") == 250
+    for neither in (1.0, 1.5, -0.1, -3):
         with pytest.raises(ValueError, match=r"for labeled a fraction in \[0, 1\) or a whole number of rows"):
             count_rows(neither, 1000, "labeled")
+    with pytest.raises(ValueError, match=r"found an empty split: 0\.0001 of 1003"):
+        count_rows(1e-4, 1003, "val")
 
 
 class TestSampler:

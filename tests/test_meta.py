@@ -20,7 +20,7 @@ from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.trust.meta import Head, MetaRows, last_layer_derivative, meta_gradient, term_gradients
 from lit_kd.types import UNLABELED
 from lit_kd.weightings import MetaStep
-from lit_kd.weightings.paper import by_share
+from lit_kd.weightings.published import by_share
 
 torch.set_num_threads(1)
 

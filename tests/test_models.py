@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import pickle
 import subprocess
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lit_kd.models
-from lit_kd.models import build_model, last_linear, load_student, model_names, resolve_model
+from lit_kd.models import build_model, last_linear, load_student, resolve_model
 from lit_kd.models.checkpoint import read_student
 from lit_kd.models.composite import Composite
 from lit_kd.models.export import export_student
@@ -92,27 +91,6 @@ PUBLISHED = {
 }
 
 
-def resnet_size(depth: int, widths: tuple[int, ...], classes: int, channels: int = 3) -> int:
-    """Counted by hand: BN has 2 values a channel, a block two 3x3 convolutions and their BN."""
-    total = 9 * channels * widths[0] + 2 * widths[0]
-    for before, width in itertools.pairwise(widths):
-        blocks = (depth - 2) // 6
-        total += 9 * before * width + (2 * blocks - 1) * 9 * width**2 + 4 * blocks * width
-        if width != before or width != widths[1]:
-            total += before * width + 2 * width
-    return total + (widths[-1] + 1) * classes
-
-
-def wrn_size(depth: int, widen: int, classes: int, channels: int = 3) -> int:
-    widths, blocks = (16, 16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
-    total = 9 * channels * 16
-    for before, width in itertools.pairwise(widths):
-        total += 9 * before * width + (2 * blocks - 1) * 9 * width**2
-        total += 2 * before + (2 * blocks - 1) * 2 * width  # the first BN sees what came before
-        total += before * width if before != width else 0
-    return total + 2 * widths[-1] + (widths[-1] + 1) * classes
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
     with torch.device("meta"):
@@ -120,19 +98,11 @@ def test_published_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [8, 110])
-def test_resnet_sizes(depth: int) -> None:
+def test_he_et_al_count_the_weighted_layers(depth: int) -> None:
     with torch.device("meta"):
         model = build_model(f"resnet{depth}", 10, (1, 28, 28))
-        assert size(model) == resnet_size(depth, (16, 16, 32, 64), 10, 1)
-        # He et al. count the weighted layers: all but the shortcuts.
-        layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        assert len([n for n in layers if "shortcut" not in n]) == depth
-
-
-@pytest.mark.parametrize(("depth", "widen"), [(10, 1), (28, 10)])
-def test_wrn_sizes(depth: int, widen: int) -> None:
-    with torch.device("meta"):
-        assert size(build_model(f"wrn-{depth}-{widen}", 100)) == wrn_size(depth, widen, 100)
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len([n for n in layers if "shortcut" not in n]) == depth
 
 
 def test_small_sizes() -> None:
@@ -188,13 +158,6 @@ def test_the_seed_decides_the_weights(name: str) -> None:
 
 
 # Names
-
-
-def test_model_names() -> None:
-    names = model_names()
-    fixed = [n for n in names if n.startswith("resnet")]
-    assert fixed == [*(f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)), "resnet8x4", "resnet32x4"]
-    assert {"mlp-H[-H...]", "cnn-W", "wrn-D-W", "torchvision/NAME", "timm/NAME"} < set(names)
 
 
 @pytest.mark.parametrize(
@@ -268,11 +231,6 @@ def test_an_unknown_timm_tag() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"timm/resnet18\.no_such_tag cannot be built .*no_such_tag"):
         build_model("timm/resnet18.no_such_tag", 10)
-
-
-def test_some_class_is_needed() -> None:
-    with pytest.raises(ValueError, match="num_classes must be 1 or more, found 0"):
-        build_model("resnet20", 0)
 
 
 def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,12 +396,6 @@ def test_an_unfit_checkpoint(tmp_path: Path, content: Any, message: str) -> None
 def test_resolve_model_returns_a_network_as_it_is() -> None:
     model = nn.Linear(2, 2)
     assert resolve_model(model, 5, None) is model
-
-
-def test_resolve_model_builds_by_name() -> None:
-    assert last_linear(resolve_model("mlp-8", 5, (3,)))[1].out_features == 5
-    with pytest.raises(ValueError, match="did you mean resnet20"):
-        resolve_model("resnet21", 5, None)
 
 
 def test_resolve_model_takes_any_existing_file(tmp_path: Path) -> None:

@@ -13,12 +13,10 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from lit_kd.trust.posterior import (
-    EM_STEPS,
     Habits,
     Opinion,
     Posterior,
     calibrate,
-    channel_if_better,
     find_echo,
     fit_channel,
     habits,
@@ -88,7 +86,7 @@ def world(rows: int, noise: float, copies: float = 0.0, teacher_error: float = 0
 
 
 class TestLabelPosterior:
-    @pytest.mark.parametrize(("noise", "copies"), [(0.3, 0.0), (0.3, 0.4), (0.15, 0.2), (0.0, 0.0)])
+    @pytest.mark.parametrize(("noise", "copies"), [(0.3, 0.4), (0.0, 0.0)])
     def test_channels_rate_and_posterior_are_bayes(self, noise: float, copies: float) -> None:
         """10000 rows: 0.04 is four standard deviations of a channel's entry (of 2500 rows), 0.02 of the rate."""
         w = world(10_000, noise, copies)
@@ -101,12 +99,6 @@ class TestLabelPosterior:
         error = (found.classes - w.exact).abs()
         assert error.mean() < 0.01
         assert error.quantile(0.99) < 0.1
-
-    def test_default_steps_are_near(self) -> None:
-        w = world(10_000, 0.3, 0.4)
-        found = w.found(steps=EM_STEPS)
-        assert (found.classes - w.exact).abs().mean() < 0.03
-        assert found.noise_rate == pytest.approx(0.3, abs=0.03)
 
     def test_posterior_is_calibrated(self) -> None:
         """Of the rows whose class is given a probability of about p, a share p has it: 10000 rows, bins of a tenth."""
@@ -138,13 +130,7 @@ class TestLabelPosterior:
         torch.testing.assert_close(found.classes[1::2], alone.classes)
         assert found[2:] == pytest.approx(alone[2:], abs=1e-9)
 
-    def test_no_label_at_all(self) -> None:
-        w = world(50, 0.3)
-        found = w.found(torch.full((50,), UNLABELED))
-        torch.testing.assert_close(found.classes, normalised(w.student * w.teacher))
-        assert found.noise_rate == found.echo == 0
-
-    @pytest.mark.parametrize("echo", [0.0, 1.0, 2.0])
+    @pytest.mark.parametrize("echo", [0.0, 2.0])
     def test_echo_of_labels_is_taken_away(self, echo: float) -> None:
         """A teacher whose log-odds of the given label are raised: what remains is what it would say without."""
         w = world(10_000, 0.3)
@@ -161,15 +147,6 @@ class TestLabelPosterior:
         weights = torch.rand(50, dtype=torch.float64)
         assert find_echo(odds, (odds - 1.7).sigmoid(), weights) == pytest.approx(1.7, abs=1e-6)
         assert find_echo(odds, (odds + 1).sigmoid(), weights) == 0
-
-    def test_certain_witnesses_in_conflict(self) -> None:
-        """Probabilities of exactly 0 everywhere they meet: still a distribution."""
-        sure = torch.eye(CLASSES, dtype=torch.float64)[torch.tensor([0, 1, 2])]
-        ways = Habits(torch.eye(CLASSES), torch.eye(CLASSES))
-        said, y = torch.tensor([1, 1, 0]), torch.tensor([1, 2, 3])
-        found = label_posterior(sure, sure.roll(1, 1), lambda q: sure.roll(1, 1), ways, said, y)
-        assert torch.isfinite(found.classes).all()
-        assert 0 <= found.noise_rate <= 1
 
 
 class TestFit:
@@ -218,11 +195,6 @@ class TestFit:
         best = minimize(loss, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12})
         np.testing.assert_allclose(stack(torch.from_numpy(s), w.true).exponents.numpy(), best.x, atol=1e-4)
 
-    def test_exponents_stay_in_their_bounds(self) -> None:
-        y = torch.arange(40) % CLASSES
-        right = 0.1 * torch.eye(CLASSES)[y].double()
-        assert stack(torch.stack([right, right.roll(1, 1)]).log_softmax(2), y).exponents.tolist() == [3, 0]
-
     def test_channel_is_the_most_likely_one(self) -> None:
         """Of sure predictions: the counts, with 5 on the diagonal."""
         w = world(600, 0.0, teacher_error=0.3)
@@ -255,18 +227,7 @@ class TestFit:
         assert nll[0] < nll[1] + 0.1
         assert nll[0] < mean_nll(torch.full((400, CLASSES), 0.25), w.true) - 0.8
 
-    def test_calibrated_opinion_has_no_channel(self) -> None:
-        w = world(2000, 0.0)
-        assert torch.equal(channel_if_better(w.student, w.true), torch.eye(CLASSES, dtype=torch.float64))
-
-    def test_teacher_that_is_never_wrong(self) -> None:
-        y = torch.arange(40) % CLASSES
-        opinion = calibrate((9 * torch.eye(CLASSES)[y]).log_softmax(1), y)
-        p = opinion((9 * torch.eye(CLASSES)).log_softmax(1).unsqueeze(0))
-        assert p.diagonal().min() > 0.99
-        assert habits(y, torch.eye(CLASSES)[y], y).said.diagonal().min() > 0.95
-
-    @pytest.mark.parametrize("rows", [1, 3, 30])
+    @pytest.mark.parametrize("rows", [1, 30])
     def test_meta_without_some_class(self, rows: int) -> None:
         """The class that no trusted row has stays possible."""
         y = torch.arange(rows) % (CLASSES - 1)
@@ -287,12 +248,6 @@ class TestFit:
         np.testing.assert_allclose(found.said, counts / counts.sum(1, keepdims=True))
         sums = np.stack([w.teacher[w.true == c].sum(0) for c in range(CLASSES)]) + 0.1
         np.testing.assert_allclose(found.mean, sums / sums.sum(1, keepdims=True))
-
-    def test_mean_nll_is_scipys(self) -> None:
-        p = softmax(np.random.default_rng(0).normal(size=(7, 3)), axis=1)
-        y = np.array([0, 1, 2, 2, 1, 0, 0])
-        found = mean_nll(torch.from_numpy(p), torch.from_numpy(y))
-        assert found == pytest.approx(-np.log(p[np.arange(7), y]).mean())
 
     def test_opinion_pools(self) -> None:
         s = np.log(np.array([[[0.2, 0.8]], [[0.5, 0.5]]]))

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linprog
 from scipy.stats import chi2, chisquare
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import pairwise_distances
 
-from lit_kd.trust import (
-    badge,
-    cluster_margin,
-    coreset,
-    dep_round,
-    entropy,
-    guaranteed_gain,
-    margin,
-    margin_gain,
-    rad_distribution,
-    rad_marginals,
-    uniform,
-)
+from lit_kd.trust.game import dep_round, rad_distribution, rad_marginals
+from lit_kd.trust.queries import QueryRule, badge, choose_rows, cluster_margin, coreset, margin_gain
 
 Floats = NDArray[np.float64]
+
+
+def guaranteed_gain(marginals: ArrayLike, gain: ArrayLike, mistakes: float, penalty: Floats | None = None) -> float:
+    """What a mix of queries gains if the teacher's mistakes fall where they hurt most: the inner linear program.
+
+    Sorted by hurt, with a fraction of a mistake hitting a row by that fraction.
+    """
+    q, g = np.asarray(marginals), np.asarray(gain)
+    hurt = np.sort(q * (g if penalty is None else g + penalty))[::-1]
+    return float(q @ g - hurt @ (mistakes - np.arange(len(g))).clip(0, 1))
 
 
 def solved(gain: Floats, mistakes: float, penalty: Floats, budget: float, most: float | None) -> float:
@@ -57,18 +56,18 @@ def instances(count: int) -> Iterator[tuple[Floats, float, Floats | None]]:
 class TestGame:
     def test_value_is_the_linear_programs(self) -> None:
         positive = 0
-        for gain, mistakes, penalty in instances(500):
+        for gain, mistakes, penalty in instances(200):
             p = rad_distribution(gain, mistakes, penalty)
             assert p.min() >= 0
             assert p.sum() == pytest.approx(1, abs=1e-12)
             expected = solved(gain, mistakes, np.zeros(len(gain)) if penalty is None else penalty, 1, None)
             assert guaranteed_gain(p, gain, mistakes, penalty) == pytest.approx(expected, abs=1e-8)
             positive += expected > 0.01
-        assert positive > 150
+        assert positive > 60
 
     def test_marginals_reach_the_linear_programs_value(self) -> None:
         draw, capped = np.random.default_rng(1), 0
-        for gain, mistakes, penalty in instances(500):
+        for gain, mistakes, penalty in instances(200):
             n = len(gain)
             budget = int(draw.integers(0, n + 1))
             q = rad_marginals(gain, mistakes, budget, penalty)
@@ -78,10 +77,10 @@ class TestGame:
             expected = solved(gain, mistakes, np.zeros(n) if penalty is None else penalty, budget, 1.0)
             assert guaranteed_gain(q, gain, mistakes, penalty) == pytest.approx(expected, abs=1e-8)
             capped += bool(budget) and (budget * rad_distribution(gain, mistakes, penalty)).max() > 1
-        assert capped > 100
+        assert capped > 40
 
     @pytest.mark.parametrize("mistakes", [0, 1.5, 4, 9])
-    def test_guaranteed_gain_is_the_worst_case(self, mistakes: float) -> None:
+    def test_the_oracles_worst_case(self, mistakes: float) -> None:
         draw = np.random.default_rng(2)
         q, gain, penalty = draw.random((3, 5))
         hit = linprog(-q * (gain + penalty), A_ub=np.ones((1, 5)), b_ub=[mistakes], bounds=[(0, 1)] * 5)
@@ -108,22 +107,13 @@ class TestGame:
         np.testing.assert_array_equal(rad_marginals(gain, 2, 6), np.ones(6))
         assert len(rad_marginals([], 0, 0)) == 0
 
-    def test_a_million_rows(self) -> None:
-        """All rows in play have the same stake p g, and the m largest stakes are lost."""
-        gain = np.random.default_rng(4).random(10**6)
-        p = rad_distribution(gain, 1e5)
-        k = np.count_nonzero(p)
-        assert guaranteed_gain(p, gain, 1e5) == pytest.approx((k - 1e5) * p[p > 0].min() * gain.max(), rel=1e-9)
-
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
             (([0.5, -0.1], 1), "gain of at least 0 and finite, found values from -0.1"),
             (([0.5, np.nan], 1), "gain of at least 0 and finite"),
-            (([[0.5]], 1), r"gain of shape \(n,\), found \(1, 1\)"),
             (([0.5], -1), "mistakes of at least 0, found -1"),
             (([0.5], np.nan), "mistakes of at least 0, found nan"),
-            (([0.5], 1, [0.1, 0.2]), r"penalty of shape \(1,\), found \(2,\)"),
             (([0.5], 1, [-0.1]), "penalty of at least 0"),
             (([], 0), "at least one row"),
         ],
@@ -132,16 +122,10 @@ class TestGame:
         with pytest.raises(ValueError, match=match):
             rad_distribution(*arguments)
 
-    @pytest.mark.parametrize("budget", [-1, 3])
-    def test_bad_budget(self, budget: int) -> None:
-        with pytest.raises(ValueError, match=f"budget from 0 to the 2 rows of the pool, found {budget}"):
-            rad_marginals([0.5, 0.5], 1, budget)
-
 
 class TestDepRound:
-    @pytest.mark.parametrize("seed", range(2))
-    def test_keeps_marginals_and_number(self, seed: int) -> None:
-        draw = np.random.default_rng(seed)
+    def test_keeps_marginals_and_number(self) -> None:
+        draw = np.random.default_rng(0)
         q = draw.random(9) ** 2
         q[-1] = 1 - q[:-1].sum() % 1  # a whole sum
         q = np.concatenate([q, [0.0, 1.0]])
@@ -181,59 +165,56 @@ def student(n: int = 200, classes: int = 4, features: int = 5) -> tuple[Floats, 
     return draw.dirichlet(np.ones(classes), n), draw.normal(size=(n, features))
 
 
-CHOOSE: dict[str, Callable[[Floats, Floats, int], NDArray[np.int64]]] = {
-    "uniform": lambda p, x, b: uniform(len(p), b, np.random.default_rng(0)),
-    "margin": lambda p, x, b: margin(p, b),
-    "entropy": lambda p, x, b: entropy(p, b),
-    "coreset": lambda p, x, b: coreset(x, x[:1] + 1, b),
-    "badge": lambda p, x, b: badge(p, x, b, np.random.default_rng(0)),
-    "cluster_margin": lambda p, x, b: cluster_margin(p, x, b),
-}
-every_rule = pytest.mark.parametrize("choose", CHOOSE.values(), ids=list(CHOOSE))
+def choose(rule: Any, p: Floats, x: Floats, budget: int) -> NDArray[np.int64]:
+    draw = np.random.default_rng(0)
+    return choose_rows(rule, p, budget, draw, mistakes=0.2 * len(p), features=x, known_features=x[:1] + 1)
+
+
+every_rule = pytest.mark.parametrize("rule", get_args(QueryRule))
 
 
 class TestRules:
     @every_rule
     @pytest.mark.parametrize("budget", [0, 1, 7, 200])
-    def test_budget_of_different_rows(self, choose: Any, budget: int) -> None:
-        chosen = choose(*student(), budget)
+    def test_budget_of_different_rows(self, rule: str, budget: int) -> None:
+        chosen = choose(rule, *student(), budget)
         assert chosen.dtype == np.int64
         assert len(chosen) == len(set(chosen.tolist())) == budget
         assert set(chosen.tolist()) <= set(range(200))
 
     @every_rule
-    def test_rows_that_are_all_the_same(self, choose: Any) -> None:
-        chosen = choose(np.full((5, 3), 1 / 3), np.ones((5, 2)), 4)
+    def test_rows_that_are_all_the_same(self, rule: str) -> None:
+        chosen = choose(rule, np.full((5, 3), 1 / 3), np.ones((5, 2)), 4)
         assert len(set(chosen.tolist())) == 4
 
     @every_rule
-    @pytest.mark.parametrize("budget", [-1, 201])
-    def test_bad_budget(self, choose: Any, budget: int) -> None:
-        with pytest.raises(ValueError, match=f"budget from 0 to the 200 rows of the pool, found {budget}"):
-            choose(*student(), budget)
+    def test_bad_input(self, rule: Any) -> None:
+        for budget in (-1, 201):
+            with pytest.raises(ValueError, match=f"budget from 0 to the 200 rows of the pool, found {budget}"):
+                choose(rule, *student(), budget)
+        with pytest.raises(ValueError, match="finite probabilities, found nan"):
+            choose(rule, np.full((4, 2), np.nan), np.ones((4, 2)), 2)
+        if rule in ("coreset", "badge", "cluster_margin"):
+            with pytest.raises(ValueError, match=f"expected features.* for the rule '{rule}', found none"):
+                choose_rows(rule, student()[0], 3, np.random.default_rng(0))
 
-    @pytest.mark.parametrize("rule", ["margin", "entropy", "badge", "cluster_margin"])
-    def test_bad_probabilities(self, rule: str) -> None:
-        for p, match in [(np.ones((4, 1)), "two columns"), (np.full((4, 2), np.nan), "finite probabilities")]:
-            with pytest.raises(ValueError, match=match):
-                CHOOSE[rule](p, np.ones((4, 2)), 2)
-
-    @pytest.mark.parametrize("rule", ["badge", "cluster_margin"])
-    def test_features_of_other_rows(self, rule: str) -> None:
-        with pytest.raises(ValueError, match="features of 4 rows, as many as probabilities, found 3"):
-            CHOOSE[rule](np.full((4, 2), 0.5), np.ones((3, 2)), 2)
-
-    def test_coreset_needs_a_center(self) -> None:
-        for centers in (np.zeros((0, 2)), np.zeros((1, 3))):
-            with pytest.raises(ValueError, match="at least one center with 2 features"):
-                coreset(np.ones((4, 2)), centers, 2)
+    def test_rad_draws_from_the_game(self) -> None:
+        """How often each row is chosen, of many draws, is its marginal."""
+        p = student(n=12)[0]
+        q, times, draw = rad_marginals(margin_gain(p), 3, 4), 5000, np.random.default_rng(0)
+        chosen = np.concatenate([choose_rows("rad", p, 4, draw, mistakes=3) for _ in range(times)])
+        counts = np.bincount(chosen, minlength=12)
+        inner = (q > 0) & (q < 1)
+        statistic = (counts - times * q)[inner] ** 2 / (times * q * (1 - q))[inner]
+        assert statistic.max() < chi2.ppf(1 - 1e-3 / inner.sum(), df=1)
+        np.testing.assert_array_equal(counts[~inner], times * q[~inner])
 
     def test_margin_and_entropy(self) -> None:
         p = np.array([[0.5, 0.4, 0.1], [0.5, 0.25, 0.25], [0.9, 0.05, 0.05], [0.45, 0.4, 0.15]])
         np.testing.assert_allclose(margin_gain(p), [0.9, 0.75, 0.15, 0.95])
-        assert margin(p, 2).tolist() == [3, 0]
-        assert entropy(p, 2).tolist() == [1, 3]
-        assert entropy([[1.0, 0.0], [0.5, 0.5]], 1).tolist() == [1]
+        assert choose("margin", p, p, 2).tolist() == [3, 0]
+        assert choose("entropy", p, p, 2).tolist() == [1, 3]
+        assert choose("entropy", np.array([[1.0, 0.0], [0.5, 0.5]]), p, 1).tolist() == [1]
 
     def test_coreset_covers(self) -> None:
         """Each choice is the farthest row of all, by brute force."""
@@ -265,8 +246,8 @@ class TestRules:
         assert statistic < chi2.ppf(1 - 1e-3, df=enough.sum() - 1)
 
     def test_uniform_is_uniform(self) -> None:
-        draw = np.random.default_rng(0)
-        counts = np.bincount(np.concatenate([uniform(8, 1, draw) for _ in range(4000)]), minlength=8)
+        p, draw = np.full((8, 2), 0.5), np.random.default_rng(0)
+        counts = np.bincount(np.concatenate([choose_rows("uniform", p, 1, draw) for _ in range(4000)]), minlength=8)
         assert chisquare(counts).pvalue > 1e-3
 
     def test_cluster_margin_goes_round(self) -> None:

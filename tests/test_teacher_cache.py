@@ -167,7 +167,8 @@ class TestFill:
         assert set(found.features) == {"1", "penultimate"}
         torch.testing.assert_close(found.features["1"][:48], hidden)
         torch.testing.assert_close(found.features["penultimate"][:48], hidden.relu())
-        assert [file.name for file in folders(folders(tmp_path)[0])] == ["1.npy", "logits.npy", "penultimate.npy"]
+        names = [file.name for file in folders(folders(tmp_path)[0])]
+        assert names == ["features.1.npy", "features.penultimate.npy", "logits.npy"]
 
     @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
     def test_precisions(self, precision: Any, tmp_path: Path) -> None:

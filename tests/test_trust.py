@@ -99,12 +99,6 @@ class TestAugmentation:
             trainer().fit(almkd(), datamodule=data)
         trainer().fit(almkd(rule="paper"), datamodule=data)  # does not train on them
 
-    def test_val_train_of_another_size(self) -> None:
-        other = Augmented(rows(2)[0][:5], rows(2)[1][:5])
-        data = DistillationDataModule(Foreign(Augmented(*rows(1)), Augmented(*rows(2))), val_train=other)
-        with pytest.raises(ValueError, match=f"expected val_train to hold the {N} validation rows, found 5"):
-            data.setup()
-
 
 def test_drop_last_of_the_wrapped_loader() -> None:
     x, y = rows(1)
@@ -154,12 +148,6 @@ def test_a_rule_that_never_acts_says_so() -> None:
 def test_unknown_length_needs_a_warm_up() -> None:
     with pytest.raises(ValueError, match=r"expected to know how long the training is.*warmup_epochs"):
         trainer(max_epochs=-1, max_time={"seconds": 1}).fit(build("almkd-robust"), Blobs())
-
-
-def test_learned_weights_are_logged() -> None:
-    fitted = trainer(max_epochs=4)
-    fitted.fit(build("almkd-robust"), Blobs())
-    assert {"samples/label_weight", "samples/teacher_weight", "samples/noise_rate"} <= set(fitted.callback_metrics)
 
 
 def test_teacher_that_shares_layers_with_the_student() -> None:

@@ -31,10 +31,9 @@ class DataModule(LightningDataModule, ABC):
     It splits the rows into train, meta, val and test, stratified by class, and corrupts training labels only. An index
     is the position in the training set of ``N`` rows, whatever order they come in; the ``M`` meta rows follow.
 
-    A method says what it needs by attributes, read when its loaders are made: `needs_meta` (batches are then ``{"train":
-    Batch, "meta": Batch}``) and `trains_on_meta` (the meta rows join the training rows). Its `rows_of_epoch`, if any,
-    is called when an epoch's first batch is drawn. It returns the indices of the training rows to draw, which are
-    repeated to the usual length, or None for all.
+    A method says what it needs by attributes: with `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
+    `trains_on_meta`, the meta rows join the training rows. Its `rows_of_epoch`, if any, is called when an epoch's first
+    batch is drawn: it returns the indices of the training rows to draw, or None for all.
 
     A subclass sets `num_classes` and `input_shape`, at the latest in its ``__init__``, and implements `load`.
 
@@ -141,17 +140,15 @@ class DataModule(LightningDataModule, ABC):
         self._partition = partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
 
     def noise_matrix(self) -> npt.NDArray[np.float64] | None:
-        """The transition matrix ``(C, C)`` of the training labels' noise, or None if there is none.
-
-        With several labels a sample it is ``(2, 2)``, of each 0 or 1.
+        """The transition matrix of the training labels' noise, ``(C, C)``; of several labels a sample, ``(2, 2)``.
 
         Raises:
-            ValueError: If the noise cannot be had.
+            ValueError: If it is not one, or several labels a sample have other than symmetric noise.
         """
         if self.multilabel and (self.transition is not None or self.noise == "asymmetric"):
             raise ValueError(
                 "expected symmetric noise or none with several labels a sample, found asymmetric noise or a transition "
-                "matrix, which are of one class a sample: set noise='symmetric'"
+                "matrix: set noise='symmetric'"
             )
         if self.transition is not None:
             return check_matrix(self.transition, self.num_classes)
@@ -164,7 +161,7 @@ class DataModule(LightningDataModule, ABC):
     def parts(self) -> Partition:
         """The split rows, known after `setup`."""
         if self._partition is None:
-            # An AttributeError, so that hasattr and getattr with a default tell what is known so far.
+            # AttributeError: so hasattr and getattr with a default work.
             raise AttributeError("expected the data to be split, found it is not yet. Call setup() first.")
         return self._partition
 
@@ -180,10 +177,7 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def labels(self) -> Tensor:
-        """Given labels, int64 ``(N + M,)`` or ``(N + M, C)``: of training rows, noise included, then of meta rows.
-
-        Where there is none, it is `UNLABELED`.
-        """
+        """Given labels, noisy or `UNLABELED`, then those of the meta rows: int64 ``(N + M,)`` or ``(N + M, C)``."""
         return self.parts.given
 
     @property
@@ -203,6 +197,11 @@ class DataModule(LightningDataModule, ABC):
         return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
 
     @property
+    def knows_truth(self) -> bool:
+        """Whether the true labels are known, because the data module made the noise or took labels away."""
+        return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
+
+    @property
     def trusted(self) -> Tensor:
         """Which labels are known to be clean, bool ``(N + M,)``: those of the meta rows."""
         return torch.arange(len(self.labels)) >= self.train_size
@@ -213,14 +212,7 @@ class DataModule(LightningDataModule, ABC):
         return self.parts.fingerprint
 
     def require_meta(self, who: str) -> None:
-        """Refuse an empty meta split.
-
-        Args:
-            who: What needs it, for the message.
-
-        Raises:
-            ValueError: If there are no meta rows.
-        """
+        """Raise a ValueError if there are no meta rows; `who` needs them."""
         if self.meta_size == 0:
             raise ValueError(
                 f"expected a meta split for {who}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
@@ -264,11 +256,7 @@ class DataModule(LightningDataModule, ABC):
         return []
 
     def test_dataloader(self) -> Any:
-        """The test batches.
-
-        Raises:
-            ValueError: If there are no test rows.
-        """
+        """The test batches; raises a ValueError if there are none."""
         if not len(self.parts.test):
             raise ValueError("expected test rows, found 0. Give the data a test split.")
         return self.loader(self.parts.test)
@@ -280,9 +268,10 @@ class DataModule(LightningDataModule, ABC):
     def loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
         """Batches of some rows: in their order, or for training in a sampler's."""
         if self.on_device and self.trainer is not None:
+            device = self.trainer.strategy.root_device
             if self._move is None:  # one copy of each tensor, whichever rows it is in
-                self._move = cache(partial(Tensor.to, device=self.trainer.strategy.root_device))
-            rows = rows.to(self._move)
+                self._move = cache(partial(Tensor.to, device=device))
+            rows = rows.to(device, self._move)
         return EpochLoader(
             rows,
             batch_size=self.batch_size,

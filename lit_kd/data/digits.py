@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,11 +32,12 @@ class DigitsDataModule(DataModule):
     num_classes = 10
     input_shape = (1, 8, 8)
     image_input = ImageInput(1, 8, [0.0], [1.0])
+    names: ClassVar[Iterable[str]] = "0123456789"
 
     def __init__(self, test: int | float = 0.2, **shared: Any) -> None:
         super().__init__(**shared)
         self.test = test
-        self.class_names = [str(c) for c in range(10)]
+        self.class_names = list(self.names)
 
     def load(self) -> Source:
         """Read the images from the installed scikit-learn."""
@@ -63,7 +65,7 @@ class DigitAttributesDataModule(DigitsDataModule):
     confusable = None
     multilabel = True
     num_classes = 5
-    digits: ClassVar[dict[str, tuple[int, ...]]] = {
+    names: ClassVar[dict[str, tuple[int, ...]]] = {
         "even": (0, 2, 4, 6, 8),
         "prime": (2, 3, 5, 7),
         "above 4": (5, 6, 7, 8, 9),
@@ -71,12 +73,8 @@ class DigitAttributesDataModule(DigitsDataModule):
         "multiple of 3": (0, 3, 6, 9),
     }
 
-    def __init__(self, test: int | float = 0.2, **shared: Any) -> None:
-        super().__init__(test, **shared)
-        self.class_names = list(self.digits)
-
     def load(self) -> Source:
         """Read the images, and look the labels of each digit up."""
         source = super().load()
-        source.labels = np.stack([np.isin(source.labels, own) for own in self.digits.values()], axis=1).astype(np.int64)
+        source.labels = np.stack([np.isin(source.labels, own) for own in self.names.values()], axis=1).astype(np.int64)
         return source

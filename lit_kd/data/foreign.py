@@ -230,17 +230,14 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
     """The one map-style loader, given by itself or as a list of one."""
+    found = type(loaders).__name__ + (f" of {len(loaders)}" if isinstance(loaders, (list, dict)) else "")
     if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
         loaders = loaders[0]
-    if not isinstance(loaders, DataLoader):
-        found = type(loaders).__name__ + (f" of {len(loaders)}" if isinstance(loaders, (list, dict)) else "")
-        raise TypeError(
-            f"expected {name}_dataloader of the wrapped data module to return one DataLoader, found {found}. "
-            "Let it return one, e.g. over a ConcatDataset."
-        )
-    if isinstance(loaders.dataset, IterableDataset) or not hasattr(loaders.dataset, "__len__"):
-        raise TypeError(
-            f"expected a map-style data set in {name}_dataloader, found {type(loaders.dataset).__name__}, "
-            "which is iterable. Rows need a position: give a data set with __getitem__ and __len__."
-        )
-    return loaders
+    if isinstance(loaders, DataLoader):
+        if not isinstance(loaders.dataset, IterableDataset) and hasattr(loaders.dataset, "__len__"):
+            return loaders
+        found = f"one of {type(loaders.dataset).__name__}, whose rows have no position"
+    raise TypeError(
+        f"expected {name}_dataloader of the wrapped data module to return one DataLoader of a map-style data set, "
+        f"found {found}. Let it return one, e.g. over a ConcatDataset; give the data set __getitem__ and __len__."
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,13 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from lit_kd.data.splits import Labels
 
-MANY = 2000
-"""Rows above which a walk over the data set is announced."""
-
 
 def known_names(names: object, num_classes: int) -> list[str] | None:
     r"""The classes' names as a list of texts in one line each; None if they are no names of just these classes.
 
     Examples:
-        >>> known_names(np.array(["a", "b\n c"]), 2), known_names(["a"], 2), known_names({0: "a", 1: "b"}, 2)
-        (['a', 'b c'], None, None)
+        >>> known_names(np.array(["a", "b\n c"]), 2), known_names({0: "a", 1: "b"}, 2)
+        (['a', 'b c'], None)
     """
     names = names.tolist() if isinstance(names, np.ndarray) else names
     if not isinstance(names, (list, tuple)) or len(names) != num_classes:
@@ -35,11 +31,7 @@ def read_labels(dataset: Any, name: str) -> Labels:
     """Read the class number of every item of a map-style data set of ``(x, y)`` items, ``(n,)``.
 
     They are taken from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`, also through
-    `Subset` and `ConcatDataset`, if a few items confirm them; else every item is read once.
-
-    Args:
-        dataset: The data set.
-        name: What to call it in messages.
+    `Subset` and `ConcatDataset`, if a few items confirm them; else every item is read once. Messages call it `name`.
 
     Raises:
         TypeError: If its items are not pairs of an input and a class number.
@@ -52,13 +44,8 @@ def read_labels(dataset: Any, name: str) -> Labels:
         seen = [_label(dataset, int(i), name) for i in some]
         if known is not None and len(known) == n and known[some].tolist() == seen:
             return known
-        if n > MANY:
-            warnings.warn(
-                f"reading the labels of all {n} items of the {name} data set one by one, once, as it has no "
-                "usable `targets` or `labels`. Give it such an attribute to skip this.",
-                stacklevel=2,
-            )
-        walk = track(range(n), description=f"Labels of {name} data", disable=n <= MANY)
+        # a long walk, which an attribute `targets` or `labels` would spare
+        walk = track(range(n), description=f"Reading labels of the {name} data", disable=n <= 2000)
         return np.array([_label(dataset, i, name) for i in walk], dtype=np.int64)
 
 

@@ -47,9 +47,7 @@ def transition_matrix(
     if kind == "symmetric":
         return (1 - rate) * eye + rate / num_classes
     if kind != "asymmetric":
-        raise ValueError(
-            f"expected noise 'symmetric' or 'asymmetric', found {kind!r}. Give any other kind as a transition matrix."
-        )
+        raise ValueError(f"expected noise 'symmetric' or 'asymmetric', found {kind!r}. Give a matrix for any other.")
     wrong = np.roll(eye, 1, axis=1) if pairs is None else eye.copy()
     for true, mistaken in (pairs or {}).items():
         if not (0 <= true < num_classes and 0 <= mistaken < num_classes):
@@ -62,11 +60,7 @@ def transition_matrix(
 
 
 def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
-    """Return `matrix` as a float64 array, if it is a transition matrix of `num_classes` classes.
-
-    Raises:
-        ValueError: If it is not square of that size, or a row is not a distribution.
-    """
+    """`matrix` as a float64 array; raises a ValueError if it is no transition matrix of `num_classes` classes."""
     expected = f"expected a {num_classes} x {num_classes} transition matrix"
     meaning = "Entry [i][j] is P(given label = j | true label = i)."
     try:
@@ -79,7 +73,7 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
     if not good.all():
         row = int(good.argmin())
         raise ValueError(
-            f"{expected} whose rows are probabilities that sum to 1, found {array[row].tolist()} in row {row}. {meaning}"
+            f"{expected} whose rows are at least 0 and sum to 1, found {array[row].tolist()} in row {row}. {meaning}"
         )
     return array
 
@@ -87,15 +81,9 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
 def corrupt(
     labels: Labels, matrix: Sequence[Sequence[float]] | npt.NDArray[np.float64], seed: int | np.random.Generator
 ) -> Labels:
-    """Draw each label anew from its row of a transition matrix.
+    """Draw each label anew from its row of a transition matrix ``(C, C)``; `UNLABELED` ones stay missing.
 
-    Args:
-        labels: True labels, int64, of any shape. `UNLABELED` ones stay missing.
-        matrix: Transition matrix ``(C, C)``, see `transition_matrix`.
-        seed: A seed, or a generator to draw from.
-
-    Returns:
-        The given labels, of the same shape; the input is left alone.
+    Labels are an int64 array of any shape; the result is a new one.
 
     Raises:
         ValueError: If the matrix is none, or a label has no row in it.

@@ -57,13 +57,12 @@ class Partition:
         augmented: Rows to train on.
         plain: The same rows, not augmented.
         positions: For each of train, meta and val, positions in both of these.
-        given: Labels that the training sees, ``(N + M,)`` or ``(N + M, C)``: of training rows, maybe noisy or missing,
-            then of meta rows.
-        clean: The true ones, likewise.
+        given: Labels that the training sees, of training rows, then of meta rows: ``(N + M,)`` or ``(N + M, C)``.
+        clean: The true ones.
         val: Validation rows.
         test: Test rows.
-        fingerprint: Hash of all that a table of per-sample values relies on.
-        rows_fingerprint: Hash of which row has which index, whatever its label; not of the inputs.
+        fingerprint: Hash of which row has which index and given label, and of the source's `identity`.
+        rows_fingerprint: The same without labels.
         unlike: As of `Source`.
     """
 
@@ -108,16 +107,7 @@ def partition(
 ) -> Partition:
     """Split a source, corrupt its training labels, and take some of them away.
 
-    Args:
-        source: The data.
-        num_classes: Number of classes ``C``.
-        meta: Fraction or count of meta rows: of the source's validation rows if it has any, else of its pool.
-        val: Fraction or count of the pool for validation; not used if the source has validation rows.
-        matrix: Transition matrix of each entry of the training labels, ``(C, C)``, or ``(2, 2)`` if `multilabel`.
-            None: no noise.
-        seed: Seed of the split, of the noise and of which labels are kept.
-        labeled: Fraction or count of the training labels that are kept, noisy or not; None keeps all.
-        multilabel: Whether labels are 0 or 1 for each of C classes.
+    The arguments are those of `DataModule`; `matrix` is its `noise_matrix`.
 
     Raises:
         ValueError: If a label is out of range, or the sizes do not fit.
@@ -131,8 +121,7 @@ def partition(
     labels = checked(source.labels, source.train, "training", missing=True)
     if len(source.plain) != len(source.train):
         raise ValueError(
-            f"expected the same rows with and without augmentation, found {len(source.train)} and "
-            f"{len(source.plain)}. Let Source.plain be Source.train where nothing is augmented."
+            f"expected the same rows with and without augmentation, found {len(source.train)} and {len(source.plain)}"
         )
     augmented, plain, clean = source.train, source.plain, labels
     split_seed = derive_seed(seed, "split")
@@ -185,19 +174,12 @@ def partition(
 
 def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
     """Which rows have a label, ``(n,)``."""
-    return (labels != UNLABELED) if labels.ndim == 1 else (labels != UNLABELED).all(axis=1)
+    known: npt.NDArray[np.bool_] = labels != UNLABELED
+    return known if known.ndim == 1 else np.asarray(known.all(axis=1))
 
 
 def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
-    """Take the label of all but some rows away, so that those left have about the same class shares.
-
-    Args:
-        given: Labels, ``(n,)`` or ``(n, C)``, `UNLABELED` where there is none.
-        labeled: Fraction or count of the labels that are kept.
-        seed: Seed of the draw.
-
-    Returns:
-        The given labels or `UNLABELED`, of the same shape.
+    """Keep a fraction or count of the labels, about the same share of each class; the others become `UNLABELED`.
 
     Raises:
         ValueError: If that is less than one label a class, or more than there are.

@@ -14,7 +14,7 @@ from lit_kd.types import Batch, Inputs
 
 T = TypeVar("T")
 Move = Callable[[Tensor], Tensor]
-"""Brings a tensor to a device, the same tensor only once."""
+"""Brings inputs to a device, the same tensor only once."""
 
 
 class Rows(Protocol):
@@ -112,11 +112,7 @@ class JoinedRows:
 
 
 def on_device(rows: Rows, move: Move) -> Rows:
-    """The same rows with their tensors on a device.
-
-    Raises:
-        ValueError: If they are not made of tensors in memory.
-    """
+    """The same rows with their tensors on a device; raises a ValueError if they are not made of tensors in memory."""
     if isinstance(rows, JoinedRows):
         return JoinedRows(on_device(rows.first, move), on_device(rows.second, move))
     if isinstance(rows, TensorRows):
@@ -153,10 +149,10 @@ class Indexed(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def to(self, move: Move) -> Indexed:
-        """The same rows with all tensors on a device; raises as `on_device`."""
-        indices = None if self.indices is None else move(self.indices)
-        return Indexed(on_device(self.rows, move), self.positions, move(self.labels), indices)
+    def to(self, device: torch.device, move: Move) -> Indexed:
+        """The same rows with all tensors on a device, the inputs by `move`; raises as `on_device`."""
+        indices = None if self.indices is None else self.indices.to(device)
+        return Indexed(on_device(self.rows, move), self.positions, self.labels.to(device), indices)
 
     def __getitems__(self, items: list[int]) -> Batch:
         """A whole batch: a `DataLoader` asks for all its rows at once."""

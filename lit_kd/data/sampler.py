@@ -15,21 +15,18 @@ from lit_kd.types import Batch
 class EpochSampler(DistributedSampler[int]):
     """Shuffles anew each epoch, in an order that depends on the seed and the epoch alone.
 
-    The number of processes does not change the order: rank ``r`` of ``R`` takes every ``R``-th row from the ``r``-th
-    on. So the ``k``-th batches of all ranks together are the ``k``-th batch of one process with their summed batch
-    size, and a resumed run sees what an uninterrupted one would have seen. Lightning keeps a `DistributedSampler` and
-    calls its `set_epoch`; in a loop of your own, call it yourself.
+    Rank ``r`` of ``R`` takes every ``R``-th row from the ``r``-th on. So the ``k``-th batches of all ranks together are
+    the ``k``-th batch of one process with their summed batch size, and a resumed run sees what an uninterrupted one
+    would have seen. Lightning keeps a `DistributedSampler` and calls its `set_epoch`; in your own loop, call it.
 
     Args:
         size: Number of rows to draw from.
-        length: Number of draws an epoch; default `size`. Permutations of the rows follow one another until they
-            suffice, so a stream of few rows can be as long as one of many.
-        num_replicas: Number of processes ``R``. Each draws equally often: the draws are padded, from their start, to
-            a multiple of it.
+        length: Number of draws an epoch; default `size`. For more draws than rows, permutations follow one another.
+        num_replicas: Number of processes ``R``. The draws are padded, from their start, to a multiple of it.
         rank: This process, in ``[0, R)``.
         seed: Seed, at least 0.
-        rows: Asked at each epoch's start which rows to draw from, int64. Order, repeats and rows of `size` or more do
-            not count. None, or what it returns is None: all rows.
+        rows: Asked at each epoch's start which rows to draw from, int64; rows of `size` or more do not count. None, or
+            a returned None: all rows.
 
     Raises:
         ValueError: If there is no row to draw from.

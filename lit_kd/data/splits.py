@@ -40,10 +40,9 @@ def stratified_split(
 ) -> dict[str, Positions]:
     """Split rows so that each part has about the same class shares.
 
-    Each part takes from every class its share of the rows that remain, rounded by largest remainders; ties are drawn
-    at random. So a class too small for every part goes to the larger ones. Rows with several labels are split by
-    their combination of labels. If a part is too small to hold every combination, they are split by how many labels
-    are set; if it is too small even for that, at random.
+    Each part takes from every class its share of the rows that remain, rounded by largest remainders; ties are drawn.
+    So a class too small for every part goes to the larger ones. Rows with several labels are split by combination of
+    labels; if a part cannot hold every combination, by how many labels are set; else at random.
 
     Args:
         labels: Class of each row, ``(n,)``, or several labels a row, 0 or 1, ``(n, C)``.
@@ -69,8 +68,7 @@ def stratified_split(
     if sum(counts.values()) >= len(y):
         asked = ", ".join(f"{name}={count}" for name, count in counts.items())
         raise ValueError(
-            f"expected rows left for {rest}, found {len(y)} rows in all and {asked} asked for. "
-            "Lower these sizes, or give more data."
+            f"expected rows left for {rest}, found {len(y)} rows in all and {asked} asked for. Lower these sizes."
         )
     smallest = min(count for count in counts.values() if count)
     strata, per_stratum = _strata(y, smallest)

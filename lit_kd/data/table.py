@@ -91,9 +91,9 @@ class SampleTable:
         found = self.columns[name] if name in self else start.expand(shape)
         if found.shape != shape or len(found) != self.size:
             raise ValueError(
-                f"expected rows of shape {tuple(shape[1:])} in column {name!r} of the sample table, {self.size} of them, "
-                f"found {tuple(found.shape[1:])}, {len(found)} of them: train with as many teachers as before, or "
-                "start without the checkpoint"
+                f"expected {self.size} rows of shape {tuple(shape[1:])} in column {name!r} of the sample table, found "
+                f"{len(found)} of shape {tuple(found.shape[1:])}: train with as many teachers as before, or start "
+                "without the checkpoint"
             )
         self.columns[name] = found if name in self else found.clone()
 
@@ -109,12 +109,7 @@ class SampleTable:
         return name in self.columns
 
     def write(self, index: Tensor, **values: Tensor) -> None:
-        """Set rows of columns in this process, until `sync`.
-
-        Args:
-            index: Row numbers, ``(B,)``.
-            **values: For each column the new rows, ``(B, ...)``.
-        """
+        """Set the rows ``index``, ``(B,)``, of columns to ``(B, ...)``, in this process until `sync`."""
         for name, rows in values.items():
             column = self.columns[name]
             column[index] = rows.to(column.dtype)
@@ -137,13 +132,9 @@ class SampleTable:
         self._written = {}
 
     def exchange(self, index: Tensor, **values: Tensor) -> None:
-        """Set rows of columns in all processes: call it in all of them together, with equally many rows each.
+        """As `write`, in all processes at once: call it in all of them together, with equally many rows each.
 
         Where an index comes several times, the last row of the last process counts; so all copies stay equal.
-
-        Args:
-            index: Row numbers of this process, ``(B,)``.
-            **values: For each column the new rows, ``(B, ...)``.
         """
         index, order = all_rows(index).sort(stable=True)
         last = index.diff(append=index.new_full((1,), -1)) != 0

@@ -96,7 +96,7 @@ class _TorchvisionDataModule(DataModule):
 
     dataset: ClassVar[str]
     folder: ClassVar[str]
-    names: ClassVar[Sequence[str]] = ()
+    names: ClassVar[str] = ""
     input_shape: tuple[int, int, int]
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
@@ -107,7 +107,7 @@ class _TorchvisionDataModule(DataModule):
         self.download = download
         self.limit = limit
         self.augment = False
-        self.class_names = list(self.names) or None
+        self.class_names = self.names.split(", ") if self.names else None
         self.image_input: ImageInput = ImageInput(self.input_shape[0], self.input_shape[1], self.mean, self.std)
 
     def prepare_data(self) -> None:
@@ -119,7 +119,8 @@ class _TorchvisionDataModule(DataModule):
         """Read both files into memory.
 
         Raises:
-            FileNotFoundError: If they are not there, or damaged.
+            FileNotFoundError: If they are not there, or their checksum is wrong.
+            ValueError: If they are damaged.
         """
         pool, test = self._open(train=True), self._open(train=False)
         if self.class_names is None:
@@ -149,7 +150,8 @@ class _TorchvisionDataModule(DataModule):
             return self._class()(self.root, train=train)
         except (RuntimeError, ValueError, IndexError, AssertionError, EOFError) as error:
             folder = Path(self.root).expanduser().resolve() / self.folder
-            raise FileNotFoundError(
+            kind = FileNotFoundError if "not found" in str(error) else ValueError  # of the file, or of its checksum
+            raise kind(
                 f"expected in {folder} the files of {self.dataset}, found some missing or damaged ({error}). Set "
                 f"download=true, after removing damaged ones, or root to the directory that holds {self.folder}."
             ) from error
@@ -163,7 +165,7 @@ class MNISTDataModule(_TorchvisionDataModule):
     input_shape = (1, 28, 28)
     dataset = "MNIST"
     folder = "MNIST/raw"
-    names = "0123456789"
+    names = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     mean: ClassVar[list[float]] = [0.1307]
     std: ClassVar[list[float]] = [0.3081]
 
@@ -177,7 +179,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
     input_shape = (1, 28, 28)
     dataset = "FashionMNIST"
     folder = "FashionMNIST/raw"
-    names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    names = "T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot"
     mean: ClassVar[list[float]] = [0.2860]
     std: ClassVar[list[float]] = [0.3530]
 
@@ -197,18 +199,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     input_shape = (3, 32, 32)
     dataset = "CIFAR10"
     folder = "cifar-10-batches-py"
-    names: ClassVar[Sequence[str]] = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
+    names = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
     mean: ClassVar[list[float]] = [0.4914, 0.4822, 0.4465]
     std: ClassVar[list[float]] = [0.2470, 0.2435, 0.2616]
 
@@ -227,7 +218,7 @@ class CIFAR100DataModule(CIFAR10DataModule):
     num_classes = 100
     dataset = "CIFAR100"
     folder = "cifar-100-python"
-    names: ClassVar[Sequence[str]] = ()  # read with the files
+    names = ""  # read with the files
     mean: ClassVar[list[float]] = [0.5071, 0.4865, 0.4409]
     std: ClassVar[list[float]] = [0.2673, 0.2564, 0.2762]
 

@@ -19,7 +19,7 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.distiller.rows import RowOutputs, first_batch, predict_rows
+from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
@@ -125,16 +125,7 @@ class Distiller(LightningModule):
     # what a method is
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
-        """How much the label and each source count: the one hook that a method must override.
-
-        Args:
-            student: The student's outputs, with gradients.
-            sources: What `sources` gave, without gradients.
-            batch: Inputs, labels and sample indices.
-
-        Returns:
-            ``S + 1`` numbers, or ``(B, S + 1)``; the label comes first.
-        """
+        """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. A method must override it."""
         raise NotImplementedError(f"{type(self).__name__} must override weigh()")
 
     def default_term(self) -> Term:
@@ -153,25 +144,20 @@ class Distiller(LightningModule):
     @property
     def reads_features(self) -> bool:
         """Whether a term compares more than logits."""
-        term, _, extra = self._templates
-        return any(one is not None and one.reads_features for one in (term, *extra))
+        return any(one is not None and one.reads_features for one in (self._templates[0], *self._templates[2]))
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Change a training batch before teachers and student see it."""
         return batch
 
     def prepare_epoch(self) -> None:
-        """Form beliefs about samples at the start of each training epoch: the same ones in every process.
+        """Form beliefs about samples before each training epoch: the same ones in every process.
 
-        The global random numbers differ between processes: draw from a generator with the seed
-        ``derive_seed(resolve_seed(None), f"... {self.current_epoch}")``.
+        Global random numbers differ between processes: draw with a seed by `lit_kd.data.seeds.derive_seed`.
         """
 
     def training_rows(self) -> Tensor | None:
-        """Indices of the rows that an epoch draws, asked after `prepare_epoch` by data modules of `lit_kd.data`.
-
-        They are the same in every process, and repeated to the stream's usual length. ``None``: all.
-        """
+        """Indices of the rows that an epoch draws, the same in every process, repeated to the usual length; or all."""
         return None
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
@@ -191,7 +177,7 @@ class Distiller(LightningModule):
         return data
 
     def predict_rows(self, rows: Indexed, teachers: bool = True) -> RowOutputs:
-        """Student and, unless ``teachers`` is false, teachers over chosen rows: see `lit_kd.distiller.rows`."""
+        """Student and, unless ``teachers`` is false, teachers over chosen rows: see `lit_kd.teachers.rows`."""
         return predict_rows(self, self.teachers if teachers else Teachers(), rows)
 
     def planned_length(self) -> tuple[int | None, int | None]:
@@ -201,7 +187,7 @@ class Distiller(LightningModule):
     @property
     def schedule_length(self) -> int | None:
         """How often the scheduler will step; ``None``: not known."""
-        return self.planned_length()[self.lr_interval == "step"]
+        return planned_length(self)[self.lr_interval == "step"]
 
     # before the training
 
@@ -261,11 +247,11 @@ class Distiller(LightningModule):
         return self
 
     def configure_callbacks(self) -> Any:
-        """What fills the cache; a method that overrides this adds to it."""
+        """What fills the cache; an override adds to it."""
         return [FillTeacherCache()] if self.teacher_cache else []
 
     def configure_optimizers(self) -> Any:
-        """See `lit_kd.distiller.optimisation.configure`."""
+        """The optimizer, with its scheduler."""
         return configure(self)
 
     def on_fit_start(self) -> None:
@@ -338,7 +324,7 @@ class Distiller(LightningModule):
         terms |= {name: term.mean() for name, term in extra.items()}
         terms["loss"] = torch.stack(list(terms.values())).sum()
         reads = label.device.type == "cpu" or self.trainer.is_last_batch  # to read a value stalls an accelerator
-        if reads and not math.isfinite(terms["loss"]):
+        if reads and not math.isfinite(terms["loss"].detach()):
             raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
         for name, value in terms.items():
             bar = name == "loss" and not learner

@@ -121,7 +121,7 @@ class Cached:
                 raise ValueError("teacher_cache found that a hook or callback changes batch.x: set plain_view to true")
         for arrays in self._kept:
             found = {name: a[index.to(a.device)].to(index.device, dtype) for name, (a, dtype) in arrays.items()}
-            outputs.append(Outputs(found.pop(LOGITS), found))
+            outputs.append(Outputs(found.pop(LOGITS), {name.removeprefix("features."): f for name, f in found.items()}))
         return outputs
 
     def _outputs(self, k: int) -> Arrays:
@@ -134,8 +134,8 @@ class Cached:
             for name, (now, dtype) in found.items():
                 # mode c: torch wants an array that it may write to; the file stays as it is
                 array = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
-                apart = (array[some].double() - now[some].double()).abs().max() / now.double().abs().max()
-                if not apart <= (0.05 if dtype.itemsize < 4 else 0.01):
+                apart, largest = (array[some].double() - now[some].double()).abs().max(), now.double().abs().max()
+                if not apart <= (0.05 if dtype.itemsize < 4 else 0.01) * largest:
                     raise ValueError(
                         f"teacher {k} gives other {name} than stored (its code or data changed): remove {folder}"
                     )
@@ -163,7 +163,10 @@ class Cached:
         shown = self.module.trainer.is_global_zero and self.module.trainer.progress_bar_callback is not None
         for given in track(self.data.loader(self._rows(index)), f"Cache of teacher {k}", disable=not shown):
             out = self.teachers.one(k, to_device(self.module, given).x)
-            for name, values in {LOGITS: out.logits, **out.features}.items():
+            for name, values in {
+                LOGITS: out.logits,
+                **{f"features.{tap}": f for tap, f in out.features.items()},
+            }.items():
                 if name not in found:
                     array = np.zeros((len(self.data.labels), *values.shape[1:]), self.options.dtype)
                     found[name] = torch.from_numpy(array), values.dtype

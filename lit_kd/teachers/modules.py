@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -57,8 +56,7 @@ class Teachers:
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Change every parameter and buffer, for example to another device."""
         for model, frozen in zip(self.models, self._frozen, strict=True):
-            for tensor in chain(model.parameters(), model.buffers()):
-                tensor.data = fn(tensor.data)
+            model._apply(fn)  # type: ignore[no-untyped-call]  # what `Distiller` is moved by; there is no public way
             frozen.forget()
 
 

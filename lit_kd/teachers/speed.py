@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import torch
@@ -77,12 +77,13 @@ class Frozen:
 
     def __call__(self, x: Inputs) -> Outputs:
         """The outputs for a batch; in float32 if ``teacher_precision`` is set."""
+        run = self._choose if self._run is None else self._run
+        if self.speed.teacher_precision is None:
+            with torch.no_grad():
+                return run(x)
         device = (next(iter(x.values())) if isinstance(x, Mapping) else x).device.type
-        low = self.speed.teacher_precision is not None
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16) if low else nullcontext():
-            outputs = self._run(x) if self._run is not None else self._choose(x)
-        if not low:
-            return outputs
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            outputs = run(x)
         features = {tap: f.float() if isinstance(f, Tensor) else f for tap, f in outputs.features.items()}
         return Outputs(outputs.logits.float(), features)
 

@@ -12,13 +12,7 @@ def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
     Counts of (predicted, true), plus 5 rows on the diagonal and a tenth of a row everywhere.
 
-    Args:
-        classes: Predicted classes, ``(M, K)``.
-        y: True classes, ``(M,)``.
-        num_classes: C.
-
-    Returns:
-        ``(K, C, C)``, each row a distribution.
+    Takes predicted classes ``(M, K)`` and true ones ``(M,)``; returns ``(K, C, C)``, each row a distribution.
     """
     joint = F.one_hot(classes, num_classes).transpose(0, 1).transpose(1, 2).float() @ F.one_hot(y, num_classes).float()
     counts = joint + 5 * torch.eye(num_classes, device=joint.device, dtype=joint.dtype) + 0.1
@@ -30,13 +24,7 @@ def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
     Counts of (predicted, given), plus 5 rows a class: 70% of them right, the rest spread evenly over all classes.
 
-    Args:
-        classes: The student's classes, ``(N,)``.
-        y: Given labels, ``(N,)``.
-        num_classes: C.
-
-    Returns:
-        ``(C, C)``, each row a distribution.
+    Takes the student's classes and given labels, ``(N,)``; returns ``(C, C)``, each row a distribution.
     """
     joint = torch.bincount(classes * num_classes + y, minlength=num_classes**2).view(num_classes, num_classes).float()
     counts = joint + 5 * (0.7 * torch.eye(num_classes, device=joint.device, dtype=joint.dtype) + 0.3 / num_classes)
@@ -46,13 +34,8 @@ def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
 def label_log_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
     """The log-odds that a label was given to a row of its own class, not to one of another class [ours].
 
-    Args:
-        student: Probabilities of the true class, ``(B, C)``.
-        y: Given labels, ``(B,)``.
-        channel: How labels are given, ``(C, C)``.
-
-    Returns:
-        ``(B,)``, between -14 and 14.
+    Takes probabilities of the true class ``(B, C)``, given labels ``(B,)`` and how labels are given ``(C, C)``; returns
+    ``(B,)``, between -14 and 14.
     """
     given, own = student * channel.T[y], y.unsqueeze(1)
     right, wrong = given.gather(1, own).squeeze(1), given.scatter(1, own, 0).sum(1)  # 1 - right would cancel

@@ -66,10 +66,6 @@ def rad_marginals(gain: ArrayLike, mistakes: float, budget: int, penalty: ArrayL
     until m are spent at the row with w = t. Then ``q = min(1, t / w)``, or 1 where even a mistake costs less than the
     price, ``-l >= s``. The price is bisected until the sum is b; as the sum jumps there, both sides are mixed.
 
-    Args:
-        gain: As in `rad_distribution`, like mistakes and penalty.
-        budget: b, from 0 to n.
-
     Returns:
         q, ``(n,)``, in [0, 1], of sum b.
 

@@ -40,6 +40,7 @@ class Opinion(NamedTuple):
     channel: Tensor
 
     def __call__(self, sources: Tensor) -> Tensor:
+        """See the class."""
         return pool(sources, self.exponents) @ self.channel
 
 
@@ -56,10 +57,7 @@ def mean_nll(probabilities: Tensor, y: Tensor) -> float:
 def fit_channel(probabilities: Tensor, y: Tensor, steps: int = 20) -> Tensor:
     """The channel A, ``(C, C)``, that makes labels most likely: ``P(y) = sum_k p(k) A[k, y]``, by EM [ours].
 
-    Args:
-        probabilities: p, ``(M, C)``.
-        y: Labels, ``(M,)``.
-        steps: Of EM, with 5 pseudo-counts on the diagonal.
+    Takes p ``(M, C)`` and labels ``(M,)``; 5 pseudo-counts on the diagonal.
     """
     classes = probabilities.shape[1]
     channel = _start(classes)
@@ -91,12 +89,8 @@ def channel_if_better(probabilities: Tensor, y: Tensor) -> Tensor:
 def calibrate(log_probabilities: Tensor, y: Tensor) -> Opinion:
     """A teacher's inverse temperature, from a grid by the likelihood of trusted labels, and its channel [ours].
 
-    With a channel the inverse temperature is chosen anew: without one, that of a teacher that mistakes whole classes
-    would blur all that it says.
-
-    Args:
-        log_probabilities: Of the teacher for the trusted rows, ``(M, C)``.
-        y: Trusted labels, ``(M,)``.
+    Takes the teacher's log-probabilities ``(M, C)`` and trusted labels ``(M,)``. With a channel the inverse temperature
+    is chosen anew: without one, that of a teacher that mistakes whole classes would blur all that it says.
     """
     sources = log_probabilities.unsqueeze(0)
     grid = [torch.tensor([beta]) for beta in np.geomspace(0.05, 5.0, 21)]
@@ -110,9 +104,7 @@ def calibrate(log_probabilities: Tensor, y: Tensor) -> Opinion:
 def stack(sources: Tensor, y: Tensor) -> Opinion:
     """The exponents in [0, 3] that make trusted labels most likely, with a small ridge, and a channel [ours].
 
-    Args:
-        sources: Log-probabilities for the trusted rows, ``(W, M, C)``.
-        y: Trusted labels, ``(M,)``.
+    Takes log-probabilities ``(W, M, C)`` and trusted labels ``(M,)``.
     """
     s = sources.double()
     of_label = s.gather(2, y.expand(len(s), -1).unsqueeze(2)).squeeze(2).mean(1)
@@ -145,10 +137,8 @@ class Habits(NamedTuple):
 def habits(said: Tensor, probabilities: Tensor, y: Tensor) -> Habits:
     """A teacher's `Habits`, with a tenth of a row added everywhere [ours].
 
-    Args:
-        said: Classes that the teacher predicts for the trusted rows, ``(M,)``.
-        probabilities: Its calibrated ones, ``(M, C)``.
-        y: Trusted labels, ``(M,)``.
+    Takes the classes that it predicts for the trusted rows ``(M,)``, its calibrated probabilities ``(M, C)``, and the
+    trusted labels ``(M,)``.
     """
     classes = probabilities.shape[1]
     counts = [_count_by(y, rows.double(), classes) + 0.1 for rows in (F.one_hot(said, classes), probabilities)]
@@ -228,13 +218,7 @@ def label_posterior(
 
 
 def find_echo(odds: Tensor, expected: Tensor, weights: Tensor) -> float:
-    """What to take from log-odds so that the weighted mean probability is the expected one, in [0, 10] [ours].
-
-    Args:
-        odds: Log-odds, ``(N,)``.
-        expected: Probabilities, ``(N,)``.
-        weights: Of the rows, ``(N,)``.
-    """
+    """What to take from log-odds so that the mean probability, by weights, is the expected one, in [0, 10] [ours]."""
 
     def excess(echo: float) -> float:
         return float((weights * ((odds - echo).sigmoid() - expected)).sum())

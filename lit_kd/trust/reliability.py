@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -58,10 +57,8 @@ def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float
 class Neighbours:
     """The nearest meta rows in the plane (teacher's margin, student's margin), both standardised by the meta rows.
 
-    ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, all of them where there are fewer [ours].
-
-    Args:
-        margins: Of the meta rows, ``(M, 2)``, M at least 1.
+    ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, all of them where there are fewer [ours]. Takes the meta
+    rows' margins, ``(M, 2)``, M at least 1.
     """
 
     def __init__(self, margins: Tensor) -> None:
@@ -69,12 +66,12 @@ class Neighbours:
         from sklearn.preprocessing import StandardScaler
 
         self.k = min(max(5, round(0.5 * len(margins) ** 0.5)), len(margins))
-        self.scaler = StandardScaler().fit(_array(margins))
-        self.tree = KDTree(self.scaler.transform(_array(margins)))
+        self.scaler = StandardScaler()
+        self.tree = KDTree(self.scaler.fit_transform(margins.double().numpy(force=True)))
 
     def __call__(self, margins: Tensor) -> Tensor:
         """The neighbours of some points ``(B, 2)``: positions among the meta rows, ``(B, k)``."""
-        near = self.tree.query(self.scaler.transform(_array(margins)), self.k, return_distance=False)
+        near = self.tree.query(self.scaler.transform(margins.double().numpy(force=True)), self.k, return_distance=False)
         return torch.from_numpy(near).to(margins.device)
 
 
@@ -85,13 +82,7 @@ def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: T
     Clipped to at most 1 [ours]: a row has one vote at most, also where the student likes the teacher's mistakes better
     than the truth.
 
-    Args:
-        margins: The teacher's and the student's margin, ``(B, 2)``.
-        neighbours: Of the meta rows.
-        distortions: Of the meta rows, ``(M,)``.
-
-    Returns:
-        Weights in (0, 1], ``(B,)``.
+    Takes the teacher's and the student's margins ``(B, 2)``, and the distortions of the meta rows ``(M,)``.
     """
     known = distortions.to(margins.device)
     # in parts, for a row has many neighbours
@@ -126,7 +117,7 @@ def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
     """Isotonic regression of whether the teacher is right, bool ``(M,)``, on its margins, ``(M,)``."""
     from sklearn.isotonic import IsotonicRegression
 
-    fit = IsotonicRegression(y_min=0, y_max=1).fit(_array(margins), _array(right))
+    fit = IsotonicRegression(y_min=0, y_max=1).fit(margins.double().numpy(force=True), right.double().numpy(force=True))
     x, y = (torch.from_numpy(np.array(part)).to(margins) for part in (fit.X_thresholds_, fit.y_thresholds_))
     return Curve(x, y)
 
@@ -179,7 +170,3 @@ def class_ranks(logits: Tensor) -> Tensor:
         tensor([[2, 0, 1]])
     """
     return logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-
-
-def _array(values: Tensor) -> NDArray[np.float64]:
-    return values.detach().cpu().double().numpy()

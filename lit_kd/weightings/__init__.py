@@ -1,8 +1,7 @@
-"""How ALM-KD turns the meta-gradient into weights: one rule a file."""
+"""How much each source counts for each sample: ALM-KD's rules, which turn the meta-gradient into weights."""
 
-from lit_kd.weightings.amal import Amal
 from lit_kd.weightings.base import MetaStep, Rule
-from lit_kd.weightings.paper import Paper
+from lit_kd.weightings.published import Amal, Paper
 from lit_kd.weightings.robust import Robust
 
 __all__ = ["Amal", "MetaStep", "Paper", "Robust", "Rule"]

@@ -53,6 +53,8 @@ class Rule(ABC):
     """Whether the meta rows take part in training."""
     meta_rows: ClassVar[int | None] = None
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
+    train_share: float = 0.0
+    """Of the training batch's loss, beside the validation loss, in the loss whose gradient the meta-step takes."""
     wants_validation: ClassVar[bool] = False
     """Whether to call `validated`."""
     train_share: float = 0.0

@@ -1,61 +1,77 @@
-"""What the two published rules share: their schedule, constants and repeated gradient steps."""
+"""The two published rules of ALM-KD: repeated gradient steps on the weights of each sample."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
+import torch
 from torch import Tensor
 
+from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
 from lit_kd.types import UNLABELED
 from lit_kd.weightings.base import MetaStep, Rule
 
 
 class Published(Rule):
-    """Gradient steps on the weights, with the constants of the ALM-KD authors' code.
+    """What both rules share; every constant can be set by itself.
 
-    There, weights are updated in a separate pass in eval mode; here, in the training steps of the same epochs [ours].
+    The default constants, of both rules, are those of AMAL's code (AAAI 2023) [code]: 0.9, 1500, 5 repeats, and the
+    gradient of the validation loss alone. ``version="first"`` has those of arXiv 2202.03250 v1: random start weights,
+    2000, 10 repeats, and the gradient of 0.75 validation and 0.25 training loss. There, weights are updated in a
+    separate pass in eval mode; here, in the training steps of the same epochs [ours].
 
     Args:
-        start_weight: A teacher's weight before the first update.
-        step_size: Step at a batch of 128 samples; it scales with the batch, since the meta-gradient of a sample
-            carries 1 / B.
+        version: Whose constants are taken in the place of ``None``.
+        start_weight: The teachers' weight before the first update; random ones are uniform in [0, 1], from the seed.
+        step_size: Step at a batch of 128 samples; it scales with the batch, as the meta-gradient of a sample carries
+            1 / B.
         repeats: Steps a batch; the look-ahead starts from the same student each time.
+        train_share: Of the training loss in the gradient, in [0, 1].
         warmup_epochs: Epochs before the first update.
         every: Updates in one epoch of so many.
     """
 
+    meta_rows = 1000
+
     def __init__(
         self,
-        start_weight: float = 0.9,
-        step_size: float = 1500.0,
-        repeats: int = 5,
+        version: Literal["amal", "first"] = "amal",
+        start_weight: float | None = None,
+        step_size: float | None = None,
+        repeats: int | None = None,
+        train_share: float | None = None,
         warmup_epochs: int = 10,
         every: int = 10,
     ) -> None:
-        self.start_weight = start_weight
-        self.step_size = step_size
-        self.repeats = repeats
+        if version not in ("amal", "first"):
+            raise ValueError(f"expected a version 'amal' or 'first', found {version!r}")
+        own = (0.9, 1500.0, 5, 0.0) if version == "amal" else (None, 2000.0, 10, 0.25)
+        self.start_weight = own[0] if start_weight is None else start_weight
+        self.step_size = own[1] if step_size is None else step_size
+        self.repeats = own[2] if repeats is None else repeats
+        self.train_share = own[3] if train_share is None else train_share
         self.warmup_epochs = warmup_epochs
         self.every = every
 
     @abstractmethod
-    def first(self, teachers: int) -> Tensor:
-        """Weights of every sample before the first update, ``(K + 1,)``."""
+    def first_weights(self, shares: Tensor) -> Tensor:
+        """Weights before the first update, ``(N, K + 1)``, from the weight of a teacher alone, ``(N, K)``."""
 
     @abstractmethod
     def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """One step against the gradient, back into the allowed set.
-
-        Args:
-            weights: ``(B, K + 1)``.
-            gradient: ``dL_val / d weights`` as if all were free, ``(B, K + 1)``.
-            rate: Step size for this batch.
-        """
+        """One step of size ``rate`` against the gradient ``(B, K + 1)``, back into the allowed set."""
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights."""
-        table.add("weights", self.first(teachers))
+        fresh = "weights" not in table
+        table.add("weights", torch.zeros(teachers + 1))
+        if fresh:
+            draw = torch.Generator().manual_seed(derive_seed(resolve_seed(None), "start weights"))
+            drawn = torch.rand(table.size, 1, generator=draw)
+            shares = drawn if self.start_weight is None else torch.full_like(drawn, self.start_weight)
+            table["weights"] = self.first_weights(shares.expand(-1, teachers))
 
     def active(self, epoch: int) -> bool:
         """First after the warm-up, then every so many epochs."""
@@ -68,3 +84,62 @@ class Published(Rule):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
         weights[:, 0] *= step.y != UNLABELED  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
+
+
+class Amal(Published):
+    """Independent weights in [0, 2] (AMAL, AAAI 2023, the authors' code): a sample can be switched off."""
+
+    def first_weights(self, shares: Tensor) -> Tensor:
+        """``(1 - lam, lam, ..., lam)``."""
+        return torch.cat([1 - shares[:, :1], shares], dim=1)
+
+    def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        """A clamped gradient step."""
+        return (weights - rate * gradient).clamp(0, 2)
+
+
+class Paper(Published):
+    """Convex weights (arXiv 2202.03250 v1): teachers have ``lam_k >= 0``, of sum at most 1, the label has the rest.
+
+    The set is the paper's; the default constants are those of AMAL's code, see `first_version`. For one teacher the
+    projection is a clamp to [0, 1]; for several it is the Euclidean one [ours].
+    """
+
+    @classmethod
+    def first_version(cls) -> Paper:
+        """With the constants of the paper's first version."""
+        return cls("first")
+
+    def first_weights(self, shares: Tensor) -> Tensor:
+        """``(1 - lam, lam)``; several teachers share lam equally."""
+        return _with_label(shares / shares.shape[1])
+
+    def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        """A projected gradient step on the shares: what a teacher gains, the label loses."""
+        return _with_label(project(weights[:, 1:] - rate * by_share(gradient)))
+
+
+def by_share(gradient: Tensor) -> Tensor:
+    """The derivative by the teachers' shares, ``(B, K)``, from that by all weights as if free, ``(B, K + 1)``."""
+    return gradient[:, 1:] - gradient[:, :1]
+
+
+def project(shares: Tensor) -> Tensor:
+    """The nearest point with ``shares >= 0`` and ``sum <= 1``, row by row, ``(B, K)``.
+
+    Examples:
+        >>> project(torch.tensor([[1.7], [-0.2], [0.4]])).flatten()
+        tensor([1.0000, 0.0000, 0.4000])
+    """
+    inside = shares.clamp(min=0)
+    # the nearest point of the simplex ignores a common shift; this one keeps huge steps exact
+    shifted = shares - shares.amax(1, keepdim=True)
+    ordered = shifted.sort(dim=1, descending=True).values
+    excess = (ordered.cumsum(1) - 1) / torch.arange(1, shares.shape[1] + 1, device=shares.device)
+    last = (ordered > excess).sum(1, keepdim=True).clamp(min=1) - 1  # 0 only for what is no number, and stays so
+    on_simplex = (shifted - excess.gather(1, last)).clamp(min=0)
+    return torch.where(inside.sum(1, keepdim=True) <= 1, inside, on_simplex)
+
+
+def _with_label(shares: Tensor) -> Tensor:
+    return torch.cat([1 - shares.sum(1, keepdim=True), shares], dim=1)
