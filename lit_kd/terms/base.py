@@ -32,6 +32,8 @@ class Term(nn.Module):
     """Whether `forward` gives one number for the batch, ``()``: then it cannot be weighted by sample."""
     keeps_rows: ClassVar[bool] = False
     """Whether it keeps state by sample, for which `start` is called."""
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+    """For which tasks it is made."""
     student_taps: tuple[str, ...] = ()
     """Layers of the student whose features `forward` reads, see `lit_kd.models.taps.Tapped`."""
     teacher_taps: tuple[str, ...] = ()

@@ -53,6 +53,7 @@ class Robust(Rule):
     trains_on_meta = True
     meta_rows = 512
     wants_validation = True
+    tasks = ("classification",)
 
     def __init__(self, warmup_epochs: int | None = None) -> None:
         if warmup_epochs is not None and warmup_epochs < 1:

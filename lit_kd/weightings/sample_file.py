@@ -60,21 +60,6 @@ def sample_columns(table: SampleTable, data: DataModule) -> dict[str, Tensor]:
     return found
 
 
-def check_start(source: float | str | None) -> None:
-    """Refuse starting weights that can be told to be wrong before there are data.
-
-    Raises:
-        ValueError: If it is neither a share in [0, 1] nor a path of a kind that `starting_weights` reads.
-    """
-    known = isinstance(source, str) and Path(source).suffix in (*TABLES, ".ckpt")
-    share = not isinstance(source, str) and (source is None or 0 <= source <= 1)
-    if not (known or share):
-        raise ValueError(
-            "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
-            f"found {source!r}"
-        )
-
-
 def starting_weights(source: float | str, teachers: int, data: DataModule) -> Tensor:
     """Weights of all training samples before the first update.
 
@@ -91,10 +76,15 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it does not tell, for every training sample exactly once, weights of at least 0.
+        ValueError: If it is neither, or does not tell, for every training sample exactly once, weights of at least 0.
     """
-    if not isinstance(source, str):
+    if not isinstance(source, str) and 0 <= source <= 1:
         return _shared(np.full(data.train_size, float(source)), teachers)
+    if not isinstance(source, str) or Path(source).suffix not in (*TABLES, ".ckpt"):
+        raise ValueError(
+            "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
+            f"found {source!r}"
+        )
     path = Path(source)
     if path.suffix == ".ckpt":
         table = read_table(path)
