@@ -63,7 +63,7 @@ def exact_derivative(function: Function, theta: Named, direction: Named) -> Tens
                 "expected a network and terms whose operators all support forward-mode differentiation, found: "
                 f"{error}. Use meta_gradient: central, or last_layer"
             ) from error
-        return torch.zeros_like(value) if tangent is None else tangent  # type: ignore[no-any-return]
+        return torch.zeros_like(value) if tangent is None else tangent
 
 
 def central_derivative(function: Function, theta: Named, direction: Named, double: bool = False) -> Tensor:

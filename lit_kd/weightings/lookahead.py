@@ -16,6 +16,7 @@ from lit_kd.models.taps import Tapped
 from lit_kd.trust import exact
 from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, look_ahead
 from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full
+from lit_kd.weightings.base import index_of
 
 if TYPE_CHECKING:
     from lit_kd.methods.almkd import ALMKD
@@ -108,16 +109,15 @@ class LastLayer(LookAhead):
 
     def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
         """In closed form."""
-        assert meta.index is not None
         with evaluating(self.module.student):  # so that the meta rows leave no trace in running statistics
             outputs = Tapped(self.module.student, self.taps)(self.module.laid_out(meta).x)
-        self.rows.append((full(outputs.features[PENULTIMATE]), meta.y, meta.index))
+        self.rows.append((full(outputs.features[PENULTIMATE]), meta.y, index_of(meta)))
         while sum(len(y) for _, y, _ in self.rows) - len(self.rows[0][1]) >= self.meta_rows:
             self.rows.popleft()
         kept, y, index = (torch.cat(parts) for parts in zip(*self.rows, strict=True))
         features, head = full(seen.student.features[PENULTIMATE].detach()), Head.of(self.layer)
         rows = MetaRows(kept, y, keep=~torch.isin(index, used))
-        own = MetaRows(features, seen.train.y, keep=torch.ones_like(seen.train.index, dtype=torch.bool))
+        own = MetaRows(features, seen.train.y, keep=torch.ones_like(index_of(seen.train), dtype=torch.bool))
         logits, label_loss = seen.student.logits, self.module.task.label_loss
         gradients = torch.stack([full(exact.gradient(loss, {"z": logits})["z"]) for loss in seen.losses], dim=1)
 

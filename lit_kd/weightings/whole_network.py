@@ -13,6 +13,7 @@ from lit_kd.data.table import all_sum
 from lit_kd.models.replay import Replay
 from lit_kd.trust import exact
 from lit_kd.types import Batch, evaluating
+from lit_kd.weightings.base import index_of
 from lit_kd.weightings.lookahead import Align, LookAhead, Seen
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class Exact(LookAhead):
 
     def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
         """By one directional derivative of the terms."""
-        assert meta.index is not None
-        keep, every = ~torch.isin(meta.index, used), torch.ones_like(seen.train.index, dtype=torch.bool)
+        keep, every = ~torch.isin(index_of(meta), used), torch.ones_like(index_of(seen.train), dtype=torch.bool)
         trainable = {name: p for name, p in self.module.student.named_parameters() if p.requires_grad}
 
         def align(weights: Tensor, lr: float) -> Tensor:
