@@ -35,9 +35,10 @@ bench: $(READY)  ## Time lit_kd beside bare loops and other libraries: one table
 bench-scale: $(READY)  ## Measure how time and memory grow with the number of samples (minutes)
 	$(BIN)/python tests/benchmarks/scale.py
 
-lint: $(READY)  ## Check style and types
+lint: $(READY)  ## Check style, types and that imports between the rooms run downwards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 docs: $(READY)  ## Build the documentation, site/index.html

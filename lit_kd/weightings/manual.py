@@ -97,7 +97,7 @@ class ManualOptimisation(Distiller):
                 if monitor not in metrics or config.interval != "epoch":
                     raise ValueError(
                         f"ReduceLROnPlateau follows the metric {monitor!r} each {config.interval}; expected "
-                        f"lr_interval 'epoch', and as monitor of Lightning's own ReduceLROnPlateau one of {sorted(metrics)}"
+                        f"lr_interval 'epoch', and monitor of Lightning's ReduceLROnPlateau in {sorted(metrics)}"
                     )
                 config.scheduler.step(metrics[monitor])
 
