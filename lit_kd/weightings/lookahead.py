@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_kd.data.table import all_sum
 from lit_kd.models import last_linear
 from lit_kd.models.taps import Tapped
+from lit_kd.terms.task import check_outputs
 from lit_kd.trust import exact
 from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, look_ahead
 from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full
@@ -74,6 +75,10 @@ class LookAhead(ABC):
     def check(self, seen: Seen) -> None:
         """See `check_once`."""
 
+    def check_meta(self, outputs: Outputs, y: Tensor) -> None:
+        """Refuse what the student makes of meta rows where it is no number."""
+        check_outputs(self.module.task, y, {"student on meta rows": outputs}, self.module.num_classes, missing=True)
+
     @abstractmethod
     def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
         """How well each term agrees with the validation gradient, on the meta batch of the same step.
@@ -111,6 +116,7 @@ class LastLayer(LookAhead):
         """In closed form."""
         with evaluating(self.module.student):  # so that the meta rows leave no trace in running statistics
             outputs = Tapped(self.module.student, self.taps)(self.module.laid_out(meta).x)
+        self.check_meta(outputs, meta.y)
         self.rows.append((full(outputs.features[PENULTIMATE]), meta.y, index_of(meta)))
         while sum(len(y) for _, y, _ in self.rows) - len(self.rows[0][1]) >= self.meta_rows:
             self.rows.popleft()

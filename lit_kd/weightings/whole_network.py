@@ -95,8 +95,9 @@ class Exact(LookAhead):
         with evaluating(student):
             replay = Replay(student)
             for part in [slice(first, first + size) for first in range(0, len(keep), size)]:
-                logits = replay(x[part] if isinstance(x, Tensor) else x, leaves).logits
-                losses = self.module.task.label_loss(logits, batch.y[part])
+                outputs = replay(x[part] if isinstance(x, Tensor) else x, leaves)
+                self.check_meta(outputs, batch.y[part])
+                losses = self.module.task.label_loss(outputs.logits, batch.y[part])
                 found = exact.gradient(losses.where(keep[part], 0), leaves)
                 sums = {name: sums[name] + value if sums else value for name, value in found.items()}
         return exact.mean(sums, keep.sum().view(1), all_sum)
