@@ -19,12 +19,12 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
+from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.task import EvaluationMetrics, check_outputs

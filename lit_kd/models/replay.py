@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_kd.models.taps import Tapped
-from lit_kd.types import Inputs, Outputs
+from lit_kd.types import Inputs, Outputs, full
 
 Named = Mapping[str, Tensor]
 """Tensors by the names of the network's parameters or buffers."""
@@ -49,7 +49,7 @@ class Replay:
             changed: Parameters to use instead of the network's own. Where they are float64, the pass is.
 
         Returns:
-            Outputs in at least float32, in float32 where the pass is in float64 but the network is not.
+            Outputs in at least float32.
         """
         changed = dict(changed or {})
         double = any(value.dtype == torch.float64 for value in changed.values())
@@ -71,8 +71,3 @@ class Replay:
                 torch.cuda.set_rng_state(state, gpu)
             inputs = {k: cast(v) for k, v in x.items()} if isinstance(x, Mapping) else cast(x)
             return Tapped(self.model, self.taps)(inputs, call)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """A tensor in at least float32."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
-from lit_kd.types import UNLABELED
 from lit_kd.weightings.base import MetaStep, Rule
 
 
@@ -82,7 +81,7 @@ class Published(Rule):
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
-        weights[:, 0] *= step.y != UNLABELED  # a label that is missing has no gradient, nor weight
+        weights[:, 0] *= step.labelled  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
 
 

@@ -18,21 +18,6 @@ from lit_kd.models.checkpoint import read_checkpoint
 from lit_kd.models.files import TABLES, read_columns
 
 
-def check_start(source: float | str | None) -> None:
-    """Refuse starting weights that are wrong whatever the data.
-
-    Raises:
-        ValueError: If it is neither a share in [0, 1] nor a path of a kind that `starting_weights` reads.
-    """
-    is_file = isinstance(source, str) and Path(source).suffix in (*TABLES, ".ckpt")
-    is_share = not isinstance(source, str) and (source is None or 0 <= source <= 1)
-    if not (is_file or is_share):
-        raise ValueError(
-            "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
-            f"found {source!r}"
-        )
-
-
 def starting_weights(source: float | str, teachers: int, data: DataModule) -> Tensor:
     """Weights of all training samples before the first update.
 
@@ -48,10 +33,16 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it does not give weights of at least 0 for every training sample exactly once.
+        ValueError: If it is neither, or does not give weights of at least 0 for every training sample exactly once.
     """
-    if not isinstance(source, str):
+    share = isinstance(source, (int, float))
+    if share and 0 <= source <= 1:
         return _divided(np.full(data.train_size, float(source)), teachers)
+    if share or Path(source).suffix not in (*TABLES, ".ckpt"):
+        raise ValueError(
+            "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
+            f"found {source!r}"
+        )
     path = Path(source)
     if path.suffix == ".ckpt":
         table = read_table(path)
