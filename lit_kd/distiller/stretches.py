@@ -19,7 +19,7 @@ class Stretched(Distiller):
 
     @property
     def stretch(self) -> int:
-        """The number of the present stretch, from 0."""
+        """The number of the present one, from 0."""
         return 0 if self.table is None else int(self.table.shared["stretch"])
 
     def stretches(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,9 @@ from lit_kd.weightings.manual import SHARDED
 class RobustActiveDistillation(Stretched):
     """Robust Active Distillation (RAD, arXiv 2210.01213): which rows are worth a question to the teacher?
 
-    Rows without a label are the pool. Each of ``rounds + 1`` stretches of the training but the first begins with
-    ``budget`` questions about rows of the pool; the student learns from labelled rows and all answers so far [the
-    paper's loop]. Stretches are equally long, to within an epoch, and start from the initial weights, with a new
-    optimizer and schedule; answers are soft labels, taken once, without augmentation [ours].
+    Each of ``rounds + 1`` stretches of the training but the first begins with ``budget`` questions about rows without
+    a label, the pool; the student learns from labelled rows and all answers so far [the paper's loop]. Each starts from
+    the initial weights; answers are soft labels, taken once, without augmentation [ours].
 
     Args:
         student: The network to train, a module or a name.
@@ -55,8 +54,6 @@ class RobustActiveDistillation(Stretched):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        if rule not in get_args(QueryRule):
-            raise ValueError(f"expected a rule of {list(get_args(QueryRule))}, found {rule!r}")
         if not (budget >= 1 and rounds >= 1 and temperature > 0 and (mistakes is None or mistakes >= 0)):
             raise ValueError(
                 "expected budget and rounds of at least 1, a temperature above 0, and mistakes of at least 0 or None; "
@@ -71,11 +68,11 @@ class RobustActiveDistillation(Stretched):
         return self.task.teacher_term(self.temperature)
 
     def setup(self, stage: str) -> None:
-        """Refuse what does not fit, and forget an earlier training's queries."""
+        """Refuse data and teachers that do not fit."""
         super().setup(stage)
         if stage != "fit":
             return
-        self.table, strategy = None, type(self.trainer.strategy)
+        self.table, strategy = None, type(self.trainer.strategy)  # an earlier training's queries do not count
         if self.teacher_cache or len(self.teachers) > 1 or issubclass(strategy, SHARDED):
             raise ValueError(
                 "expected one teacher, no teacher_cache, which asks about all rows, and a strategy that does not shard "
@@ -103,9 +100,14 @@ class RobustActiveDistillation(Stretched):
         assert self.table is not None
         return self.table["query"]
 
+    @property
+    def known(self) -> Tensor:
+        """Which rows have a label or an answer, bool ``(N,)``."""
+        return (self.query.cpu() >= 0) | (self.data.labels != UNLABELED)
+
     def training_rows(self) -> Tensor:
-        """Those with a label, and those that the teacher was asked about."""
-        return ((self.query.cpu() >= 0) | (self.data.labels != UNLABELED)).nonzero().squeeze(1)
+        """Those that are known."""
+        return self.known.nonzero().squeeze(1)
 
     def predict_plain(self, index: Tensor, teachers: bool) -> RowOutputs:
         """The outputs for training rows without augmentation."""
@@ -116,10 +118,11 @@ class RobustActiveDistillation(Stretched):
     def begin_stretch(self, stretch: int) -> None:
         """First choose rows of the pool as the student sees them, and ask the teacher about them."""
         assert self.table is not None
-        known = self.training_rows()
-        known = known[known < self.data.train_size]
-        pool = torch.ones(self.data.train_size).index_fill(0, known, 0).nonzero().squeeze(1)
-        student = self.predict_plain(pool, teachers=False).student
+        pool = (~self.known[: self.data.train_size]).nonzero().squeeze(1)
+        student, known = self.predict_plain(pool, teachers=False).student, None
+        if self.rule == "coreset":
+            rows = self.known[: self.data.train_size].nonzero().squeeze(1)
+            known = _features(self.predict_plain(rows, teachers=False).student)
         chosen = choose_rows(
             self.rule,
             student.logits.double().softmax(-1).numpy(force=True),
@@ -127,7 +130,7 @@ class RobustActiveDistillation(Stretched):
             np.random.default_rng(derive_seed(resolve_seed(None), f"queries of round {stretch - 1}")),
             mistakes=self.expected_mistakes(len(pool)) if self.rule == "rad" else 0,
             features=_features(student),
-            known_features=_features(self.predict_plain(known, False).student) if self.rule == "coreset" else None,
+            known_features=known,
         )
         index = pool[torch.from_numpy(chosen)]
         places = torch.arange(self.budget, device=self.device) + (stretch - 1) * self.budget

@@ -6,7 +6,7 @@ NumPy arrays; n rows in the pool, b queries, C classes, D features. Probabilitie
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,7 +41,7 @@ def choose_rows(
         known_features: Of the k rows that are labelled or queried already, ``(k, D)``, for ``"coreset"``.
 
     Raises:
-        ValueError: If the budget is not in [0, n], the probabilities are not finite, or features are missing.
+        ValueError: If the rule is unknown, the budget not in [0, n], a probability not finite, or features are missing.
 
     Examples:
         >>> choose_rows("margin", [[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], 2, np.random.default_rng(0))
@@ -59,6 +59,8 @@ def choose_rows(
         return _largest(margin_gain(p), budget)
     if rule == "entropy":
         return _largest(-(p * np.log(p.clip(np.finfo(p.dtype).tiny))).sum(1), budget)
+    if rule not in OF_FEATURES:
+        raise ValueError(f"expected a rule of {list(get_args(QueryRule))}, found {rule!r}")
     if features is None or (rule == "coreset" and known_features is None):
         raise ValueError(f"expected features, and for coreset known_features, for the rule {rule!r}, found none")
     x = np.asarray(features, dtype=np.float64)
