@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import kstest
-from test_meta import CLASSES, Problem, problem
+from test_meta import CLASSES, Problem, last_layer_align, problem, term_gradients
 from torch import Tensor, nn
 
 from lit_kd.data.table import SampleTable
 from lit_kd.losses import cross_entropy, kd_loss
-from lit_kd.trust.meta import Head, MetaRows, last_layer_derivative
+from lit_kd.trust.meta import Head, MetaRows
 from lit_kd.types import UNLABELED
 from lit_kd.weightings import Amal, MetaStep, Paper, Rule
 from lit_kd.weightings.published import project
@@ -209,15 +208,16 @@ class Planted:
         self.meta = MetaRows(meta, (meta @ truth.T).argmax(1), torch.ones(200, dtype=torch.bool))
 
     def step(self) -> MetaStep:
+        logits = self.head(self.features)
+        gradients = term_gradients(logits, self.y, [self.teacher], 1.0)
         return MetaStep(
             index=torch.arange(128),
             y=self.y,
-            logits=self.head(self.features),
+            logits=logits,
             teachers=[self.teacher],
-            derivative=partial(last_layer_derivative, self.head, self.features, self.meta),
+            alignment=last_layer_align(self.head, self.features, gradients, self.meta),
             lr=0.5,
             batch_size=128,
-            temperature=1.0,
         )
 
     def learn(self, weights: Tensor, steps: int) -> float:
