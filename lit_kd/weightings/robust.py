@@ -96,7 +96,7 @@ class Robust(Rule):
         is_label = F.one_hot(y, student.shape[1]).bool() & labelled.unsqueeze(1)
         otherwise = belief.masked_fill(is_label, -torch.inf).softmax(-1)  # the true class, if the label is wrong
         of_label = y.view(-1, 1, 1).expand(-1, len(step.teachers), 1)
-        alignment = step.alignment(table["weights"][step.index], lr=0.0)[:, 0]
+        alignment = step.alignment(table["weights"][step.index], 0.0)[:, 0]
         vouched = (alignment != 0).any()  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
