@@ -49,8 +49,8 @@ def main(args: Sequence[str]) -> None:
         raise FileExistsError(f"{sheet} is there already: give another --output, or --overwrite")
     table, data = read_run(config, checkpoint)
 
-    from lit_kd.data.labels import known_names
     from lit_kd.models import load_student
+    from lit_kd.models.plain import known_names
     from lit_kd.report.distrust import any_distrusted, as_pictures, file_names, most_distrusted, rows_of, suspects
     from lit_kd.report.pictures import contact_sheet, image_to_png
     from lit_kd.weightings.sample_file import sample_columns

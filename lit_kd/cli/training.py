@@ -23,9 +23,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lit_kd.cli.lightning import make_cli
 from lit_kd.cli.recipe import Job, merge
 from lit_kd.data import UNLABELED, DataModule
-from lit_kd.data.labels import known_names
 from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.models.files import write_whole
+from lit_kd.models.plain import known_names
 from lit_kd.report.distrust import as_pictures, most_distrusted, noise_auc, rows_of, suspects
 from lit_kd.report.evidence import EVIDENCE, KeepEvidence
 from lit_kd.teachers.modules import Teachers

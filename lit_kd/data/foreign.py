@@ -1,15 +1,12 @@
-"""A data module of someone else's, with our splits, noise, indices and meta batches."""
+"""Somebody else's data module with our splits, noise, indices and meta batches."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -17,32 +14,31 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from lit_kd.data.base import DataModule
-from lit_kd.data.labels import known_names, read_labels
+from lit_kd.data.labels import read_labels
 from lit_kd.data.partition import Source
-from lit_kd.data.rows import ItemRows
+from lit_kd.data.rows import ItemRows, equal_inputs
+from lit_kd.models.plain import known_names
 from lit_kd.types import Batch
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class DistillationDataModule(DataModule):
-    """Wraps any data module whose training and validation data sets are map-style, of ``(x, y)`` items.
+    """Wraps any data module whose training and validation data sets are map-style, with ``(x, y)`` items.
 
     Data sets, batch size, number of workers and collate function come from its loaders, so mappings and tokenised text
-    work. Splits, noise, indices and the order of the training rows are ours. Test and predict loaders are passed
-    through as they are.
+    work. Splits, noise, indices and the order of the training rows are ours. Test and predict loaders stay its own.
 
     Args:
         inner: The data module to wrap.
         num_classes: Number of classes. Default: `inner.num_classes`, or the highest label plus one.
-        meta: Rows of the meta split: a fraction or a count of the validation rows of `inner`; the others remain for
-            validation.
-        batch_size: Default: that of its training loader.
-        num_workers: Default: that of its training loader.
-        drop_last: Default: that of its training loader.
+        meta: Size of the meta split, a fraction or a count of the validation rows of `inner`.
+        batch_size: Default: as in its training loader.
+        num_workers: Default: as in its training loader.
+        drop_last: Default: as in its training loader.
         val_train: The validation data set with the training's augmentation, for methods that train on meta rows.
-            Default: the validation data set with the `transform` of the training data set, where both have one.
-        **shared: Arguments of every data module, see `DataModule`; not `val`.
+            Default: the validation data set with the `transform` of the training data set, if both have one.
+        **shared: See `DataModule`; not `val`.
 
     Examples:
         >>> from torch.utils.data import TensorDataset
@@ -67,10 +63,8 @@ class DistillationDataModule(DataModule):
         **shared: Any,
     ) -> None:
         if isinstance(inner, DataModule):
-            raise ValueError(
-                f"expected a data module to wrap, found {type(inner).__name__}, which is one of lit_kd "
-                "already. Use it as it is."
-            )
+            name = type(inner).__name__
+            raise ValueError(f"expected a data module to wrap, found {name}, which is one of lit_kd already: use it")
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
         self.prepare_data_per_node = inner.prepare_data_per_node
@@ -81,7 +75,7 @@ class DistillationDataModule(DataModule):
             self.num_classes = num_classes
         self._adopt_shapes()
         for hook in HOOKS:
-            # Set only where inner has its own: ours would otherwise take the place of the model's.
+            # set only where inner has its own: ours would otherwise replace the model's
             if is_overridden(hook, inner, DataHooks):
                 setattr(self, hook, partial(self._call_hook, hook))
 
@@ -102,12 +96,7 @@ class DistillationDataModule(DataModule):
         self.inner.teardown(stage)
 
     def load(self) -> Source:
-        """Take the data sets out of the wrapped loaders, and read their labels.
-
-        Raises:
-            TypeError: If they are not what can be wrapped.
-            ValueError: If a meta split is wanted and there are no validation rows.
-        """
+        """Take the data sets out of the wrapped loaders and read their labels."""
         self._setup_inner("fit")
         train = _only_loader(self.inner.train_dataloader(), "train")
         self._adopt_loader(train)
@@ -120,8 +109,8 @@ class DistillationDataModule(DataModule):
             self._augment_meta_rows(source, train, val.dataset)
         elif self.meta:
             raise ValueError(
-                "expected a val_dataloader of the wrapped data module, to cut the meta split from, found "
-                "none. Give it validation rows, or set meta=0 if the method needs no meta split."
+                "expected a val_dataloader of the wrapped data module, to cut the meta split from, found none. Give it "
+                "validation rows, or set meta=0 if the method needs no meta split."
             )
         if not hasattr(self, "num_classes") and getattr(self.inner, "num_classes", None) is None:
             self.num_classes = 1 + int(max(y.max(initial=-1) for y in (labels, source.val_labels) if y is not None))
@@ -146,7 +135,7 @@ class DistillationDataModule(DataModule):
             self._stages.add(stage)
 
     def _adopt_shapes(self) -> None:
-        """Take over what the wrapped module knows of its data, now or only once it is set up."""
+        """Take over what the wrapped module knows of its data so far."""
         for name in ("num_classes", "input_shape", "image_input"):
             value = getattr(self.inner, name, None)
             if value is not None and getattr(self, name, None) is None:
@@ -159,8 +148,8 @@ class DistillationDataModule(DataModule):
             setattr(self, name, getattr(loader, name) if given is None else given)
         if self.batch_size is None:
             raise ValueError(
-                "expected a train_dataloader with a batch_size, found one with a batch sampler of its "
-                "own. Set batch_size of the wrapper."
+                "expected a train_dataloader with a batch_size, found one with a batch sampler of its own: set the "
+                "wrapper's batch_size"
             )
         if not isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
             warnings.warn(
@@ -174,9 +163,7 @@ class DistillationDataModule(DataModule):
         augmented = with_transform_of(train.dataset, val) if self.val_train is None else self.val_train
         if augmented is not None:
             if len(augmented) != len(val):
-                raise ValueError(
-                    f"expected val_train to hold the {len(val)} validation rows, found {len(augmented)} rows"
-                )
+                raise ValueError(f"expected {len(val)} validation rows in val_train, found {len(augmented)} rows")
             source.val_train = ItemRows(augmented, train.collate_fn)
         elif is_random(train.dataset) and not is_random(val):
             source.unlike = (
@@ -186,7 +173,7 @@ class DistillationDataModule(DataModule):
             )
 
     def _call_hook(self, hook: str, batch: Any, *args: Any) -> Any:
-        """Give the wrapped module the ``(x, y)`` that its hook expects, and put the index back."""
+        """Give the wrapped module the ``(x, y)`` that its hook expects, then put the index back."""
         if isinstance(batch, dict) and all(isinstance(part, Batch) for part in batch.values()):
             return {name: self._call_hook(hook, part, *args) for name, part in batch.items()}
         if not isinstance(batch, Batch):
@@ -217,15 +204,7 @@ def with_transform_of(train: Any, val: Any) -> Any:
 def is_random(dataset: Any) -> bool:
     """Whether items differ when they are read again; the global random numbers are left as they were."""
     with isolate_rng():
-        return not all(_equal(dataset[i][0], dataset[i][0]) for i in range(min(2, len(dataset))))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Mapping):
-        return all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(np.array_equal(a, b))
+        return not all(equal_inputs(dataset[i][0], dataset[i][0]) for i in range(min(2, len(dataset))))
 
 
 def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:

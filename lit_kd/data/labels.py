@@ -1,4 +1,4 @@
-"""Class names and labels of a foreign data set, without loading its inputs where that can be avoided."""
+"""Labels of a foreign data set, without loading its inputs where that can be avoided."""
 
 from __future__ import annotations
 
@@ -14,43 +14,25 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from lit_kd.data.splits import Labels
 
 
-def known_names(names: object, num_classes: int) -> list[str] | None:
-    r"""The classes' names as a list of texts in one line each; None if they are no names of just these classes.
-
-    Examples:
-        >>> known_names(np.array(["a", "b\n c"]), 2), known_names({0: "a", 1: "b"}, 2)
-        (['a', 'b c'], None)
-    """
-    names = names.tolist() if isinstance(names, np.ndarray) else names
-    if not isinstance(names, (list, tuple)) or len(names) != num_classes:
-        return None
-    return [" ".join(str(name).split()) for name in names]
-
-
 def read_labels(dataset: Any, name: str) -> Labels:
-    """Read the class number of every item of a map-style data set of ``(x, y)`` items, ``(n,)``.
+    """Read the class number of every ``(x, y)`` item of a map-style data set, ``(n,)``; messages call it `name`.
 
-    They are taken from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`, also through
-    `Subset` and `ConcatDataset`, if a few items confirm them; else every item is read once. Messages call it `name`.
-
-    Raises:
-        TypeError: If its items are not pairs of an input and a class number.
+    They come from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`, also through
+    `Subset` and `ConcatDataset`, if a few items confirm them. Otherwise every item is read once.
     """
     n = len(dataset)
     known = _known(dataset)
-    # Items may be augmented: reading some here must not shift the random numbers of the training.
-    with isolate_rng():
+    with isolate_rng():  # items may be augmented
         some = np.unique(np.linspace(0, n - 1, num=min(n, 8)).astype(int))
         seen = [_label(dataset, int(i), name) for i in some]
         if known is not None and len(known) == n and known[some].tolist() == seen:
             return known
-        # a long walk, which an attribute `targets` or `labels` would spare
         walk = track(range(n), description=f"Reading labels of the {name} data", disable=n <= 2000)
         return np.array([_label(dataset, i, name) for i in walk], dtype=np.int64)
 
 
 def _known(dataset: Any) -> Labels | None:
-    """Labels that the data set tells without reading items, or None."""
+    """Labels that the data set gives without reading items, or None."""
     if isinstance(dataset, Subset):
         whole = _known(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]

@@ -1,4 +1,4 @@
-"""Rows that a distributed sampler repeats, so that all processes have equally many."""
+"""Rows that a distributed sampler repeats to give all processes equally many."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 
 def own_rows(loaders: Any, which: int, seen: int, rows: int) -> int:
-    """How many of a batch's first rows are no repetition.
+    """How many of a batch's first `rows` rows are not repeated.
 
-    Args:
-        loaders: A loader, or a list of them, as the trainer has them.
-        which: Which of them the batch is from.
-        seen: Rows of its batches before.
-        rows: Of the batch.
+    The batch comes from loader `which` of the trainer's loader or loaders; `seen` rows came before it.
     """
     loader = loaders[which] if isinstance(loaders, (list, tuple)) else loaders
     sampler = loader.sampler if isinstance(loader, DataLoader) else None

@@ -17,9 +17,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from lit_kd.data import UNLABELED
-from lit_kd.data.labels import known_names
 from lit_kd.distiller.tabled import TableDistiller
 from lit_kd.models.files import write_whole
+from lit_kd.models.plain import known_names
 from lit_kd.report.callbacks import run_directory, unused
 from lit_kd.report.distrust import (
     Suspect,
