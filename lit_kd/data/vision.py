@@ -152,7 +152,6 @@ class MNISTDataModule(_TorchvisionDataModule):
     """MNIST: 60000 + 10000 handwritten digits of 1 x 28 x 28 pixels, in ``root/MNIST/raw``."""
 
     confusable: ClassVar[dict[int, int] | None] = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
-    num_classes = 10
     input_shape = (1, 28, 28)
     dataset = "MNIST"
     folder = "MNIST/raw"
@@ -166,7 +165,6 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
 
     # shirt and T-shirt, pullover and coat, sandal and sneaker, ankle boot for sneaker
     confusable: ClassVar[dict[int, int] | None] = {6: 0, 0: 6, 2: 4, 4: 2, 5: 7, 7: 5, 9: 7}
-    num_classes = 10
     input_shape = (1, 28, 28)
     dataset = "FashionMNIST"
     folder = "FashionMNIST/raw"
@@ -186,7 +184,6 @@ class CIFAR10DataModule(_TorchvisionDataModule):
 
     # truck for car, bird for plane, deer for horse, cat and dog for each other
     confusable: ClassVar[dict[int, int] | None] = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-    num_classes = 10
     input_shape = (3, 32, 32)
     dataset = "CIFAR10"
     folder = "cifar-10-batches-py"

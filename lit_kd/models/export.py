@@ -19,7 +19,7 @@ from lit_kd.types import evaluating, logits_of
 from lit_kd.version import __version__
 
 TOLERANCE = 1e-5
-"""How far logits may be apart, relative to the largest if that is above 1."""
+"""Largest difference of logits, relative to the largest logit if that is above 1."""
 
 
 def export_student(
@@ -35,24 +35,15 @@ def export_student(
 ) -> float:
     """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
 
-    The file's metadata hold JSON texts under ``class_names``, ``input_shape``, ``image_input``, ``student`` (the name)
-    and ``lit_kd`` (the version). A .safetensors file holds weights only, for `lit_kd.models.build_model`.
-
-    Args:
-        student: The network; it is left as it is.
-        path: Where to.
-        format: ``"onnx"``, ``"torch_export"`` or ``"safetensors"``.
-        input_shape: Shape of one input, without the batch axis.
-        class_names: K names.
-        image_input: How an image file becomes an input.
-        name: The network's name.
-        overwrite: Whether an existing file may be replaced.
+    `format` is ``"onnx"``, ``"torch_export"`` or ``"safetensors"``; the last holds weights only, for
+    `lit_kd.models.build_model`. The file's metadata hold JSON texts under ``class_names``, ``input_shape``,
+    ``image_input``, ``student`` (the name) and ``lit_kd`` (the version).
 
     Returns:
         The largest difference between the logits of file and student for random inputs.
 
     Raises:
-        FileExistsError: If the file is there, and may not be overwritten.
+        FileExistsError: If the file exists and may not be overwritten.
         ImportError: If a package of the extra ``export`` is missing.
         ValueError: If the student cannot be exported, or its logits differ afterwards.
     """
@@ -78,7 +69,7 @@ def export_student(
             found = [run(x) for x in inputs]
         except ImportError:
             raise
-        except Exception as error:  # whatever an exporter or a runtime makes of an operator that it does not know
+        except Exception as error:  # an exporter or runtime may raise anything for an operator that it does not know
             told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"this student cannot be exported as {format}: {type(error).__name__}: {told}") from error
     apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
@@ -90,7 +81,7 @@ def export_student(
 
 
 class _Logits(nn.Module):
-    """The network, without what may be around its logits."""
+    """The network with plain logits."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -100,7 +91,7 @@ class _Logits(nn.Module):
         return logits_of(self.student, x)
 
 
-# From the network, an example input and the metadata to the file's content, and to a function that runs that content.
+# from the network, an example input and the metadata to the file's content, and a function that runs that content
 Run = Callable[[Tensor], Tensor]
 Exporter = Callable[[_Logits, Tensor, Mapping[str, str]], tuple[bytes, Run]]
 

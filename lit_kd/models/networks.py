@@ -1,7 +1,7 @@
 """The distillation literature's networks for 32x32 images, which neither torchvision nor timm has.
 
-They map (B, C, H, W) to logits (B, K). The convolutional ones share their layers' names: ``layer1`` to ``layer3``,
-``pool`` (the mean over the image, (B, D)) and ``fc``. No ReLU works in place: tapped features stay as they are.
+They map (B, C, H, W) to logits (B, K). Convolutional ones have layers ``layer1`` to ``layer3``, ``pool`` (the mean over
+the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU, from (B, ...) with F values each to (B, K); it ends in an `nn.Linear`."""
+    """A multilayer perceptron with ReLU, from (B, ...) with F values each to (B, K)."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
         layers += [nn.Linear(in_features, width), nn.ReLU()]
@@ -22,10 +22,10 @@ def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequent
 
 
 class GlobalPool(nn.Module):
-    """The mean over the image: (B, D, H, W) to (B, D)."""
+    """The mean over the image."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average over the last two axes."""
+        """(B, D, H, W) to (B, D)."""
         return x.mean(dim=(2, 3))
 
 
@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (B, K) for (B, C, H, W), H and W at least 4."""
+        """(B, C, H, W) to logits (B, K), H and W at least 4."""
         logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
         return logits
 
@@ -54,14 +54,9 @@ class ConvNet(nn.Module):
 class ResNet(nn.Module):
     """A CIFAR ResNet of basic blocks (He et al., "Deep residual learning for image recognition", 4.2).
 
-    As in distillation benchmarks (Tian et al., "Contrastive representation distillation", and the RepDistiller code), a
+    Its depth is 6n + 2, for three stages of n blocks; `widths` are the channels after the stem and in each stage. As in
+    distillation benchmarks (Tian et al., "Contrastive representation distillation", and the RepDistiller code), a
     shortcut that changes shape is a 1x1 convolution with BN, where He et al. pad with zeros.
-
-    Args:
-        depth: 6n + 2, for three stages of n blocks.
-        widths: Channels after the stem and in each stage.
-        in_channels: C of the input.
-        num_classes: The number of logits K.
     """
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int) -> None:
@@ -78,7 +73,7 @@ class ResNet(nn.Module):
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (B, K) for (B, C, H, W)."""
+        """(B, C, H, W) to logits (B, K)."""
         x = F.relu(self.bn1(self.conv1(x)))
         logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
         return logits
@@ -87,11 +82,7 @@ class ResNet(nn.Module):
 class WideResNet(nn.Module):
     """A wide ResNet of pre-activation blocks (Zagoruyko and Komodakis, "Wide residual networks"), no dropout.
 
-    Args:
-        depth: 6n + 4, for three stages of n blocks.
-        widen: The factor W on the stages' widths 16, 32 and 64; the stem stays at 16.
-        in_channels: C of the input.
-        num_classes: The number of logits K.
+    Its depth is 6n + 4, for three stages of n blocks; `widen` multiplies the stages' widths 16, 32 and 64.
     """
 
     def __init__(self, depth: int, widen: int, in_channels: int, num_classes: int) -> None:
@@ -109,7 +100,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (B, K) for (B, C, H, W)."""
+        """(B, C, H, W) to logits (B, K)."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         logits: Tensor = self.fc(self.pool(F.relu(self.bn1(x))))
         return logits
@@ -162,13 +153,13 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 def _stage(
     block: type[_BasicBlock] | type[_PreActBlock], blocks: int, inputs: int, outputs: int, stride: int
 ) -> nn.Sequential:
-    """``blocks`` blocks, the first of which changes width and resolution."""
+    """Blocks of which the first changes width and resolution."""
     first = block(inputs, outputs, stride)
     return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 def _init_convs(model: nn.Module) -> None:
-    """He et al.'s normal initialisation of convolutions; BN and linear layers keep PyTorch's."""
+    """He et al.'s normal initialisation of convolutions; other layers keep PyTorch's."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
