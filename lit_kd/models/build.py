@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from .files import optional
 from .networks import ConvNet, ResNet, WideResNet, mlp
 
 _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
@@ -67,10 +68,7 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
             return WideResNet(sizes[0], sizes[1], _image_shape(name, shape)[0], num_classes)
     if numbers and family in _FAMILIES:
         raise ValueError(f"unknown model {name!r}: expected {_FAMILIES[family]}")
-    known = [*_RESNETS, *_EXAMPLES, *(f"torchvision/{member}" for member in _torchvision_names())]
-    # torchvision's resnet18 and resnet50 are not among the CIFAR networks
-    exact = [f"torchvision/{name}"] if f"torchvision/{name}" in known else []
-    raise _unknown(name, [*exact, *_nearest(name, known)])
+    raise _unknown(name, [*_RESNETS, *_EXAMPLES, *(f"torchvision/{other}" for other in _torchvision_names())])
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -94,7 +92,7 @@ def _torchvision_names() -> list[str]:
 
 def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     if member not in _torchvision_names():
-        raise _unknown(f"torchvision/{member}", [f"torchvision/{n}" for n in _nearest(member, _torchvision_names())])
+        raise _unknown(member, _torchvision_names(), "torchvision/")
     if shape[0] != 3:
         raise ValueError(
             f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name, which adapts"
@@ -117,12 +115,9 @@ def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) ->
 
 
 def _timm_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
-    try:
-        import timm
-    except ImportError as err:
-        raise ImportError(f"timm/{member} needs timm, an optional extra: pip install 'lit_kd[timm]'") from err
+    timm = optional("timm", "timm", f"timm/{member}")
     if not timm.is_model(member):  # "hf-hub:" names too, which timm would look for on the network
-        raise _unknown(f"timm/{member}", [f"timm/{n}" for n in _nearest(member, timm.list_models())])
+        raise _unknown(member, timm.list_models(), "timm/")
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": shape[0]}
     try:
         config = timm.get_pretrained_cfg(member)
@@ -140,11 +135,10 @@ def _image_shape(name: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     return shape or (3, 32, 32)
 
 
-def _unknown(name: str, near: Sequence[str]) -> ValueError:
-    hint = f"; did you mean {', '.join(near)}?" if near else "."
-    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join(model_names())}")
-
-
-def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    near = difflib.get_close_matches(name.lower(), list(names))
-    return sorted(near, key=lambda other: -sum(a == b for a, b in zip(other, name.lower(), strict=False)))
+def _unknown(name: str, known: Sequence[str], library: str = "") -> ValueError:
+    near = difflib.get_close_matches(name.lower(), known)
+    near.sort(key=lambda other: -sum(a == b for a, b in zip(other, name.lower(), strict=False)))
+    if f"torchvision/{name}" in known:  # as resnet18 and resnet50, which are not among the CIFAR networks
+        near.insert(0, f"torchvision/{name}")
+    hint = f"; did you mean {', '.join(library + other for other in near)}?" if near else "."
+    return ValueError(f"unknown model {library + name!r}{hint} Known: {', '.join(model_names())}")

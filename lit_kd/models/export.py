@@ -6,14 +6,12 @@ import copy
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_kd.models.files import EXPORTS, check_unused, write_whole
+from lit_kd.models.files import EXPORTS, check_unused, optional, write_whole
 from lit_kd.models.images import ImageInput
 from lit_kd.types import evaluating, logits_of
 from lit_kd.version import __version__
@@ -104,8 +102,8 @@ def _torch_export(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tupl
 
 
 def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
-    runtime = _optional("onnxruntime")
-    _optional("onnxscript")  # which torch's exporter needs
+    runtime = optional("onnxruntime", "export", "this format")
+    optional("onnxscript", "export", "this format")  # which torch's exporter needs
     program = torch.onnx.export(
         network,
         (x,),
@@ -123,7 +121,7 @@ def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes,
 
 
 def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
-    safetensors = _optional("safetensors.torch")
+    safetensors = optional("safetensors.torch", "export", "this format")
     # cloned, as the format knows no weights that layers share
     weights = {key: weight.clone().contiguous() for key, weight in network.student.state_dict().items()}
     content: bytes = safetensors.save(weights, dict(texts))
@@ -133,13 +131,3 @@ def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple
 
 
 _EXPORTERS: dict[str, Exporter] = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}
-
-
-def _optional(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(
-            f"this format needs {package}, which is not installed: pip install 'lit_kd[export]'"
-        ) from error

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +89,7 @@ def check_new(path: Path, overwrite: bool) -> None:
         raise ValueError(f"expected a path that ends in {' or '.join(TABLES)}, found {path}")
     check_unused(path, overwrite)
     if path.suffix == ".parquet":
-        _pyarrow()
+        _parquet()
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: bool = False) -> None:
@@ -96,10 +97,8 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: b
     check_new(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        pyarrow = _pyarrow()
-        binary = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), binary)
-        write_whole(path, binary.getvalue())
+        parquet, table = _parquet(), import_module("pyarrow").table(dict(columns))
+        write_whole(path, lambda file: parquet.write_table(table, file))
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -113,10 +112,10 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}: expected a table with a row a sample")
     if path.suffix == ".parquet":
-        pyarrow = _pyarrow()
+        parquet, damaged = _parquet(), import_module("pyarrow").ArrowException
         try:
-            found: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
-        except pyarrow.ArrowException as error:
+            found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+        except damaged as error:
             raise ValueError(f"{path}: expected a parquet file, found another or a damaged one ({error})") from error
         return found
     try:
@@ -128,12 +127,15 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         raise ValueError(f"{path}: expected a csv file, found another or a damaged one ({error})") from error
 
 
-def _pyarrow() -> Any:
+def optional(module: str, extra: str, what: str) -> Any:
+    """Import a module of one of lit_kd's extras, which `what` needs."""
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return import_module(module)
     except ImportError as error:
-        raise ImportError(
-            "expected pyarrow for a .parquet file, found none: install it (lit_kd's extra parquet), or use .csv"
-        ) from error
-    return pyarrow
+        package = module.split(".")[0]
+        raise ImportError(f"{what} needs {package}, which is not installed: pip install 'lit_kd[{extra}]'") from error
+
+
+def _parquet() -> Any:
+    optional("pyarrow", "parquet", "a .parquet file")
+    return import_module("pyarrow.parquet")
