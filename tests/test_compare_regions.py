@@ -16,7 +16,7 @@ from test_compare import RECIPE, TINY, compare, trained
 
 from lit_kd.data import SpiralDataModule
 from lit_kd.models import load_student
-from lit_kd.report import regions
+from lit_kd.report import comparison
 
 PLANAR: dict[str, Any] = copy.deepcopy(RECIPE)
 PLANAR["seeds"] = [1, 0]
@@ -43,8 +43,8 @@ def figure(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
     monkeypatch.chdir(finished)
     before, picture, kept = files(TINY), PICTURE.read_bytes(), []
     PICTURE.unlink()
-    save = regions.save
-    monkeypatch.setattr(regions, "save", lambda drawn, path: (kept.append(drawn), save(drawn, path)))
+    chart = comparison.regions_chart
+    monkeypatch.setattr(comparison, "regions_chart", lambda done: kept.append(chart(done)) or kept[-1])
     compare(PLANAR)
     assert trained(before) == set()
     assert PICTURE.read_bytes() == picture

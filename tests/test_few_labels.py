@@ -34,9 +34,9 @@ from lit_kd.data import (
     MNISTDataModule,
     SpiralDataModule,
 )
-from lit_kd.report.distrust import noise_auc
-from lit_kd.report.plots import draw_weights
-from lit_kd.weightings.sample_file import write_samples
+from lit_kd.report.charts import to_png
+from lit_kd.report.samples import noise_auc, write_samples
+from lit_kd.report.weights import chart_of, draw_histogram, pooled_weights
 
 NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.3}
 
@@ -336,11 +336,9 @@ class TestALMKD:
         assert noise_auc(weights[:, 0], label, noisy) == 1
         assert noise_auc(weights[:, 0], label, noisy & False) is None
         assert noise_auc(weights[:, 0], np.full(5, -1), noisy & False) is None
-        file = tmp_path / "samples.npz"
         for given in (label, np.full(5, -1)):
-            np.savez(file, weights=weights, label=given, noisy=noisy & (given >= 0))
-            draw_weights("ALM-KD", [file, file], tmp_path / "w.png")
-            assert Image.open(tmp_path / "w.png").size[0] > 300
+            seed = {"weights": weights, "label": given, "noisy": noisy & (given >= 0)}
+            assert len(to_png(chart_of(draw_histogram, *pooled_weights([seed, seed])))) > 1000
 
 
 class Looking(KD):

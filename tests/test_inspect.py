@@ -13,8 +13,8 @@ import torch
 from commands import CONFIGS, QUIET, call, configs, files, read_csv, version
 from PIL import Image
 
-from lit_kd.cli.inspect import find_config
 from lit_kd.cli.main import main
+from lit_kd.cli.samples import find_config
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
 
@@ -128,10 +128,9 @@ class TestRanking:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["gone"], "no directory at gone: expected one that a lit_kd run wrote"),
             (["empty"], "no config.yaml in empty: expected the directory of a lit_kd run, or give --config"),
             (["several"], "several: expected one run, found 2: give one of them"),
-            (["bare"], "no last.ckpt or best.ckpt in bare, nor in checkpoints/ there: give --ckpt_path"),
+            (["bare"], "expected last.ckpt or best.ckpt in one of bare, bare/checkpoints; found none: give"),
             ([str(RUN), "--output", "ranking.txt"], "expected a path that ends in .csv or .parquet"),
         ],
     )
@@ -173,7 +172,7 @@ class TestOtherRuns:
 
     def test_a_method_without_weights(self) -> None:
         call("fit", *configs("supervised"), *SHORT, "--model.student=mlp-8")
-        with pytest.raises(ValueError, match=r"last.ckpt: expected a checkpoint with a sample table, found none in it"):
+        with pytest.raises(ValueError, match=r"expected a checkpoint with a sample table with weights, found none"):
             call("inspect", RUN)
 
     def test_vectors_have_no_sheet(self, capsys: pytest.CaptureFixture[str]) -> None:

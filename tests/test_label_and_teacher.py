@@ -22,9 +22,9 @@ from lit_kd.data import DigitsDataModule
 from lit_kd.data.table import SampleTable
 from lit_kd.models import last_linear
 from lit_kd.models.files import read_columns
+from lit_kd.report.samples import write_samples
 from lit_kd.types import UNLABELED, Batch, Outputs
 from lit_kd.weightings import MetaStep, Paper
-from lit_kd.weightings.sample_file import write_samples
 
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 NOISE = {"noise": "symmetric", "noise_rate": 0.4}

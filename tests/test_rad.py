@@ -12,15 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer
-from PIL import Image
 from test_every_method import Record, assert_same, module, saved
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from lit_kd import RobustActiveDistillation, Supervised
-from lit_kd.cli.training import accuracy_by_queries
 from lit_kd.data import DataModule
-from lit_kd.report.plots import draw_queries
+from lit_kd.report.evidence import accuracy_by_queries
 from lit_kd.trust.queries import QueryRule
 from lit_kd.types import UNLABELED
 
@@ -307,8 +305,3 @@ class TestCurves:
         assert accuracy_by_queries(log) == [(0, 0.2), (5, 0.3)]
         log.write_text("epoch,step,val/accuracy\n0,5,0.1\n")
         assert accuracy_by_queries(log) == []
-
-    def test_picture(self, tmp_path: Path) -> None:
-        draw_queries({"a": [[(0, 0.5), (10, 0.9)], [(0, 0.6), (10, 0.8)]], "b": [[(0, 0.5)]]}, tmp_path / "q.png")
-        with Image.open(tmp_path / "q.png") as image:
-            assert len(set(image.convert("L").tobytes())) > 20

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
-import csv
 import io
 import re
 import shutil
@@ -21,10 +19,8 @@ from PIL import Image
 
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
+from lit_kd.report.charts import accuracy_chart, curves_chart, slopes
 from lit_kd.report.evidence import evidence
-from lit_kd.report.page_pictures import curves_picture, slopes
-from lit_kd.report.page_text import results, weights
-from lit_kd.report.plots import accuracy_picture
 
 NASTY = 'KD <b>&amp; $x_1$ "it\'s"'
 RULE = {"class_path": "lit_kd.weightings.Paper", "init_args": {"warmup_epochs": 0, "every": 1}}
@@ -181,26 +177,6 @@ class TestAgain:
         assert text.lower().count("which labels are wrong is not known") >= 3  # section, histogram's caption and title
         assert "no label is wrong" not in text
 
-    def test_old_results_lack_pictures_only(self) -> None:
-        for path in SMALL.rglob("evidence.npz"):
-            path.unlink()
-        for path in SMALL.rglob("samples.npz"):
-            old = ("weights", "label", "true", "noisy", "teachers")
-            np.savez(path, **{name: value for name, value in np.load(path).items() if name in old})
-        for path in SMALL.rglob("metrics.csv"):
-            rows = read_csv(path)
-            with path.open("w", newline="") as file:
-                names = [name for name in rows[0] if not name.startswith("samples/")]
-                writer = csv.DictWriter(file, names, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(rows)
-        expected = read().rows
-        compare()
-        page = read()
-        assert page.rows == expected
-        assert [tag for tag, _ in page.tags].count("svg") == 1 + 2 + 1  # accuracy, curves, histogram
-        assert "3 trainings were made by a version of lit_kd that kept less" in page.text
-
 
 @pytest.mark.usefixtures("_again")
 class TestEvidence:
@@ -241,40 +217,21 @@ class TestEvidence:
         assert not found["correct"].item()
 
 
-def test_no_number_lies_over_the_teacher_s_line() -> None:
-    accuracies = {"teacher": [0.90], "A": [0.80, 0.88], "B": [0.89, 0.895], "C": [0.902, 0.905], "D": [0.7]}
-    figure = accuracy_picture(copy.deepcopy(accuracies), ["teacher"])
+@pytest.mark.parametrize("students", [1, 10])
+def test_the_accuracy_chart(students: int) -> None:
+    accuracies = {"teacher": [0.9]} | {f"method {n}": [0.8 + n / 100, 0.82 + n / 100] for n in range(students)}
+    figure = accuracy_chart(accuracies, ["teacher"])
     figure.savefig(io.BytesIO(), format="png")
     [axes] = figure.axes
-    [line] = (line for line in axes.lines if line.get_linestyle() == "--")
-    at = line.get_window_extent()
-    numbers = [text for text in axes.texts if re.fullmatch(r"\d+\.\d", text.get_text())]
-    assert [text.get_text() for text in numbers] == ["84.0", "89.2", "90.3", "70.0"]
-    for text in numbers:
-        box = text.get_window_extent()
-        assert box.x0 > at.x1 or box.x1 < at.x0
-
-
-@pytest.mark.parametrize("students", [1, 2, 10])
-def test_few_rows_leave_room_for_all_texts(students: int) -> None:
-    accuracies = {"teacher": [0.9]} | {f"method {n}": [0.8 + n / 100] for n in range(students)}
-    figure = accuracy_picture(accuracies, ["teacher"])
-    figure.savefig(io.BytesIO(), format="png")
-    [axes] = figure.axes
-    [teacher] = (text for text in axes.texts if text.get_text() == "teacher 90.0")
-    box, [caption] = teacher.get_window_extent(), [text for text in figure.texts if "test accuracy" in text.get_text()]
-    assert axes.get_window_extent().y1 < box.y0 < box.y1 <= figure.bbox.y1
+    assert axes.get_title() == "dashed: teacher 90.0"
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"method {n}  {81 + n}.0" for n in range(students)]
+    low, high = axes.get_xlim()
+    assert low < 80 < 90 < high
     ticks = [tick.get_window_extent().y0 for tick in axes.get_xticklabels()]
+    [caption] = figure.texts
     assert caption.get_window_extent().y1 <= min(ticks)
 
 
 def test_a_name_with_an_underscore_is_in_the_legend() -> None:
-    figure = curves_picture({"_own": [[(0, 0.5), (1, 0.6)]], "KD": [[(0, 0.4)]]}, [])
+    figure = curves_chart({"_own": [[(0, 0.5), (1, 0.6)]], "KD": [[(0, 0.4)]]}, "epoch", "%")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_own", "KD"]
-
-
-def test_what_the_words_claim() -> None:
-    assert "dashed" not in results(0, True) + results(2, True)
-    assert "dashed line is the teacher" in results(1, False)
-    assert "±" not in results(1, False) + weights(True, False)
-    assert "All seeds together" in weights(False, True)

@@ -198,7 +198,7 @@ class TestWandb:
             assert any("samples/label_weights" in line for line in history) == (folder == "alm-kd")
 
 
-KEYS = ("seed_everything", "trainer", "model", "data", "checkpoint", "show", "ckpt_path", "weights_only")
+KEYS = ("seed_everything", "trainer", "model", "data", "checkpoint", "last", "show", "ckpt_path", "weights_only")
 
 
 def test_without_wandb_a_comparison_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,9 +288,7 @@ class TestInPython:
 
     def test_without_distrust_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         titles = []
-        monkeypatch.setattr(
-            "lit_kd.report.show.contact_sheet", lambda *args: titles.append(args[3]) or Image.new("L", (1, 1))
-        )
+        monkeypatch.setattr("lit_kd.report.show.contact_sheet", lambda *args: titles.append(args[3]) or b"")
         fit(ShowRun(every_n_epochs=1), max_epochs=2)  # the first epoch warms up
         assert titles == ["epoch 0: no label is distrusted", "epoch 1: the 24 most distrusted labels"]
 
@@ -312,7 +310,7 @@ class TestInPython:
 
 
 def test_large_pictures_are_made_small_and_others_are_none() -> None:
-    from lit_kd.report.distrust import as_pictures
+    from lit_kd.report.pictures import as_pictures
 
     draw = torch.Generator().manual_seed(0)
     shown = as_pictures(3 * torch.randn(2, 3, 192, 96, generator=draw) - 5)

@@ -19,15 +19,17 @@ import torch
 from commands import QUIET, call, configs, train_teacher
 from lightning import Callback
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import Blobs, build, trained_teachers, trainer
 from PIL import Image
 from torch import Tensor, nn
 
 from lit_kd import KD
+from lit_kd.cli.lightning import make_cli
 from lit_kd.cli.main import main
 from lit_kd.data import CIFAR10DataModule, ImageFolderDataModule, MNISTDataModule
 from lit_kd.models.files import write_columns, write_whole
-from lit_kd.report.callbacks import BestAndLast, WholeCheckpoints, WritePredictions
+from lit_kd.report.callbacks import WholeCheckpoints, WritePredictions
 
 
 @contextmanager
@@ -55,6 +57,12 @@ class At(Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == self.at:
             self.act()
+
+
+def keep(folder: Path) -> list[Callback]:
+    """What the command line keeps: the best and the last epoch."""
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True)
+    return [ModelCheckpoint(folder, "best", monitor="val/nll"), last]
 
 
 class Stop(At):
@@ -97,8 +105,8 @@ class TestFullDisk:
             kept.update(content(tmp_path))
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-        keep = BestAndLast(tmp_path, "best", monitor="val/nll", save_last=True)
-        fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[keep, At(2, 1, fill)])
+        callbacks = [*keep(tmp_path), At(2, 1, fill)]
+        fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=callbacks, plugins=WholeCheckpoints())
         with (
             small_files(10**9),
             pytest.raises(OSError, match=r"cannot write .*\.ckpt: File too large; the file that is there is as it was"),
@@ -111,9 +119,9 @@ class TestFullDisk:
         assert again.current_epoch == 4
 
     def test_the_first_checkpoint(self, tmp_path: Path) -> None:
-        keep = BestAndLast(tmp_path, "best", save_last=True)
+        fitted = trainer(enable_checkpointing=True, callbacks=keep(tmp_path), plugins=WholeCheckpoints())
         with small_files(5000), pytest.raises(OSError, match=r"cannot write .*\.ckpt: .*no file was left"):
-            trainer(enable_checkpointing=True, callbacks=keep).fit(build("kd"), Blobs())
+            fitted.fit(build("kd"), Blobs())
         assert not content(tmp_path)
 
     def test_the_command_says_so_without_a_traceback(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,19 +134,11 @@ class TestFullDisk:
         assert str(done.value.code).startswith(f"lit-kd: error: [Errno 27] cannot write {tmp_path}/")
         assert not list(Path().rglob("*.ckpt*"))
 
-    def test_a_way_of_the_users_own_stays(self, tmp_path: Path) -> None:
-        class Own(TorchCheckpointIO):
-            pass
-
-        for plugin, expected in ((Own(), Own), (None, WholeCheckpoints)):
-            fitted = trainer(
-                max_steps=1,
-                enable_checkpointing=True,
-                callbacks=BestAndLast(tmp_path / expected.__name__),
-                plugins=[plugin] if plugin else None,
-            )
-            fitted.fit(build("kd"), Blobs())
-            assert type(fitted.strategy.checkpoint_io) is expected
+    def test_the_command_line_s_way_and_the_users_own(self) -> None:
+        given = [str(word) for word in (*configs("supervised"), *QUIET)]
+        assert type(make_cli(given, run=False).trainer.strategy.checkpoint_io) is WholeCheckpoints
+        own = make_cli([*given, "--trainer.plugins=lightning.fabric.plugins.io.TorchCheckpointIO"], run=False)
+        assert type(own.trainer.strategy.checkpoint_io) is TorchCheckpointIO
 
 
 class Sick(nn.Module):
@@ -165,9 +165,8 @@ class Exploding(KD):
 @pytest.mark.parametrize("who", ["teacher", "loss", "almkd teacher"])
 def test_no_number_leaves_the_last_good_checkpoint(who: str, tmp_path: Path) -> None:
     kept: dict[str, bytes] = {}
-    keep = BestAndLast(tmp_path, "best", monitor="val/nll", save_last=True)
     copied = At(2, 0, lambda: kept.update(content(tmp_path)))
-    fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[keep, copied])
+    fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[*keep(tmp_path), copied])
     if who == "loss":
         model = Exploding("mlp-8", trained_teachers()[0], num_classes=3, input_shape=[1, 4, 4])
         match, data = "expected finite numbers in train/extra", Blobs()

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_kd.models.files import EXPORTS, check_checkpoint_file, check_unused
+from lit_kd.models.checkpoint import read_student
+from lit_kd.models.export import export_student
+from lit_kd.models.files import EXPORTS
 
 
 def main(args: Sequence[str]) -> None:
@@ -33,18 +35,11 @@ def main(args: Sequence[str]) -> None:
     output: Path = options.output or options.checkpoint.with_suffix(suffix)
     if output.suffix != suffix:
         raise ValueError(f"expected a path that ends in {suffix} for {options.format}, found {output}")
-    check_checkpoint_file(options.checkpoint)
-    check_unused(output, options.overwrite)
-
-    from lit_kd.models.checkpoint import read_student
-    from lit_kd.models.export import export_student  # heavy, and not needed to find a mistake so far
-
     student = read_student(options.checkpoint)
     shape = options.input_shape or student.input_shape
     if shape is None:
         raise ValueError(
-            f"{options.checkpoint}: expected it to tell the shape of an input, found none: give --input_shape, e.g. "
-            "--input_shape 3 32 32"
+            f"{options.checkpoint}: expected the shape of an input, found none: give --input_shape, as 3 32 32"
         )
     apart = export_student(
         student.model,

@@ -1,14 +1,13 @@
-"""The ``lit-kd`` command. What is heavy is imported by the command that needs it."""
+"""The ``lit-kd`` command. Each command imports what it needs, so that help and version stay quick."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
-from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from opcode import opmap
-from types import TracebackType
+from typing import Any
 
 from lit_kd.version import __version__
 
@@ -25,75 +24,57 @@ Distil a student when labels or teacher cannot be trusted.
 
 lit-kd COMMAND --help tells the options, lit-kd fit --model.help KD those of a method, lit-kd --version the version.
 """
+TRACEBACK = "LIT_KD_TRACEBACK"
 LIGHTNING = ("fit", "validate", "test", "predict")
 OURS = {
-    "compare": "lit_kd.cli.compare",
-    "export": "lit_kd.cli.export",
-    "inspect": "lit_kd.cli.inspect",
-    "samples": "lit_kd.cli.samples",
+    "compare": "lit_kd.cli.compare:main",
+    "export": "lit_kd.cli.export:main",
+    "inspect": "lit_kd.cli.samples:inspect",
+    "samples": "lit_kd.cli.samples:samples",
 }
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``lit-kd``: a command of Lightning's command line or of ours, see `HELP`.
+    """Run ``lit-kd``, see `HELP`.
 
     Args:
-        args: Command line without the program's name; ``None`` reads ``sys.argv`` and prints errors of ours without a
-            traceback.
+        args: Command line without the program's name. ``None`` reads ``sys.argv`` and turns errors into one message and
+            exit code 1, unless the environment variable ``LIT_KD_TRACEBACK`` is 1.
     """
     if args is not None:
-        return _run(args)
+        return _run(list(args))
     try:
         _run(None)
-    except Exception as error:
-        ours = raised_here(error)
-        if ours is None:
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        if os.environ.get(TRACEBACK) == "1":
             raise
-        sys.exit(f"lit-kd: error: {ours}")
+        told = "\n".join([f"lit-kd: error: {error}", *getattr(error, "__notes__", [])])
+        sys.exit(f"{told}\n({TRACEBACK}=1 shows where this was raised)")
 
 
-def _run(args: Sequence[str] | None) -> None:
-    line = list(sys.argv[1:] if args is None else args)
+def _run(args: list[str] | None) -> None:
+    line = sys.argv[1:] if args is None else args
     command = line[0] if line else "--help"
     if line == ["--version"]:
         print(f"lit-kd {__version__}")
     elif command in ("--help", "-h"):
         print(HELP, end="")
-    elif command in OURS:
-        import_module(OURS[command]).main(line[1:])
     elif command == "predict" and line[1:] and not line[1].startswith("-"):
-        import_module("lit_kd.cli.predict").main(line[1:])
+        _load("lit_kd.cli.predict:main")(line[1:])
+    elif command in OURS:
+        _load(OURS[command])(line[1:])
     elif command in LIGHTNING or command.startswith("-"):
-        from lit_kd.cli.configs import check_line
-
-        line = check_line(line)
+        line = _load("lit_kd.cli.configs:with_paths")(line)
         if args is None:  # Lightning reads them itself, and starts other processes with them
             sys.argv[1:] = line
-        import_module("lit_kd.cli.lightning").run(None if args is None else line)
+        _load("lit_kd.cli.lightning:run")(None if args is None else line)
     else:
         near = difflib.get_close_matches(command, [*LIGHTNING, *OURS], n=1)
-        told = f"did you mean {near[0]}?" if near else "lit-kd --help lists them"
-        raise ValueError(f"expected a command, found {command}: {told}")
+        hint = f"did you mean {near[0]}?" if near else "lit-kd --help lists them"
+        raise ValueError(f"expected a command, found {command}: {hint}")
 
 
-def raised_here(error: BaseException | None) -> BaseException | None:
-    """The error, or its cause, that the parser or a check of this package raised: it says all there is to say.
-
-    One that happened here without a ``raise``, such as an index out of range, is a bug and keeps its traceback.
-    """
-    while error is not None:
-        last = error.__traceback__  # none, in what stands for another process's traceback
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        check = last is not None and _is_check(last) and not isinstance(error, AssertionError)  # an assert raises too
-        if check or isinstance(error, ArgumentError):
-            return error
-        error = error.__cause__
-    return None
-
-
-def _is_check(where: TracebackType) -> bool:
-    """Whether it is a ``raise`` statement of this package."""
-    code = where.tb_frame.f_code.co_code
-    ours = str(where.tb_frame.f_globals.get("__name__")).startswith("lit_kd.")
-    return ours and code[where.tb_lasti] == opmap["RAISE_VARARGS"]
+def _load(path: str) -> Callable[[list[str] | None], Any]:
+    module, _, name = path.partition(":")
+    function: Callable[[list[str] | None], Any] = getattr(import_module(module), name)
+    return function

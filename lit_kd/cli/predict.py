@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_kd.models.files import check_checkpoint_file, check_new, write_columns
+from rich.console import Console
+from rich.progress import track
+
+from lit_kd.models.checkpoint import read_student
+from lit_kd.models.files import check_new, write_columns
 from lit_kd.models.images import image_files
+from lit_kd.models.predict import predict_images
 
 
 def main(args: Sequence[str]) -> None:
@@ -34,19 +39,8 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: none")
     options = parser.parse_args(args)
-    for name, least in (("batch_size", 1), ("num_workers", 0)):
-        if getattr(options, name) < least:
-            parser.error(f"expected --{name} of at least {least}, found {getattr(options, name)}")
-    check_checkpoint_file(options.checkpoint)
     check_new(options.output, options.overwrite)
     files, others = image_files(options.images)
-
-    from rich.console import Console
-    from rich.progress import track
-
-    from lit_kd.models.checkpoint import read_student
-    from lit_kd.models.predict import predict_images  # heavy, and not needed to find a mistake so far
-
     student = read_student(options.checkpoint)
     predictions = predict_images(student, files, options.batch_size, options.num_workers)
     done = list(track(predictions, "predict", len(files), console=Console(stderr=True), transient=True))

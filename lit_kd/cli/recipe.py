@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_kd.models.files import parse_yaml, read_yaml
+from lit_kd.report.runs import TEACHER, Config, Job, slug
 
-Config = dict[str, Any]
-TEACHER = "teacher"
 _PARTS = {"model", "data", "trainer"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: a method at a seed.
-
-    Attributes:
-        method: Name in the recipe; ``teacher`` for the teacher, ``teacher NAME`` for one of several.
-        seed: Of split, noise, order and initial weights.
-        folder: Where everything about it is written.
-        config: A config for ``lit-kd fit``.
-        is_teacher: Whether others learn from it.
-        teachers: The `method` of each teacher that it learns from.
-        wave: All of smaller waves must be finished before it starts.
-        project: Of W&B, where it is shown too, in the group of its comparison.
-    """
-
-    method: str
-    seed: int
-    folder: Path
-    config: Config
-    is_teacher: bool = False
-    teachers: tuple[str, ...] = ()
-    wave: int = 0
-    project: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,18 +21,15 @@ class Recipe:
     Attributes:
         name: Of the folder that results go to.
         seeds: Each trains its own teachers.
-        defaults: ``model``, ``data`` and ``trainer`` of every training.
-        teachers: What differs for each teacher, by the name of its row in the results; a teacher comes after those that
-            it learns from.
-        methods: What differs for each method, by name.
-        taught_by: By teacher and method, the teachers that it learns from.
+        configs: By row of the results, teachers first, the config of its trainings.
+        teachers: The rows of teachers; a teacher comes after those that it learns from.
+        taught_by: By row, the rows of the teachers that it learns from.
     """
 
     name: str
     seeds: list[int]
-    defaults: Config
-    teachers: dict[str, Config]
-    methods: dict[str, Config]
+    configs: dict[str, Config]
+    teachers: list[str]
     taught_by: dict[str, tuple[str, ...]]
 
     def jobs(self, folder: Path, seeds: Sequence[int], overrides: Config) -> Iterator[Job]:
@@ -71,16 +41,15 @@ class Recipe:
             overrides: Counts more than what the recipe says.
         """
         waves: dict[str, int] = {}
-        for method, own in (self.teachers | self.methods).items():
-            is_teacher, teachers = method in self.teachers, self.taught_by[method]
-            waves[method] = 1 + max((waves[t] for t in teachers), default=-1) if is_teacher else len(self.teachers)
+        for row, own in self.configs.items():
+            is_teacher, teachers = row in self.teachers, self.taught_by[row]
+            waves[row] = 1 + max((waves[t] for t in teachers), default=-1) if is_teacher else len(self.teachers)
             for seed in seeds:
-                config = merge(merge(self.defaults, own), overrides) | {"seed_everything": seed}
+                config = merge(own, overrides) | {"seed_everything": seed}
                 files = [str(folder / slug(teacher) / f"seed-{seed}" / "best.ckpt") for teacher in teachers]
                 if files:
                     config["model"].setdefault("init_args", {})["teacher"] = files if len(files) > 1 else files[0]
-                where = folder / slug(method) / f"seed-{seed}"
-                yield Job(method, seed, where, config, is_teacher, teachers, waves[method])
+                yield Job(row, seed, folder / slug(row) / f"seed-{seed}", config, is_teacher, teachers, waves[row])
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -93,91 +62,72 @@ def read_recipe(path: Path) -> Recipe:
             them; a teacher may name those above it. A method that names none learns from all.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ValueError: If it does not have this form.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}: expected a YAML file such as configs/recipes/digits_pair.yaml")
-    content = read_yaml(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a mapping with methods, found {type(content).__name__}")
-    unknown = set(content) - {"name", "seeds", "defaults", "teacher", "teachers", "methods"}
-    if unknown:
-        expected = "name, seeds, defaults, teacher or teachers, methods"
-        raise ValueError(f"{path}: expected {expected}; found also {sorted(unknown)}")
-    teacher: Any = content.get(TEACHER)
-    teachers: Any = content.get("teachers", {})
-    methods: Any = content.get("methods")
-    if teacher is not None and "teachers" in content:
+    content = _mapping(read_yaml(path), {"name", "seeds", "defaults", TEACHER, "teachers", "methods"}, f"{path}")
+    defaults = _mapping(content.get("defaults") or {}, _PARTS, f"{path}, defaults")
+    teacher, named = content.get(TEACHER), content.get("teachers")
+    if teacher is not None and named is not None:
         raise ValueError(f"{path}: expected either teacher or teachers, found both: name the one among the others")
-    for key, parts in {"teachers": teachers, "methods": methods}.items():
-        if not isinstance(parts, Mapping) or (key in content and not parts):
-            raise ValueError(f"{path}: expected {key}, a mapping of names to configs; found {parts!r}")
-    seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
-    defaults = content.get("defaults") or {}
-    if not isinstance(defaults, Mapping) or set(defaults) - _PARTS:
-        raise ValueError(f"{path}, defaults: expected the keys model, data or trainer; found {defaults!r}")
-
-    rows = {f"{TEACHER} {name}": part for name, part in teachers.items()}
+    for key in ("methods", *(["teachers"] if "teachers" in content else [])):
+        if not isinstance(content.get(key), Mapping) or not content[key]:
+            raise ValueError(f"{path}: expected {key}, a mapping of names to configs; found {content.get(key)!r}")
+    teachers = {f"{TEACHER} {name}": part for name, part in (named or {}).items()}
     if teacher is not None:
-        rows = {TEACHER: teacher}
-    methods = {str(name): part for name, part in methods.items()}
-    names = [*dict.fromkeys([TEACHER, *rows]), *methods]
+        teachers = {TEACHER: teacher}
+    rows = teachers | {str(name): part for name, part in content["methods"].items()}
+    names = [*dict.fromkeys([TEACHER, *teachers]), *map(str, content["methods"])]
     if len({slug(name) for name in names}) < len(names):
         raise ValueError(f"{path}: expected names that differ in letters and digits, found {names}")
+
     known: dict[str, str] = {}  # the row of each teacher so far, by the name that others call it
     configs: dict[str, Config] = {}
     taught_by: dict[str, tuple[str, ...]] = {}
-    for row, part in {**rows, **methods}.items():
-        where, unasked = f"{path}, {row}", () if row in rows else tuple(known.values())
-        configs[row], taught_by[row] = _read_part(part, dict(defaults), known, unasked, where)
-        if row in rows:
+    for row, part in rows.items():
+        where = f"{path}, {row}"
+        own = _mapping(part, {*_PARTS, TEACHER}, where)
+        asked = own.pop(TEACHER, None)
+        configs[row] = merge(defaults, own)
+        taught_by[row] = _teachers(configs[row], asked, known, row in teachers, where)
+        if row in teachers:
             known[row.removeprefix(f"{TEACHER} ")] = row
-    return Recipe(
-        name=str(content.get("name", path.stem)),
-        seeds=seeds,
-        defaults=dict(defaults),
-        teachers={row: configs[row] for row in rows},
-        methods={row: configs[row] for row in methods},
-        taught_by=taught_by,
-    )
+    seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
+    return Recipe(str(content.get("name", path.stem)), seeds, configs, list(teachers), taught_by)
 
 
-def _read_part(
-    part: Any, defaults: Config, known: Mapping[str, str], unasked: tuple[str, ...], where: str
-) -> tuple[Config, tuple[str, ...]]:
-    """Check one teacher or method.
+def _mapping(content: Any, keys: set[str], where: str) -> Config:
+    unknown = sorted(map(str, set(content) - keys)) if isinstance(content, Mapping) else [content]
+    if unknown:
+        raise ValueError(f"{where}: expected a mapping with the keys {', '.join(sorted(keys))}; found {unknown}")
+    return dict(content)
+
+
+def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: bool, where: str) -> tuple[str, ...]:
+    """The rows of the teachers that a training learns from.
 
     Args:
-        part: Its entry in the recipe.
-        defaults: Those of the recipe.
+        config: Its config.
+        asked: The teachers that the recipe names for it.
         known: The teachers that it may name, and their rows.
-        unasked: The rows of those that it learns from if it names none.
+        is_teacher: Whether it is a teacher, which learns from nobody unasked.
         where: For messages.
-
-    Returns:
-        Its config, and the rows of its teachers.
     """
-    if not isinstance(part, Mapping) or set(part) - {*_PARTS, TEACHER}:
-        raise ValueError(f"{where}: expected the keys model, data, trainer or teacher; found {part!r}")
-    config = {key: value for key, value in part.items() if key != TEACHER}
-    model = merge(defaults, config).get("model", {})
+    model = config.get("model", {})
     if "class_path" not in model:
         raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
     learns = model["class_path"].split(".")[-1] != "Supervised" and TEACHER not in model.get("init_args", {})
-    asked = part.get(TEACHER)
     if asked is None:
-        return config, unasked if learns else ()
+        return tuple(known.values()) if learns and not is_teacher else ()
     if not learns:
         raise ValueError(f"{where}: expected no teacher for Supervised or beside init_args.teacher; found {asked!r}")
     asked = asked if isinstance(asked, list) else [asked]
     if not asked or not all(str(name) in known for name in asked):
         raise ValueError(f"{where}: expected as teacher one or some of {list(known)}, those above it; found {asked!r}")
-    return config, tuple(known[str(name)] for name in asked)
+    return tuple(known[str(name)] for name in asked)
 
 
 def read_overrides(options: Sequence[str]) -> Config:
-    """What the command line says of every training.
+    """Options of every training, from the command line.
 
     Args:
         options: ``KEY=VALUE``, the key with dots, the value in YAML.
@@ -226,13 +176,3 @@ def merge(base: Config, own: Config) -> Config:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)
     return merged
-
-
-def slug(name: str) -> str:
-    """A method's name as a folder's.
-
-    Examples:
-        >>> slug("KD 0.5 + meta")
-        'kd-0.5-meta'
-    """
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

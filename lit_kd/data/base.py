@@ -190,6 +190,11 @@ class DataModule(LightningDataModule, ABC):
         return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
 
     @property
+    def knows_truth(self) -> bool:
+        """Whether the true labels are known, because the data module made the noise or took labels away."""
+        return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
+
+    @property
     def trusted(self) -> Tensor:
         """Which labels are known to be clean, those of the meta rows: bool ``(N + M,)``."""
         return torch.arange(len(self.labels)) >= self.train_size

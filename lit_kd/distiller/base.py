@@ -322,7 +322,7 @@ class Distiller(LightningModule):
         terms |= {name: term.mean() for name, term in extra.items()}
         terms["loss"] = torch.stack(list(terms.values())).sum()
         reads = label.device.type == "cpu" or self.trainer.is_last_batch  # to read a value stalls an accelerator
-        if reads and not math.isfinite(terms["loss"]):
+        if reads and not math.isfinite(terms["loss"].detach()):
             raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
         for name, value in terms.items():
             bar = name == "loss" and not learner

@@ -1,11 +1,10 @@
-"""What a run leaves behind besides checkpoints and logs, and how it is taken up again."""
+"""Callbacks of the command line: files that a run leaves, and checks when it is resumed."""
 
 from __future__ import annotations
 
-import csv
 import io
-import time
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -13,81 +12,50 @@ import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
-from lit_kd.models.files import write_whole
-
-REDRAWS = 4
-"""Of the progress bar, a second: Lightning's 100 took a fifth of a small network's step."""
-
-
-class Bar(RichProgressBar):
-    """Lightning's progress bar, brought up to date some times a second and not after each batch."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**({"refresh_rate": REDRAWS} | options))
-        self._next = 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Not this often."""
-        now = time.monotonic()
-        if now >= self._next or trainer.is_last_batch:
-            self._next = now + 1 / self.refresh_rate
-            super().on_train_batch_end(trainer, pl_module, *args)
+from lit_kd.models.files import write_columns, write_whole
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes ``predictions.csv`` with the columns row, class, probability, into the trainer's default_root_dir.
+    """Writes ``predictions.csv`` with the columns row, class, probability into the trainer's default_root_dir.
 
-    With several processes each writes its own rows, into ``predictions-RANK.csv``. An existing file is kept, and the
-    new one numbered.
+    With several processes each writes its own rows, into ``predictions-RANK.csv``. Where such a file exists, the new
+    one gets a number.
     """
 
     def __init__(self) -> None:
         super().__init__(write_interval="epoch")
 
     def write_on_epoch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
         """Write what the epoch predicted."""
         stem = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
         path = unused(Path(trainer.default_root_dir) / f"{stem}.csv")
-        rows = [row for loader in batch_indices for batch in loader for row in batch]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["row", "class", "probability"])
-        values = [
-            (c, p) for b in predictions for c, p in zip(b["class"].tolist(), b["probability"].tolist(), strict=True)
-        ]
-        writer.writerows((row, c, f"{p:.6f}") for row, (c, p) in zip(rows, values, strict=True))
-        write_whole(path, text.getvalue())
+        columns = {
+            "row": [row for loader in batch_indices for batch in loader for row in batch],
+            "class": [c for batch in predictions for c in batch["class"].tolist()],
+            "probability": [f"{p:.6f}" for batch in predictions for p in batch["probability"].tolist()],
+        }
+        write_columns(path, columns)
         rank_zero_info(f"predictions written to {path}")
 
 
 def unused(path: Path) -> Path:
-    """The path itself, or a numbered one beside it where it is taken."""
-    number = 0
-    found = path
-    while found.exists():
-        number += 1
-        found = path.with_stem(f"{path.stem}-{number}")
-    return found
+    """The path itself, or the first free one with a number: ``name-1``, ``name-2``, ..."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    return next(each for each in chain([path], numbered) if not each.exists())
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """Where a run's checkpoints lie unless they are sent elsewhere; to be asked by the first process.
+    """The directory of a run; to be asked by the first process.
 
-    It is not the trainer's ``log_dir``, which is one for all runs where the logger is W&B's or another one.
+    `Trainer.log_dir` does not do: with the loggers of W&B and others it is the same for all runs.
     """
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
@@ -99,25 +67,19 @@ def run_directory(trainer: Trainer) -> Path:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved config as config.yaml in the run's directory, and shows it in W&B and TensorBoard.
-
-    Lightning's own knows no run's directory with W&B: the config of each run would replace that of the last one.
-    """
+    """Saves a training's resolved config as config.yaml in `run_directory`, and shows it in W&B and TensorBoard."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let Lightning save it where it knows the run's directory; only a fit is a run."""
-        if stage != TrainerFn.FITTING:
-            return  # what is read again, as by lit-kd inspect, are trainings
-        self.save_to_log_dir = not trainer.loggers or isinstance(trainer.loggers[0], (CSVLogger, TensorBoardLogger))
-        super().setup(trainer, pl_module, stage)
+        """Save the config of a fit: only trainings are read again, as by ``lit-kd inspect``."""
+        if stage == TrainerFn.FITTING:
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save it where Lightning does not, and show it."""
+        """Write and show it."""
         text = self.parser.dump(self.config, skip_none=False)
-        if not self.save_to_log_dir:
-            folder = run_directory(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / self.config_filename, text)
+        folder = run_directory(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / self.config_filename, text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))
@@ -128,9 +90,8 @@ class SaveConfig(SaveConfigCallback):
 class WholeCheckpoints(TorchCheckpointIO):
     """Replaces a local checkpoint at once: whatever happens, either the old or the new one is there.
 
-    Lightning's own writes into the system's folder for temporary files and moves the file from there: between two file
-    systems, such as a ``/tmp`` in memory and a disk, that is a copy onto the old checkpoint, which a kill or a full
-    disk leaves half done.
+    Lightning writes into the system's temporary folder and moves the file. Between file systems a move is a copy, which
+    a kill or a full disk leaves half done.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -142,34 +103,15 @@ class WholeCheckpoints(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # in memory first: what torch.save says of a full disk helps nobody
-        buffer = io.BytesIO()
+        buffer = io.BytesIO()  # on a full disk torch.save's own message helps nobody
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getbuffer())
-
-
-class BestAndLast(ModelCheckpoint):
-    """Keeps the best epoch and the last.
-
-    Lightning's own, since 2.6, writes ``last.ckpt`` only after an epoch that it keeps for being the best so far: a
-    training would resume there, and lose all epochs since.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let checkpoints be replaced at once, unless the trainer was given a way of its own to write them."""
-        super().setup(trainer, pl_module, stage)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpoints()
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = trainer.global_step  # what the last checkpoint waits for
 
 
 class ResumeAsBefore(Callback):
     """Refuses to resume with another optimizer or scheduler than the checkpoint's.
 
-    They come back with their state, learning rate included: what was asked for would be lost silently.
+    They return with their state, learning rate included: what was asked for would be lost silently.
     """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A comparison's results: csv, tables and pictures."""
+"""The results of a comparison: a csv file, tables, pictures and the page."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
+import matplotlib as mpl
+import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.markdown import Markdown
 
-from lit_kd.cli.recipe import Job, slug
-from lit_kd.cli.training import SAMPLES, Result
 from lit_kd.models.files import write_whole
+from lit_kd.report.charts import STYLE, accuracy_chart, curves_chart, mean_and_deviation, save
 from lit_kd.report.page import write_page
-from lit_kd.report.plots import draw_accuracy, draw_queries, draw_weights, mean_and_deviation
-from lit_kd.report.regions import draw_regions
-from lit_kd.report.teachers import draw_teachers
+from lit_kd.report.regions import regions_chart
+from lit_kd.report.runs import SAMPLES, Job, Result, slug
+from lit_kd.report.weights import chart_of, draw_histogram, pooled_weights, teachers_chart, wrong_labels
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
@@ -35,11 +34,10 @@ _HEADS = {
 
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
-    """Write ``results.csv``, ``table.md``, ``report.html``, ``accuracy.png``, and pictures of sample weights.
+    """Write ``results.csv``, ``table.md``, ``report.html`` and pictures, and print the table.
 
-    These are ``weights-*.png`` and, where such a method has several teachers, ``teachers-*.png``.
-
-    For inputs in the plane there is also ``regions.png``, for methods that query the teacher ``queries.png``.
+    Pictures: ``accuracy.png``; ``weights-*.png`` of methods with sample weights, and ``teachers-*.png`` if they have
+    several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for methods that query the teacher.
 
     Args:
         folder: The comparison's folder.
@@ -53,39 +51,52 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     writer.writerows(results)
     write_whole(folder / "results.csv", text.getvalue())
 
-    methods = list(dict.fromkeys(job.method for job, _ in done))
-    by_method = {method: [r for r in results if r["method"] == method] for method in methods}
+    by_method: dict[str, list[Result]] = {}
+    for job, result in done:
+        by_method.setdefault(job.method, []).append(result)
     teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
-    head, rows = _table(by_method, teachers)
+    head, rows = summary(by_method, teachers)
     named = [[re.sub(r"([\\*_<`])", r"\\\1", name), *cells] for name, *cells in rows]  # a name is no markup
-    lines = [head, ["---"] * len(head), *named]
-    write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
-    accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
-    draw_accuracy(accuracies, teachers, folder / "accuracy.png")
+    table = "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *named])
+    write_whole(folder / "table.md", table)
+    with mpl.rc_context(STYLE):
+        more = _draw(folder, done, by_method, teachers)
+    write_page(folder / "report.html", done, (head, rows), more)
+    _print(folder, table)
+
+
+def _draw(
+    folder: Path, done: Sequence[tuple[Job, Result]], by_method: dict[str, list[Result]], teachers: list[str]
+) -> dict[str, Path]:
+    """Draw all pictures; return those that the page shows too, by caption."""
     more: dict[str, Path] = {}
+    accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
+    save(accuracy_chart(accuracies, teachers), folder / "accuracy.png")
     asked = {m: [r["accuracy_by_queries"] for r in rs if "accuracy_by_queries" in r] for m, rs in by_method.items()}
     asked = {method: curves for method, curves in asked.items() if curves}
     if asked:
-        draw_queries(asked, folder / "queries.png")
         more["Accuracy against questions to the teacher"] = folder / "queries.png"
-    draw_regions(done, folder / "regions.png")
-    if (folder / "regions.png").is_file():
+        chart = curves_chart(asked, "rows that the teacher was asked about", "validation accuracy, %", width=7.5)
+        save(chart, folder / "queries.png")
+    regions = regions_chart(done)
+    if regions is not None:
         more["Which class is decided for where, side by side"] = folder / "regions.png"
-    for method in methods:
+        save(regions, folder / "regions.png")
+    for method in by_method:
         jobs = [job for job, _ in done if job.method == method]
-        samples = [job.folder / SAMPLES for job in jobs]
-        if all(path.is_file() for path in samples):
-            name = f"{slug(method)}.png"
-            draw_weights(method, samples, folder / f"weights-{name}")
-            if len(jobs[0].teachers) > 1:
-                draw_teachers(method, jobs[0].teachers, samples, folder / f"teachers-{name}")
-                more[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
-    write_page(folder / "report.html", done, (head, rows), more)
-    _print(folder, head, rows)
+        if not all((job.folder / SAMPLES).is_file() for job in jobs):
+            continue
+        seeds, name = [np.load(job.folder / SAMPLES) for job in jobs], f"{slug(method)}.png"
+        chart = chart_of(draw_histogram, *pooled_weights(seeds), title=f"{method}: {wrong_labels(seeds, 3)}")
+        save(chart, folder / f"weights-{name}")
+        if len(jobs[0].teachers) > 1:
+            more[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
+            save(teachers_chart(method, jobs[0].teachers, seeds), folder / f"teachers-{name}")
+    return more
 
 
-def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Mean and standard deviation of every method."""
+def summary(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: each method's mean and standard deviation, the best students' accuracies in ``**``."""
     heads = {k: v for k, v in _HEADS.items() if any(r.get(k) is not None for rs in by_method.values() for r in rs)}
     rows = []
     for method, results in by_method.items():
@@ -103,20 +114,12 @@ def _table(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[lis
     return ["method", *(head for head, _, _ in heads.values())], rows
 
 
-def _print(folder: Path, head: list[str], rows: list[list[str]]) -> None:
-    caption = (
-        "test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
-    )
-    table = Table(box=box.SIMPLE_HEAD, title=folder.name, caption=caption, padding=(0, 1, 0, 0))
-    rows = [[row[0], *(cell.replace(" ± ", "±") for cell in row[1:])] for row in rows]
+def _print(folder: Path, table: str) -> None:
     console = Console()
-    if sum(max(map(len, column)) + 1 for column in zip(head, *rows, strict=True)) >= console.width:
-        rows = [[row[0], *(re.sub("±[0-9.]+", "", cell) for cell in row[1:])] for row in rows]  # table.md has them
-    for name in head:
-        # if that does not do, names are folded and numbers stay whole
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
-    for row in rows:
-        cells = [escape(row[0]), *row[1:]]
-        table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
-    console.print(table)
+    if max(map(len, table.splitlines())) >= console.width:
+        table = re.sub(r" ± [0-9.]+", "", table)  # table.md has them
+    console.print(Markdown(table))
+    console.print(
+        "Test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
+    )
     console.print(f"report.html, results.csv, table.md and pictures are in {folder}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,24 +15,27 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lit_kd.data import UNLABELED
-from lit_kd.distiller.tabled import TableDistiller
+from lit_kd.distiller import Distiller
 from lit_kd.models.files import write_whole
 from lit_kd.models.plain import known_names
+from lit_kd.report import charts
 from lit_kd.report.callbacks import run_directory, unused
-from lit_kd.report.distrust import (
+from lit_kd.report.pictures import as_pictures, contact_sheet
+from lit_kd.report.samples import (
     Suspect,
     any_distrusted,
-    as_pictures,
     class_name,
+    learned,
     most_distrusted,
     noise_auc,
     rows_of,
     suspects,
 )
-from lit_kd.report.pictures import contact_sheet, image_to_png, to_png, weights_picture
+from lit_kd.report.weights import draw_course, draw_histogram
 
 HISTOGRAM, WEIGHTS, DISTRUSTED = "samples/label_weights", "samples/weights", "samples/most_distrusted"
 BINS = 40
@@ -40,17 +44,16 @@ BINS = 40
 class ShowRun(Callback):
     """Shows which labels a method with a sample table believes; does nothing for other methods.
 
-    Every epoch: where labels are known to be wrong, the mean weights of right and of wrong ones, and how well weights
-    tell them apart, ``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``; in W&B and
-    TensorBoard a histogram of the labels' weights. Every few epochs and at the end: a picture of the weights, and the
-    most distrusted samples, with their pictures where they are images: as PNG files in the folder ``pictures`` of the
-    run's directory, and in W&B a table of the samples, in TensorBoard images. On the command line the options are
-    ``--show.every_n_epochs`` and ``--show.samples``.
+    Every epoch, where labels are known to be wrong: the mean weights of right and of wrong ones, and how well weights
+    tell them apart (``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``); in W&B and
+    TensorBoard a histogram of the label weights. Every few epochs and at the end: a chart of the weights and the most
+    distrusted samples, as PNG files in the folder ``pictures`` of the run's directory, as images in TensorBoard, and as
+    a table in W&B. On the command line the options are ``--show.every_n_epochs`` and ``--show.samples``.
 
     Args:
-        every_n_epochs: How often pictures are drawn, which takes some tenths of a second; ``None``: at the end only;
-            0: nothing is shown at all, no figures either.
-        samples: How many of the most distrusted samples are shown.
+        every_n_epochs: How often to draw pictures, which takes some tenths of a second; ``None``: at the end only;
+            0: show nothing at all, no figures either.
+        samples: How many of the most distrusted samples to show.
     """
 
     def __init__(self, every_n_epochs: int | None = 10, samples: int = 24) -> None:
@@ -81,7 +84,7 @@ class ShowRun(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log figures and histogram, and draw the pictures if it is time."""
-        if self._is_off(trainer) or not isinstance(pl_module, TableDistiller):
+        if self._is_off(trainer) or not isinstance(pl_module, Distiller) or learned(pl_module) is None:
             return
         weights, label, noisy = _weights(pl_module)
         known = label != UNLABELED
@@ -100,7 +103,7 @@ class ShowRun(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last pictures."""
-        if not self._is_off(trainer) and isinstance(pl_module, TableDistiller) and self.course:
+        if not self._is_off(trainer) and isinstance(pl_module, Distiller) and self.course:
             epoch = int(self.course[-1]["epoch"])
             if epoch > self._drawn:
                 self._draw(trainer, pl_module, epoch)
@@ -108,7 +111,7 @@ class ShowRun(Callback):
     def _is_off(self, trainer: Trainer) -> bool:
         return self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
 
-    def _draw(self, trainer: Trainer, model: TableDistiller, epoch: int) -> None:
+    def _draw(self, trainer: Trainer, model: Distiller, epoch: int) -> None:
         """Draw and send all pictures; each process must call it, as all of them predict."""
         self._drawn = epoch
         weights, label, noisy = _weights(model)
@@ -124,21 +127,12 @@ class ShowRun(Callback):
         names = known_names(data.class_names, data.num_classes)
         area = noise_auc(weights, label, noisy)
         title = f"epoch {epoch}" + ("" if area is None else f": low weights find wrong labels with AUC {area:.3f}")
-        kinds = [kind for kind in self.course[-1] if kind != "epoch"]
-        course = [row for row in self.course if all(kind in row for kind in kinds)]
-        figure = weights_picture(
-            title,
-            weights[known],
-            noisy[known],
-            [int(row["epoch"]) for row in course],
-            {kind: [row[kind] for row in course] for kind in kinds},
-        )
-        images = {WEIGHTS: to_png(figure)}
+        images = {WEIGHTS: self._weights_chart(title, weights[known], noisy[known])}
         pixels = as_pictures(rows.rows.fetch(rows.positions.tolist()))
         if pixels is not None:
             most = f"the {len(found)} most distrusted labels"
             told = f"epoch {epoch}: {most if any_distrusted(found) else 'no label is distrusted'}"
-            images[DISTRUSTED] = image_to_png(contact_sheet(pixels, found, names, told))
+            images[DISTRUSTED] = contact_sheet(pixels, found, names, told)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_table(logger, found, pixels, names, _image(images[WEIGHTS]), trainer.global_step)
@@ -147,6 +141,19 @@ class ShowRun(Callback):
                     array = np.asarray(_image(image).convert("RGB"))
                     logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
         self._write(trainer, images)
+
+    def _weights_chart(self, title: str, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> bytes:
+        """A PNG of the weights now and of their means since the start."""
+        kinds = [kind for kind in self.course[-1] if kind != "epoch"]
+        course = [row for row in self.course if all(kind in row for kind in kinds)]
+        with mpl.rc_context(charts.STYLE):
+            figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+            left, right = figure.subplots(1, 2)
+            draw_histogram(left, weights, wrong)
+            means = {kind: [[row[kind] for row in course]] for kind in kinds}
+            draw_course(right, [int(row["epoch"]) for row in course], means)
+            figure.suptitle(title, fontsize=10)
+            return charts.to_png(figure)
 
     def _write(self, trainer: Trainer, images: dict[str, bytes]) -> None:
         if self._folder is None:
@@ -157,7 +164,7 @@ class ShowRun(Callback):
             write_whole(self._folder / f"{name.removeprefix('samples/')}.png", image)
 
 
-def _weights(model: TableDistiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Of each training sample the label's weight, the given label, and whether that is known to be wrong."""
     assert model.table is not None
     model.table.sync()  # what the method would do next

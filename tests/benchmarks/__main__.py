@@ -25,7 +25,6 @@ from contenders import (
     bare,
     double_backward,
     installed,
-    our_bar,
     ours,
     plain,
     torchdistill,
@@ -33,13 +32,10 @@ from contenders import (
     with_meta,
     with_torchopt,
 )
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from turns import Turns, interleave
 
 from lit_kd import ALMKD
 from lit_kd.data.table import SampleTable
-from lit_kd.report.callbacks import REDRAWS
 from lit_kd.trust.exact import MetaInputs, moment, whole_network_derivative
 from lit_kd.trust.meta import alignment, meta_gradient, term_gradients
 from lit_kd.weightings import Paper, Robust, Rule
@@ -188,41 +184,19 @@ def compare_steps(table: Table, setting: Setting, rounds: int, compiled: bool) -
     table.add("  1 - cosine to float64 double backward", exact.name, f"{1 - cosine(setting):.1e}", "<= 1e-5")
 
 
-def redraw() -> float:
-    """Seconds that the progress bar takes to draw itself."""
-    bar = our_bar()
-    trainer = Trainer(callbacks=[bar], logger=False, enable_checkpointing=False, enable_model_summary=False)
-    bar.setup(trainer, LightningModule(), "fit")
-    bar.on_train_start(trainer, LightningModule())
-    assert isinstance(bar, RichProgressBar)
-    assert bar.progress is not None
-    bar.progress.add_task("Epoch 0", total=100)
-    begin = time.process_time()
-    for _ in range(50):
-        bar.progress.refresh()
-    seconds = (time.process_time() - begin) / 50
-    bar.progress.stop()
-    return seconds
-
-
 def compare_overhead(table: Table, setting: Setting, rounds: int) -> None:
     """What a step costs beyond the arithmetic."""
     loop = Turns("bare loop", bare(setting), setting.device)
-    with_bar = Turns("lit_kd, logs and bar", ours(setting, logs=True), setting.device)
     others = [
         Turns("plain Lightning", plain(setting), setting.device),
-        Turns("plain Lightning, logs and TQDM's bar", plain(setting, logs=True), setting.device),
+        Turns("plain Lightning, logs and bar", plain(setting, logs=True), setting.device),
         Turns("lit_kd", ours(setting), setting.device),
-        with_bar,
+        Turns("lit_kd, logs and bar", ours(setting, logs=True), setting.device),
     ]
     interleave([loop, *others], rounds, warm_up=10)
-    base, draw = np.array(loop.seconds), redraw()
+    base = np.array(loop.seconds)
     for one in others:
-        seconds, wanted = np.array(one.seconds), ""
-        if one is with_bar:
-            seconds, wanted = (1 + REDRAWS * draw) * seconds, "<= 1.1 ms"
-        table.add("overhead a step, tiny network", one.name, spread(1e3 * (seconds - base), " ms"), wanted)
-    table.add(f"  of it, a redraw of the bar, {REDRAWS} a second", with_bar.name, f"{1e3 * draw:6.2f} ms")
+        table.add("overhead a step, tiny network", one.name, spread(1e3 * (np.array(one.seconds) - base), " ms"))
 
 
 def compare_start(table: Table, rounds: int) -> None:

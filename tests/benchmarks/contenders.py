@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,7 +19,6 @@ from lit_kd import KD, Distiller
 from lit_kd.data import DataModule, TensorRows
 from lit_kd.data import Source as Rows
 from lit_kd.models import build_model
-from lit_kd.report.callbacks import Bar
 
 CLASSES, TEMPERATURE, WEIGHT, LR = 10, 4.0, 0.9, 0.05
 
@@ -136,7 +135,7 @@ def plain(setting: Setting, logs: bool = False) -> Callable[[Turns], None]:
     """Plain Lightning."""
 
     def loop(turns: Turns) -> None:
-        bar = TQDMProgressBar() if logs else None
+        bar = terminal_bar() if logs else None
         trainer(setting, bar).fit(PlainKD(setting, logs), Source(turns, setting.batches()))
 
     return loop
@@ -160,9 +159,9 @@ class Data(DataModule):
         return Source(self.turns, super().train_dataloader())
 
 
-def our_bar() -> ProgressBar:
-    """As ``lit-kd fit`` has it in a terminal, but that it draws once a second: a thread does, in whoever's turn."""
-    return Bar(refresh_rate=1, console_kwargs={"force_terminal": True})
+def terminal_bar() -> ProgressBar:
+    """The progress bar of ``lit-kd fit`` in a terminal."""
+    return RichProgressBar(console_kwargs={"force_terminal": True})
 
 
 def ours(setting: Setting, method: type[Distiller] = KD, logs: bool = False, **options: Any) -> Callable[[Turns], None]:
@@ -171,7 +170,7 @@ def ours(setting: Setting, method: type[Distiller] = KD, logs: bool = False, **o
     def loop(turns: Turns) -> None:
         student, teacher = setting.networks()
         model = method(student, teacher, num_classes=CLASSES, **({"weight": WEIGHT} if method is KD else {}), **options)
-        trainer(setting, our_bar() if logs else None).fit(model, Data(setting, turns))
+        trainer(setting, terminal_bar() if logs else None).fit(model, Data(setting, turns))
 
     return loop
 

@@ -1,4 +1,4 @@
-"""Which training labels a method has learned to distrust, and what these samples look like."""
+"""What a method has learned about each training sample: tables, and the ranking of distrusted labels."""
 
 from __future__ import annotations
 
@@ -9,17 +9,60 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule, ItemRows
 from lit_kd.data.rows import Indexed, JoinedRows
 from lit_kd.data.table import SampleTable
-from lit_kd.types import Inputs
+from lit_kd.models.files import write_columns
+from lit_kd.weightings.sample_file import weight_columns
 
-LARGEST = 96
-"""Pixels of a picture's longer side; larger ones are made smaller."""
+
+def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwrite: bool = False) -> None:
+    """Write `sample_columns` to a file, one row a sample; floats read back exactly.
+
+    Args:
+        path: A .csv file, or a .parquet file (needs the extra ``parquet``).
+        table: ``model.table`` of a trained `lit_kd.ALMKD` or another method that has one.
+        data: The data module that it was trained with, set up.
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        FileExistsError: If the file exists and may not be replaced.
+        ValueError: If the table belongs to other data, or the suffix is unknown.
+    """
+    columns = {name: column.tolist() for name, column in sample_columns(table, data).items()}
+    write_columns(Path(path), columns, overwrite)
+
+
+def sample_columns(table: SampleTable, data: DataModule) -> dict[str, Tensor]:
+    """What was learned about the training samples, without the trusted meta rows, in the order of their indices.
+
+    Returns:
+        Columns ``(N,)``: index, label (-1 where missing), label_weight, teacher_weight (teacher_weight_0, ... for
+        several teachers), clean_probability if the method estimates it, and clean_label and is_noisy if the data module
+        knows the true labels.
+
+    Raises:
+        ValueError: If the table belongs to other data.
+    """
+    table.check(len(data.labels), data.fingerprint)
+    rows = slice(data.train_size)
+    weights = table["weights"][rows]
+    found = {"index": torch.arange(data.train_size), "label": data.labels[rows]}
+    found |= dict(zip(weight_columns(weights.shape[1] - 1), weights.T, strict=True))
+    if "clean_probability" in table:
+        found["clean_probability"] = table["clean_probability"][rows]
+    if data.knows_truth:
+        found |= {"clean_label": data.clean_labels[rows], "is_noisy": data.noisy[rows]}
+    return found
+
+
+def learned(model: object) -> SampleTable | None:
+    """The table of a method that learns weights for samples of one class each; ``None`` for others."""
+    table = getattr(model, "table", None)
+    return table if isinstance(table, SampleTable) and "weights" in table and not model.data.multilabel else None  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -32,8 +75,8 @@ class Suspect:
         believed: The student's most probable class.
         probability: Of that class.
         weight: The learned weight of the label.
-        distrust: From 0, the label is believed, to 1.
-        true: The true class, where it is known; else `lit_kd.data.UNLABELED`.
+        distrust: From 0 (the label is believed) to 1.
+        true: The true class if it is known, else `lit_kd.data.UNLABELED`.
     """
 
     index: int
@@ -46,10 +89,10 @@ class Suspect:
 
 
 def distrust(table: SampleTable, size: int) -> Tensor:
-    """How little each label of the first ``size`` rows is believed, in [0, 1], ``(size,)``.
+    """How little the label of each of the first ``size`` rows is believed, in [0, 1], ``(size,)``.
 
-    It is 1 - ``clean_probability`` where the method estimates that, else the label's weight tells: 0 for the largest
-    one, 1 for none.
+    This is 1 - ``clean_probability`` if the method estimates it. Otherwise the label's weight decides: 0 for the
+    largest weight, 1 for weight 0.
     """
     if "clean_probability" in table:
         return (1 - table["clean_probability"][:size]).clamp(0, 1)
@@ -58,7 +101,7 @@ def distrust(table: SampleTable, size: int) -> Tensor:
 
 
 def most_distrusted(table: SampleTable, data: DataModule, count: int | None = None) -> Tensor:
-    """Indices of training samples that have a label, the most distrusted one first; of equal ones the lighter label.
+    """Indices of the labeled training samples, the most distrusted first; the lighter label breaks ties.
 
     Args:
         table: The learned table.
@@ -83,23 +126,18 @@ def suspects(table: SampleTable, data: DataModule, index: Tensor, logits: Tensor
         table: The learned table.
         data: Its data, set up.
         index: The samples, ``(n,)``.
-        logits: What the student says of them, ``(n, C)``.
+        logits: The student's logits for them, ``(n, C)``.
     """
     probability, believed = logits.float().softmax(-1).max(-1)
-    true = data.clean_labels[index] if knows_truth(data) else torch.full_like(index, UNLABELED)
+    true = data.clean_labels[index] if data.knows_truth else torch.full_like(index, UNLABELED)
     weight, doubt = table["weights"][:, 0].cpu()[index], distrust(table, data.train_size).cpu()[index]
     columns = (index, data.labels[index], believed, probability, weight, doubt, true)
     return [Suspect(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def any_distrusted(found: Sequence[Suspect]) -> bool:
-    """Whether one of the samples is believed less than another could be; early in a training none is."""
+    """Whether any of the samples is distrusted; early in a training none is."""
     return any(one.distrust > 1e-6 for one in found)
-
-
-def knows_truth(data: DataModule) -> bool:
-    """Whether the data module made the label noise or took labels away, so that the true labels are known."""
-    return data.noise_matrix() is not None or bool((data.labels != data.clean_labels).any())
 
 
 def noise_auc(
@@ -113,7 +151,7 @@ def noise_auc(
         noisy: Which of them are wrong, ``(N,)``.
 
     Returns:
-        The area under the ROC curve; ``None`` where not both kinds are there.
+        The area under the ROC curve; ``None`` unless there are both right and wrong labels.
     """
     known = label != UNLABELED
     if not noisy.any() or noisy[known].all():
@@ -121,26 +159,8 @@ def noise_auc(
     return round(float(roc_auc_score(noisy[known], -weights[known])), 6)
 
 
-def as_pictures(x: Inputs) -> npt.NDArray[np.uint8] | None:
-    """Inputs as pictures ``(n, H, W, 3)``, each stretched over all brightnesses; ``None`` if they are none.
-
-    Pictures are tensors ``(n, 1, H, W)`` or ``(n, 3, H, W)``, on whatever scale they are normalised to.
-    """
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2:
-        return None
-    scale = LARGEST / max(x.shape[2:])
-    x = x.float().cpu()
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in x.shape[2:]]
-        x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    x = (x - low) / (high - low).clamp(min=1e-12)
-    shown: npt.NDArray[np.uint8] = (255 * x).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    return shown
-
-
 def file_names(data: DataModule) -> list[str] | None:
-    """The file of each training sample, where the data are files."""
+    """The file of each training sample; ``None`` if the samples are not files."""
     rows = data.parts.plain
     rows = rows.first if isinstance(rows, JoinedRows) else rows  # validation rows follow
     files: Sequence[tuple[str | Path, int]] | None = getattr(getattr(rows, "dataset", None), "samples", None)
@@ -150,5 +170,5 @@ def file_names(data: DataModule) -> list[str] | None:
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """A class as people call it."""
+    """The name of a class, or its number."""
     return names[label] if names else str(label)

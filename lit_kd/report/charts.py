@@ -1,0 +1,216 @@
+"""Charts of a run and of a comparison.
+
+Each function returns a figure in the style that `matplotlib.rc_context` sets: `STYLE` for files, `PAGE` for the page.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lit_kd.models.files import write_whole
+
+RIGHT, WRONG, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
+_INK = "#010203"
+"""Stands for the text colour of the page."""
+STYLE: Any = {
+    **{"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    "text.parse_math": False,  # names are not formulas
+}
+PAGE: Any = {
+    **STYLE,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), "none"),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lit_kd",
+}
+SMALL, WIDE = (2.8, 2.5), 4.8
+BINS = 10
+DOTS = 400
+"""Points of a scatter plot; more would only make the page large."""
+_TICKS = {0.0001: "0.01", 0.01: "1", 0.1: "10", 0.5: "50", 0.9: "90", 0.99: "99", 0.9999: "99.99", 0.999999: "99.9999"}
+Arrays = Mapping[str, npt.NDArray[Any]]
+Curve = Sequence[tuple[int, float]]
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG of 256 colours, which takes a third of the bytes."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160)
+    Image.open(drawn).convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file."""
+    write_whole(path, to_png(figure))
+
+
+def to_svg(figure: Figure, description: str) -> Markup:
+    """A figure as an ``<svg>`` element in the text colour of the page; the description serves readers who cannot see.
+
+    Args:
+        figure: Drawn in the style `PAGE`.
+        description: Plain text.
+    """
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    title = f' role="img"><title>{html.escape(description)}</title>'
+    return Markup(re.sub(r"<svg[^>]*>", lambda tag: tag[0][:-1] + title, svg, count=1))
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """The mean and, of several values, the standard deviation.
+
+    Examples:
+        >>> mean_and_deviation([1.0, 3.0], 1), mean_and_deviation([2.0], 1), mean_and_deviation([], 1)
+        ('2.0 ± 1.4', '2.0', '')
+    """
+    if not values:
+        return ""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
+
+
+def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], width: float = 7.5) -> Figure:
+    """The mean and standard deviation of every method, and each seed as a dot; a single teacher as a dashed line.
+
+    Args:
+        accuracies: By method and teacher, the test accuracies (fractions) of the seeds.
+        teachers: Which of them are teachers.
+        width: In inches.
+    """
+    line = teachers[0] if len(teachers) == 1 else None
+    rows = {name: [100 * a for a in values] for name, values in accuracies.items() if name != line}
+    best = max((name for name in rows if name not in teachers), key=lambda name: mean(rows[name]), default=None)
+    ink, paper = mpl.rcParams["text.color"], mpl.rcParams["axes.facecolor"]
+    figure = Figure(figsize=(width, max(2.0, 1.2 + 0.36 * len(rows))), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, values) in enumerate(rows.items()):
+        color = RIGHT if name == best else ink
+        fill = paper if name in teachers else color
+        error = stdev(values) if len(values) > 1 else 0.0
+        axes.errorbar(mean(values), row, xerr=error, fmt="o", color=color, mfc=fill, ms=7, capsize=3, lw=1.4)
+        axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
+    if line is not None:
+        teacher = 100 * mean(accuracies[line])
+        axes.axvline(teacher, color=ink, ls="--", lw=1)
+        axes.set_title(f"dashed: {line} {teacher:.1f}", fontsize=8)
+    axes.margins(x=0.1)
+    axes.grid(axis="y", color=PLAIN, alpha=0.25)
+    axes.set_yticks(range(len(rows)), [f"{name}  {mean(values):.1f}" for name, values in rows.items()])
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first one at the top
+    label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
+    figure.supxlabel(textwrap.fill(label, round(13 * width)), fontsize=9)
+    return figure
+
+
+def curves_chart(
+    curves: Mapping[str, Sequence[Curve]], x: str, y: str, dashed: Sequence[str] = (), width: float = WIDE
+) -> Figure:
+    """For each method the mean of its seeds, in %, with a band of one standard deviation.
+
+    Args:
+        curves: By method, for each seed, pairs of a place on the x axis and a fraction.
+        x: Label of that axis.
+        y: Label of the other.
+        dashed: Methods whose lines are dashed: the teachers.
+        width: In inches.
+    """
+    figure = Figure(figsize=(width, 0.62 * width + 0.1 * len(curves)), layout="constrained")
+    axes = figure.subplots()
+    lines = []
+    for number, (method, seeds) in enumerate(curves.items()):
+        values: dict[int, list[float]] = {}
+        for place, value in (pair for seed in seeds for pair in seed):
+            values.setdefault(place, []).append(100 * value)
+        places = sorted(values)
+        means = np.array([mean(values[place]) for place in places])
+        errors = np.array([stdev(values[place]) if len(values[place]) > 1 else 0.0 for place in places])
+        color, style = (mpl.rcParams["text.color"], "--") if method in dashed else (f"C{number % 10}", "-")
+        lines += axes.plot(places, means, style, color=color, lw=1.5, marker="." * (len(places) < 20))
+        axes.fill_between(places, means - errors, means + errors, color=color, alpha=0.06, lw=0)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(color=PLAIN, alpha=0.25)
+    # given by name, because matplotlib leaves out names that begin with an underscore
+    figure.legend(lines, list(curves), frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
+def reliability_chart(seeds: Sequence[Arrays]) -> Figure:
+    """How often a student is right, against how sure it is; all seeds together.
+
+    Args:
+        seeds: For each seed ``confidence``, ``(n,)``, and whether it was ``correct``, ``(n,)``.
+    """
+    confidence, correct = (np.concatenate([seed[name] for seed in seeds]) for name in ("confidence", "correct"))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    full = np.flatnonzero(count)
+    sure, right = (100 * np.bincount(bins, values, BINS)[full] / count[full] for values in (confidence, correct))
+    figure = Figure(figsize=SMALL, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], "--", color=PLAIN, lw=1)
+    axes.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=WRONG, lw=1.5, alpha=0.7)
+    axes.plot(sure, right, color=RIGHT, lw=1)
+    axes.scatter(sure, right, s=8 + 120 * count[full] / count.sum(), color=RIGHT, zorder=3)
+    axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="how sure, %", ylabel="how often right, %")
+    return figure
+
+
+def slopes(seeds: Sequence[Arrays]) -> list[float]:
+    """For each seed, the slope of the least-squares line of the student's log-odds on the teacher's.
+
+    Examples:
+        >>> lines = [{"teacher_log_odds": np.arange(4.0), "student_log_odds": 0.5 * np.arange(4.0) + 1}]
+        >>> [round(slope, 6) for slope in slopes(lines)]
+        [0.5]
+    """
+    return [_line(seed["teacher_log_odds"], seed["student_log_odds"])[0] for seed in seeds]
+
+
+def _line(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    away = x.astype(float) - x.mean(dtype=float)
+    spread = float((away**2).sum())
+    slope = float((away * y).sum()) / spread if spread else 0.0
+    return slope, float(y.mean(dtype=float) - slope * x.mean(dtype=float))
+
+
+def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
+    """The student's log-odds of the teacher's class against the teacher's own; all seeds together.
+
+    Args:
+        seeds: For each seed ``teacher_log_odds`` and ``student_log_odds``, ``(n,)``.
+    """
+    x, y = (np.concatenate([seed[f"{who}_log_odds"] for seed in seeds]) for who in ("teacher", "student"))
+    slope, intercept = _line(x, y)
+    shown = np.random.default_rng(0).permutation(len(x))[:DOTS]
+    ends = np.array([x[shown].min(), x[shown].max()])
+    figure = Figure(figsize=SMALL, layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(x[shown], y[shown], s=5, color=RIGHT, alpha=0.4, lw=0)
+    axes.plot(ends, ends, "--", color=PLAIN, lw=1)
+    axes.plot(ends, slope * ends + intercept, color=WRONG, lw=1.8)
+    for axis, values in ((axes.xaxis, x[shown]), (axes.yaxis, y[shown])):
+        at = {np.log(p / (1 - p)): name for p, name in _TICKS.items()}
+        at = {place: name for place, name in at.items() if values.min() - 1 <= place <= values.max() + 1}
+        axis.set_ticks(list(at), list(at.values()))
+    axes.set(xlabel="teacher: how sure of its class, %", ylabel="student of the same class, %")
+    return figure
