@@ -41,8 +41,8 @@ class DistillationDataModule(DataModule):
         **shared: See `DataModule`; not `val`.
 
     Examples:
-        >>> from torch.utils.data import TensorDataset
-        >>> rows = TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
+        >>> import torch
+        >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
         >>> inner = LightningDataModule.from_datasets(rows, val_dataset=rows, batch_size=4)
         >>> data = DistillationDataModule(inner)
         >>> data.setup()
