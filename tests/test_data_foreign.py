@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lit_kd.data import Batch, DigitsDataModule, DistillationDataModule
-from lit_kd.data.labels import read_labels
+from lit_kd.data.foreign import read_labels
 
 
 def rows(n: int, first: int = 0) -> TensorDataset:

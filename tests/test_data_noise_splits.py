@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd.data import UNLABELED, EpochSampler, ItemRows, TensorRows, corrupt, stratified_split, transition_matrix
-from lit_kd.data.noise import check_matrix
 from lit_kd.data.rows import JoinedRows
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.splits import count_rows
@@ -70,8 +69,6 @@ class TestNoise:
             transition_matrix("asymmetric", 3, 0.2, {1: 7})
         with pytest.raises(ValueError, match="found 'pairflip'"):
             transition_matrix("pairflip", 3, 0.2)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="unequal length"):
-            check_matrix([[1.0], [0.5, 0.5]], 2)
         with pytest.raises(ValueError, match=r"found \[1\.5, -0\.5\] in row 0"):
             corrupt(np.array([0]), [[1.5, -0.5], [0, 1]], 0)
         with pytest.raises(ValueError, match=r"sum to 1, found \[0\.5, 0\.4\] in row 1"):

@@ -186,12 +186,7 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def knows_truth(self) -> bool:
-        """Whether we made the noise or hid labels, and so know the true labels."""
-        return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
-
-    @property
-    def knows_truth(self) -> bool:
-        """Whether the true labels are known, because the data module made the noise or took labels away."""
+        """Whether the data module made the noise or hid labels, and so knows the true labels."""
         return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
 
     @property

@@ -51,10 +51,7 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
     """Return `matrix` as a float64 array; raise a ValueError if it is no transition matrix of so many classes."""
     expected = f"expected a {num_classes} x {num_classes} transition matrix"
     meaning = "Entry [i][j] is P(given label = j | true label = i)."
-    try:
-        array = np.asarray(matrix, dtype=np.float64)
-    except ValueError:
-        raise ValueError(f"{expected}, found rows of unequal length. {meaning}") from None
+    array = np.asarray(matrix, dtype=np.float64)
     if array.shape != (num_classes, num_classes):
         raise ValueError(f"{expected}, found shape {array.shape}. {meaning}")
     good = (array >= 0).all(axis=1) & np.isclose(array.sum(axis=1), 1, rtol=0, atol=1e-6)

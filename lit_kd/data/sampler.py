@@ -1,9 +1,9 @@
-"""The order in which the training rows come."""
+"""The order in which rows come, and which of them a distributed sampler repeats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
@@ -90,3 +90,16 @@ class EpochLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Any:
         yield from super().__iter__()
+
+
+def own_rows(loaders: Any, which: int, seen: int, rows: int) -> int:
+    """How many of a batch's first `rows` rows are not repeated.
+
+    The batch comes from loader `which` of the trainer's loader or loaders; `seen` rows came before it.
+    """
+    loader = loaders[which] if isinstance(loaders, (list, tuple)) else loaders
+    sampler = loader.sampler if isinstance(loader, DataLoader) else None
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return rows
+    own = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
+    return max(0, min(rows, own - seen))

@@ -14,17 +14,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.data import DataModule
-from lit_kd.data.padding import own_rows
 from lit_kd.data.rows import Indexed
+from lit_kd.data.sampler import own_rows
 from lit_kd.data.seeds import seed_epoch
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
+from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
