@@ -73,7 +73,7 @@ class TestNoise:
             corrupt(np.array([0]), [[1.5, -0.5], [0, 1]], 0)
         with pytest.raises(ValueError, match=r"sum to 1, found \[0\.5, 0\.4\] in row 1"):
             corrupt(np.array([0]), [[1, 0], [0.5, 0.4]], 0)
-        with pytest.raises(ValueError, match=r"labels in \[0, 2\), found 0 to 5"):
+        with pytest.raises(ValueError, match=r"labels in \[0, 2\) of the matrix, found 0 to 5"):
             corrupt(np.array([0, 5]), np.eye(2), 0)
 
 

@@ -297,5 +297,5 @@ class TestImageFolder:
         with pytest.raises(FileNotFoundError, match="a folder test/ or val/ with"):
             ImageFolderDataModule(root=str(tmp_path))
         write_folder(tmp_path, {"test": ["ant", "wasp"]})
-        with pytest.raises(ValueError, match=r"class folders that train has, found also wasp. Remove"):
+        with pytest.raises(ValueError, match=r"class folders of train, found \['wasp'\]: remove"):
             ImageFolderDataModule(root=str(tmp_path)).setup()

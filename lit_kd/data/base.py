@@ -92,19 +92,11 @@ class DataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if on_device and num_workers:
-            raise ValueError(
-                f"expected num_workers=0 with on_device, found {num_workers}: a worker cannot cut batches on a device"
-            )
+            raise ValueError(f"expected num_workers=0 with on_device, found {num_workers}: workers have no device")
         if transition is not None and (noise is not None or noise_rate or pairs is not None):
-            raise ValueError(
-                "expected either transition or noise, noise_rate and pairs, found both. "
-                "Remove one: the matrix alone says which noise."
-            )
+            raise ValueError("expected either transition or noise, noise_rate and pairs, found both: remove one")
         if noise_rate and noise is None:
-            raise ValueError(
-                f"expected a kind of noise with noise_rate={noise_rate}, found none. "
-                "Set noise to 'symmetric' or 'asymmetric'."
-            )
+            raise ValueError(f"expected a kind of noise with noise_rate={noise_rate}, found none: set noise too")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
@@ -202,9 +194,7 @@ class DataModule(LightningDataModule, ABC):
     def require_meta(self, who: str) -> None:
         """Raise a ValueError if there are no meta rows, which `who` needs."""
         if self.meta_size == 0:
-            raise ValueError(
-                f"expected a meta split for {who}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
-            )
+            raise ValueError(f"expected a meta split for {who}, found 0 rows. Set the data's meta, e.g. meta=0.1.")
 
     def train_dataloader(self) -> Any:
         """The shuffled training batches, with meta batches beside them if the method needs those."""

@@ -68,10 +68,7 @@ class ImageFolderDataModule(DataModule):
         known = {c: number for number, c in enumerate(self.class_names or [])}
         unknown = [c for c in folder.classes if c not in known]
         if unknown:
-            raise ValueError(
-                f"expected in {self.root / name} class folders that train has, found also {', '.join(unknown)}. "
-                "Remove or rename them."
-            )
+            raise ValueError(f"expected in {folder.root} class folders of train, found {unknown}: remove or rename")
         # A split may lack a class: its own numbering is then another.
         return ItemRows(folder), np.array([known[folder.classes[c]] for c in folder.targets], dtype=np.int64)
 
@@ -88,9 +85,7 @@ def _read_image(path: str) -> Any:
     try:
         return default_loader(path)
     except (OSError, ValueError, SyntaxError) as error:  # the last of a PNG with a broken chunk
-        raise ValueError(
-            f"expected an image in {path}, found a damaged file or another ({error}): replace or remove it"
-        ) from error
+        raise ValueError(f"expected an image in {path}, found another file ({error}): replace it") from error
 
 
 def _subfolders(folder: Path, also: str = "") -> list[str]:

@@ -277,10 +277,7 @@ def _label(dataset: Any, i: int, name: str) -> int:
     item = dataset[i]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         found = type(item).__name__ + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
-        raise TypeError(
-            f"expected items (x, y) of the {name} data set, found a {found}. "
-            "Let its __getitem__ return such a pair; x may be a mapping."
-        )
+        raise TypeError(f"expected items (x, y) of the {name} data set, found a {found}: return such pairs")
     try:
         return operator.index(item[1])
     except (TypeError, ValueError):

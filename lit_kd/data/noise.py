@@ -39,10 +39,7 @@ def transition_matrix(
     wrong = np.roll(eye, 1, axis=1) if pairs is None else eye.copy()
     for true, mistaken in (pairs or {}).items():
         if not (0 <= true < num_classes and 0 <= mistaken < num_classes):
-            raise ValueError(
-                f"expected pairs of classes in [0, {num_classes}), found {true}: {mistaken}. "
-                "Name each class by its number, from 0."
-            )
+            raise ValueError(f"expected pairs of classes in [0, {num_classes}), found {true}: {mistaken}: count from 0")
         wrong[true] = eye[mistaken]
     return (1 - rate) * eye + rate * wrong
 
@@ -76,10 +73,7 @@ def corrupt(
     given = np.array(labels)
     classes = np.unique(given[given != UNLABELED])
     if len(classes) and not 0 <= classes[0] <= classes[-1] < len(array):
-        raise ValueError(
-            f"expected labels in [0, {len(array)}), found {classes[0]} to {classes[-1]}. "
-            "Give a transition matrix with a row for each class."
-        )
+        raise ValueError(f"expected labels in [0, {len(array)}) of the matrix, found {classes[0]} to {classes[-1]}")
     # one draw per label, missing or not: a missing label never changes the noise of another
     draws = np.random.default_rng(seed).random(given.shape)
     rows = [given == c for c in classes]

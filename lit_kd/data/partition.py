@@ -110,9 +110,7 @@ def partition(
 
     labels = checked(source.labels, source.train, "training", missing=True)
     if len(source.plain) != len(source.train):
-        raise ValueError(
-            f"expected the same rows with and without augmentation, found {len(source.train)} and {len(source.plain)}"
-        )
+        raise ValueError(f"expected as many plain as augmented rows, found {len(source.plain)} and {len(source.train)}")
     augmented, plain, clean = source.train, source.plain, labels
     split_seed = derive_seed(seed, "split")
     known = np.flatnonzero(has_label(labels))
@@ -201,10 +199,7 @@ def check_labels(
     y = np.asarray(labels)
     if y.shape != shape or y.dtype.kind not in "iu":
         each = "one integer label" if len(shape) == 1 else f"{shape[1]} labels, 0 or 1,"
-        raise ValueError(
-            f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}. "
-            "Give class numbers, or 0 and 1 where the data module is multilabel."
-        )
+        raise ValueError(f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}")
     table = y[:, None] if y.ndim == 1 else y
     wrong = ((table < 0) | (table >= num_classes)).any(axis=1)
     if missing:

@@ -69,10 +69,7 @@ class ItemRows:
         """Collate items and keep the inputs."""
         batch = self.collate(items)
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError(
-                f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}. "
-                "Let it return such a pair; x may be a tensor or a mapping of tensors."
-            )
+            raise TypeError(f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}")
         return cast(Inputs, batch[0])
 
 
@@ -112,10 +109,7 @@ def on_device(rows: Rows, move: Move) -> Rows:
         return JoinedRows(on_device(rows.first, move), on_device(rows.second, move))
     if isinstance(rows, TensorRows):
         return TensorRows(move(rows.x), rows.transform)
-    raise ValueError(
-        f"expected rows of tensors in memory with on_device, found {type(rows).__name__}, which are read one by one: "
-        "set on_device=false"
-    )
+    raise ValueError(f"expected rows of tensors in memory with on_device, found {type(rows).__name__}: set it to false")
 
 
 def in_memory(rows: Rows) -> list[Tensor]:

@@ -18,16 +18,10 @@ def count_rows(size: int | float, total: int, name: str) -> int:
     if size > 1 and float(size).is_integer():
         size = int(size)  # a config's 100 may arrive as 100.0
     if not size >= 0 or (isinstance(size, float) and size >= 1):
-        raise ValueError(
-            f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}. "
-            "Write a count without a decimal point."
-        )
+        raise ValueError(f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}")
     count = round(size * total) if isinstance(size, float) else size
     if count == 0 and size > 0:
-        raise ValueError(
-            f"expected rows in {name}, found an empty split: {size} of {total} rows is less than one. "
-            "Give a larger fraction or a count, or 0 for no such split."
-        )
+        raise ValueError(f"expected rows in {name} or 0, found an empty split: {size} of {total} rows is less than one")
     return count
 
 
@@ -60,9 +54,7 @@ def stratified_split(
         return {rest: np.arange(len(y)), **{name: np.arange(0) for name in counts}}
     if sum(counts.values()) >= len(y):
         asked = ", ".join(f"{name}={count}" for name, count in counts.items())
-        raise ValueError(
-            f"expected rows left for {rest}, found {len(y)} rows in all and {asked} asked for. Lower these sizes."
-        )
+        raise ValueError(f"expected rows left for {rest}, found {len(y)} rows in all and {asked}: lower these sizes")
     smallest = min(count for count in counts.values() if count)
     strata, per_stratum = _strata(y, smallest)
     if smallest < len(per_stratum):

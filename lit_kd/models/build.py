@@ -94,9 +94,7 @@ def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) ->
     if member not in _torchvision_names():
         raise _unknown(member, _torchvision_names(), "torchvision/")
     if shape[0] != 3:
-        raise ValueError(
-            f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name, which adapts"
-        )
+        raise ValueError(f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name")
     import torchvision
 
     options: dict[str, Any] = {}

@@ -78,9 +78,7 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
 def check_unused(path: Path, overwrite: bool) -> None:
     """Raise FileExistsError if a path is taken, unless it may be overwritten."""
     if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} is there already: give another path (--output), or overwrite it (--overwrite; overwrite=True)"
-        )
+        raise FileExistsError(f"{path} is there already: give another path, or allow it (--overwrite, overwrite=True)")
 
 
 def check_new(path: Path, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,15 +61,11 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int) -> None:
         super().__init__()
-        stem, *stages = widths
-        self.conv1 = _conv3x3(in_channels, stem)
-        self.bn1 = nn.BatchNorm2d(stem)
-        blocks = (depth - 2) // 6
-        self.layer1 = _stage(_BasicBlock, blocks, stem, stages[0], 1)
-        self.layer2 = _stage(_BasicBlock, blocks, stages[0], stages[1], 2)
-        self.layer3 = _stage(_BasicBlock, blocks, stages[1], stages[2], 2)
+        self.conv1 = _conv3x3(in_channels, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1, self.layer2, self.layer3 = _stages(_BasicBlock, (depth - 2) // 6, widths)
         self.pool = GlobalPool()
-        self.fc = nn.Linear(stages[2], num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,10 +84,8 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, widen: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, 16)
-        blocks = (depth - 4) // 6
-        self.layer1 = _stage(_PreActBlock, blocks, 16, 16 * widen, 1)
-        self.layer2 = _stage(_PreActBlock, blocks, 16 * widen, 32 * widen, 2)
-        self.layer3 = _stage(_PreActBlock, blocks, 32 * widen, 64 * widen, 2)
+        widths = (16, 16 * widen, 32 * widen, 64 * widen)
+        self.layer1, self.layer2, self.layer3 = _stages(_PreActBlock, (depth - 4) // 6, widths)
         # pre-activation blocks end in a sum, which BN and ReLU follow here
         self.bn1 = nn.BatchNorm2d(64 * widen)
         self.pool = GlobalPool()
@@ -150,12 +144,13 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
-def _stage(
-    block: type[_BasicBlock] | type[_PreActBlock], blocks: int, inputs: int, outputs: int, stride: int
-) -> nn.Sequential:
-    """Blocks of which the first changes width and resolution."""
-    first = block(inputs, outputs, stride)
-    return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
+def _stages(
+    block: type[_BasicBlock] | type[_PreActBlock], blocks: int, widths: Sequence[int]
+) -> Iterator[nn.Sequential]:
+    """Three stages of blocks, from a stem's width on; the second and the third halve the resolution."""
+    for inputs, outputs, stride in zip(widths[:3], widths[1:], (1, 2, 2), strict=True):
+        first = block(inputs, outputs, stride)
+        yield nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 def _init_convs(model: nn.Module) -> None:

@@ -133,9 +133,7 @@ class Cached:
                 array = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
                 apart, largest = (array[some].double() - now[some].double()).abs().max(), now.double().abs().max()
                 if not apart <= (0.05 if dtype.itemsize < 4 else 0.01) * largest:
-                    raise ValueError(
-                        f"teacher {k} gives other {name} than stored (its code or data changed): remove {folder}"
-                    )
+                    raise ValueError(f"teacher {k} gives other {name} than stored (new code or data): remove {folder}")
                 found[name] = array, dtype
         else:
             found = self._ask(k, np.array_split(rows, trainer.world_size)[trainer.global_rank])
