@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.data import DataModule
-from lit_kd.data.padding import own_rows
 from lit_kd.data.rows import Indexed
+from lit_kd.data.sampler import own_rows
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
@@ -353,7 +353,12 @@ class Distiller(LightningModule):
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
             logged[f"{stage}/{name}_accuracy"] = (said == y).float().mean()
         for name, metric in logged.items():
-            means: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": rows, "add_dataloader_idx": False}
+            means: dict[str, Any] = {
+                "on_step": False,
+                "on_epoch": True,
+                "batch_size": rows,
+                "add_dataloader_idx": False,
+            }
             self.log(name, metric, prog_bar=name == "val/accuracy", **means)
         return found
 
