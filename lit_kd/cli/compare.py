@@ -50,7 +50,7 @@ def main(args: Sequence[str]) -> None:
     folder = options.root / (options.name or recipe.name)
     overrides = read_overrides(options.set)
     if options.max_epochs:
-        overrides = merge(overrides, {"trainer": {"max_epochs": options.max_epochs}})
+        overrides = merge(overrides, {"trainer": {"max_epochs": int(options.max_epochs)}})
     jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
 
     from lit_kd.cli.training import check, finished
