@@ -10,6 +10,7 @@ from lit_kd.data.rows import ItemRows, Rows, TensorRows
 from lit_kd.data.sampler import EpochSampler
 from lit_kd.data.splits import stratified_split
 from lit_kd.data.synthetic import BlobsDataModule, GMMDataModule, SpiralDataModule
+from lit_kd.data.table import SampleTable
 from lit_kd.data.vision import CIFAR10DataModule, CIFAR100DataModule, FashionMNISTDataModule, MNISTDataModule
 from lit_kd.types import UNLABELED, Batch, as_batch
 
@@ -30,6 +31,7 @@ __all__ = [
     "ItemRows",
     "MNISTDataModule",
     "Rows",
+    "SampleTable",
     "Source",
     "SpiralDataModule",
     "TensorRows",

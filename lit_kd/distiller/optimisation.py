@@ -40,7 +40,7 @@ def configure(module: Distiller) -> Any:
 
 
 def anneal(optimizer: Optimizer, length: int | None) -> LambdaLR:
-    """A cosine to 0 over so many steps of the scheduler; torch's own keeps the length of a resumed, shorter run."""
+    """A cosine to 0 over so many steps; torch's own keeps the length of a resumed, shorter run."""
     if length is None:
         raise ValueError("lr_scheduler 'cosine' needs to know the end: set the trainer's max_epochs or max_steps")
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, length) / length)))

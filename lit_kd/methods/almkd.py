@@ -9,6 +9,7 @@ import torch
 
 from lit_kd.data.table import SampleTable, all_rows
 from lit_kd.distiller.base import Weights
+from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
 from lit_kd.terms import Term
 from lit_kd.types import Batch, Outputs, as_batch
@@ -92,7 +93,7 @@ class ALMKD(ManualOptimisation, Selective):
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """The rule's columns."""
-        data, epochs, teachers = self.data, self.planned_length()[0], len(self.teachers)
+        data, epochs, teachers = self.data, planned_length(self)[0], len(self.teachers)
         check_maker(self.rule, table, fresh)
         self.rule.start(table, teachers, data.trusted, data.labels, epochs)
         if fresh and self.start_weights is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller import Distiller
 from lit_kd.distiller.base import Weights
+from lit_kd.distiller.optimisation import planned_length
 from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
 from lit_kd.terms import SoftTarget
@@ -64,7 +65,7 @@ class PosteriorDistillation(Distiller):
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """What is trained on, and what student and teachers have said so far."""
         self.data.require_meta("PosteriorDistillation, by which the teacher is calibrated")
-        epochs = self.planned_length()[0]
+        epochs = planned_length(self)[0]
         if epochs is None:
             raise ValueError("expected to know how long the training is, found no end: set max_epochs or max_steps")
         self._half = epochs / 2

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_kd.distiller import Distiller
 from lit_kd.distiller.base import Weights
+from lit_kd.distiller.optimisation import planned_length
 from lit_kd.losses import mean_teacher, teacher_labels
 from lit_kd.models import Network
 from lit_kd.terms import HardLabel, TeacherLabel, Term
@@ -65,7 +66,7 @@ class WeightedDistillation(Distiller):
                 "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
                 "student's loss there; found train_on_meta. Remove it from the data's arguments"
             )
-        warn_of_warmup(self.warmup_epochs, self.planned_length()[0])
+        warn_of_warmup(self.warmup_epochs, planned_length(self)[0])
 
     def training_rows(self) -> Tensor | None:
         """Rows with a label, while the student warms up, if there are any."""

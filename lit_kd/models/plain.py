@@ -59,3 +59,9 @@ def about_data(data: Any, num_classes: int) -> dict[str, Any]:
         "input_shape": [int(size) for size in shape] if shape else None,
         "image_input": images.plain() if isinstance(images, ImageInput) else None,
     }
+
+
+def drop_unknown(state: dict[str, Any], own: Mapping[str, Any], prefixes: tuple[str, ...]) -> None:
+    """Remove what a state has under some prefixes and a module lacks."""
+    for key in [key for key in state if key.startswith(prefixes) and key not in own]:
+        del state[key]

@@ -68,7 +68,7 @@ def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
 
 
-def is_path(spec: str) -> bool:
+def is_path(spec: str | os.PathLike[str]) -> bool:
     """Whether a teacher or student is given as a file, not as a model's name."""
     return Path(spec).suffix in CHECKPOINTS or Path(spec).is_file()
 

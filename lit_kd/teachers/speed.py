@@ -52,10 +52,12 @@ def channels_last(x: Inputs) -> Inputs:
     return x.contiguous(memory_format=torch.channels_last) if images else x  # type: ignore[union-attr]
 
 
-def compile_in_place(student: nn.Module, taps: Sequence[str]) -> None:
-    """Compile a student without tapped layers: compiled code does not run their hooks."""
-    if not taps:
+def prepare_student(student: nn.Module, taps: Sequence[str], speed: Speed) -> bool:
+    """Compile a student if wanted and no layers are tapped (compiled code runs no hooks); `reads_channels_last`."""
+    last = reads_channels_last(student, taps, speed)
+    if speed.compile and not taps:
         student.compile()
+    return last
 
 
 class Frozen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from lit_kd.data.table import SampleTable
 from lit_kd.types import Batch, Outputs
+
+Weights = Sequence[float] | Tensor
+"""Of the label, then of each source: numbers, or ``(B, S + 1)``."""
 
 
 class Term(nn.Module):
@@ -153,3 +156,26 @@ class TermSet(nn.Module):
         for term, source in self._with_sources(sources):
             if type(term).update is not Term.update:
                 term.update(student, source, batch)
+
+
+def weighted_means(losses: Sequence[Tensor], weights: Weights, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means over a batch of what is learned, with their graph: ``label``, ``teacher``, extra terms, and ``loss``.
+
+    Args:
+        losses: The terms of the label and of each source, ``(B,)`` or ``()`` each.
+        weights: What each counts.
+        extra: Terms that count as they are, by name.
+
+    Raises:
+        ValueError: If a term that couples the batch is to be weighted by sample.
+    """
+    if isinstance(weights, Tensor) and any(loss.dim() == 0 for loss in losses):
+        raise ValueError(
+            "expected terms of one number a sample, as they are weighted by sample, found one that couples the batch: "
+            "pass it as extra, which has a constant weight"
+        )
+    each = weights.unbind(1) if isinstance(weights, Tensor) else weights
+    label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
+    means = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
+    means |= {name: term.mean() for name, term in extra.items()}
+    return means | {"loss": torch.stack(list(means.values())).sum()}

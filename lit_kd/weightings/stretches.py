@@ -6,7 +6,7 @@ import torch
 
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.base import Distiller
-from lit_kd.distiller.optimisation import updates_per_epoch
+from lit_kd.distiller.optimisation import planned_length, updates_per_epoch
 
 
 class Stretched(Distiller):
@@ -24,7 +24,7 @@ class Stretched(Distiller):
 
     def stretches(self) -> list[int]:
         """The epochs at which stretches begin, and the one after the last."""
-        epochs, parts = self.planned_length()[0], self.num_stretches
+        epochs, parts = planned_length(self)[0], self.num_stretches
         if epochs is None or epochs < parts:
             raise ValueError(f"expected max_epochs of at least {parts}, one for each stretch, found {epochs}")
         return [k * epochs // parts for k in range(parts + 1)]
@@ -36,7 +36,7 @@ class Stretched(Distiller):
         if self.lr_interval == "epoch":
             return end - start
         each = updates_per_epoch(self)
-        return min(each * end, self.planned_length()[1] or 0) - each * start
+        return min(each * end, planned_length(self)[1] or 0) - each * start
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """Keep the plan and the initial weights; refuse a checkpoint of another plan."""
