@@ -304,7 +304,7 @@ class TestWrite:
         with pytest.raises(ValueError, match="the sample table belongs to another data set"):
             write_samples(tmp_path / "other.csv", SampleTable(72, "other"), data)
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        match = r"expected pyarrow for a \.parquet file, found none: install it .* extra parquet"
+        match = r"a \.parquet file needs pyarrow, .*pip install .lit_kd\[parquet\]"
         with pytest.raises(ImportError, match=match):
             write_samples(tmp_path / "samples.parquet", table, data)
         assert [p.name for p in tmp_path.iterdir()] == ["samples.csv"]

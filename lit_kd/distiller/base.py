@@ -14,21 +14,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.data import DataModule
-from lit_kd.data.padding import own_rows
 from lit_kd.data.rows import Indexed
-from lit_kd.data.seeds import seed_epoch
+from lit_kd.data.sampler import own_rows
+from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
+from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import Batch, Inputs, Outputs, as_batch
+from lit_kd.types import Batch, Inputs, Outputs, as_batch, evaluating
 
 Weights = Sequence[float] | Tensor
 """Of the label, then of each source: numbers, or ``(B, S + 1)``."""
@@ -207,7 +207,8 @@ class Distiller(LightningModule):
         if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
             self._load_teachers(training)
         if training:
-            self.complete_student()
+            with seeded("parts of the student"):
+                self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
         self._channels_last = reads_channels_last(self.student, taps, self.speed)
         if self.speed.compile:
@@ -217,7 +218,7 @@ class Distiller(LightningModule):
             self.student.train()  # whatever mode it came in; Lightning keeps it
         if new and self.terms is not None and self.terms.has_parts:
             batch = first_batch(self)
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.student), seeded("parts of terms"):
                 student = self.tapped_student(batch.x)
                 self.terms.build(student, self.sources(student, self.teachers(batch.x), batch))
 
@@ -227,7 +228,8 @@ class Distiller(LightningModule):
     def make_terms(self) -> TermSet:
         """Copies of the user's terms, or the default ones."""
         term, label, extra = self._templates
-        return TermSet(label or self.task.label_term(), term or self.default_term(), extra, self.num_sources)
+        label, term = label or self.task.label_term(), term or self.default_term()
+        return TermSet(label, term, extra, self.num_sources, self.task.name)
 
     def _load_teachers(self, training: bool) -> None:
         missing = missing_files(self._teacher_specs)
@@ -326,15 +328,8 @@ class Distiller(LightningModule):
             raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
         for name, value in terms.items():
             bar = name == "loss" and not learner
-            self.log(
-                f"train/{learner}{name}",
-                value,
-                on_step=False,
-                on_epoch=True,
-                sync_dist=True,
-                prog_bar=bar,
-                batch_size=rows,
-            )
+            means: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": rows}
+            self.log(f"train/{learner}{name}", value, prog_bar=bar, **means)
         return terms["loss"]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -358,16 +353,19 @@ class Distiller(LightningModule):
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
             logged[f"{stage}/{name}_accuracy"] = (said == y).float().mean()
         for name, metric in logged.items():
-            bar = name == "val/accuracy"
-            self.log(
-                name, metric, on_step=False, on_epoch=True, prog_bar=bar, batch_size=rows, add_dataloader_idx=False
-            )
+            means: dict[str, Any] = {
+                "on_step": False,
+                "on_epoch": True,
+                "batch_size": rows,
+                "add_dataloader_idx": False,
+            }
+            self.log(name, metric, prog_bar=name == "val/accuracy", **means)
         return found
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
         x = batch if isinstance(batch, (Tensor, Mapping)) else as_batch(batch).x
-        return self.task.predict(self(x).float())
+        return self.task.predict(self.task.probabilities(self(x).float()))
 
     # epochs and checkpoints
 

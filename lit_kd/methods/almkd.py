@@ -66,7 +66,7 @@ class ALMKD(ManualOptimisation, Selective):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        check_eta(revise)
+        check_eta(revise, self.task)
         self.rule: Rule = RULES[rule]() if isinstance(rule, str) else copy.deepcopy(rule)  # it holds a run's state
         self.meta_gradient, self.temperature = meta_gradient, temperature
         self.start_weights, self.revise = start_weights, revise

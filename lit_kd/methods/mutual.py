@@ -24,7 +24,8 @@ class MutualLearning(Distiller):
 
     Args:
         student: The network to train, a module or a name.
-        peers: The others, modules or names. Networks of the same name start from different weights.
+        peers: The others, modules or names; ``load_from_checkpoint`` must be given modules again. Networks of the same
+            name start from different weights.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -35,6 +36,13 @@ class MutualLearning(Distiller):
         self.hparams.pop("teacher", None)
         if not peers:
             raise ValueError("expected at least one peer, found none: alone, a network is trained by Supervised")
+        term, label, extra = self._templates
+        for one in (term, label, *extra):
+            if one is not None and (one.reads_features or one.keeps_rows):
+                raise ValueError(
+                    f"expected terms of the logits, as all networks share them, found {type(one).__name__}, which "
+                    "compares features or keeps state by sample"
+                )
         for k, peer in enumerate(peers, start=1):
             self.peers[f"peer_{k}"] = resolve_model(peer, self.num_classes, self.input_shape)
 

@@ -16,14 +16,9 @@ from lit_kd.types import Batch, Inputs, Outputs
 
 
 class Teachers:
-    """Teachers in eval mode, without gradients.
+    """Frozen teachers in eval mode, with the taps of `lit_kd.models.taps.Tapped`.
 
     This is no `torch.nn.Module`, so that no teacher reaches an optimizer, a checkpoint or a switch to training mode.
-
-    Args:
-        models: The teachers; they are put into eval mode and frozen.
-        taps: Layers whose features are wanted, see `lit_kd.models.taps.Tapped`.
-        speed: How they are run.
     """
 
     def __init__(self, models: Sequence[nn.Module] = (), taps: Sequence[str] = (), speed: Speed = USUAL) -> None:
@@ -48,20 +43,20 @@ class Teachers:
         return self(batch.x) if self.cache is None else self.cache(batch)
 
     def forget(self) -> None:
-        """Drop the copies for inference, except compiled ones."""
+        """Drop copies for inference, except compiled ones."""
         for frozen in self._frozen:
             if not frozen.speed.compile:
                 frozen.forget()
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Change every parameter and buffer, for example to another device."""
+        """Change all parameters and buffers, e.g. to another device."""
         for model, frozen in zip(self.models, self._frozen, strict=True):
             model._apply(fn)  # type: ignore[no-untyped-call]  # what `Distiller` is moved by; there is no public way
             frozen.forget()
 
 
 def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
-    """None, one or several teachers as a tuple: modules in it are no submodules of what holds it."""
+    """None, one or several teachers as a tuple, whose modules are no submodules of what holds it."""
     if teacher is None:
         return ()
     teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
@@ -69,7 +64,7 @@ def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
 
 
 def is_path(spec: str) -> bool:
-    """Whether a teacher or student is given by a file, and not by a model's name."""
+    """Whether a teacher or student is given as a file, not as a model's name."""
     return Path(spec).suffix in CHECKPOINTS or Path(spec).is_file()
 
 
@@ -81,11 +76,7 @@ def missing_files(specs: Sequence[Network]) -> list[str]:
 def load_teachers(
     specs: Sequence[Network], student: nn.Module, num_classes: int, input_shape: Sequence[int] | None
 ) -> list[nn.Module]:
-    """Load the teachers of a student: modules, paths of checkpoints, or model names, which have random weights.
-
-    Raises:
-        ValueError: If a teacher shares parameters with the student.
-    """
+    """Load the teachers of a student: modules, paths of checkpoints, or model names, which give random weights."""
     for spec in specs:
         if isinstance(spec, str) and not is_path(spec):
             rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")

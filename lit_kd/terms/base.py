@@ -30,10 +30,10 @@ class Term(nn.Module):
     """Whether more than logits is compared: then only ALM-KD's meta-gradient ``exact`` can weigh it."""
     couples_batch: ClassVar[bool] = False
     """Whether `forward` gives one number for the batch, ``()``: then it cannot be weighted by sample."""
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """The tasks whose labels or logits it can read; none named: all."""
     keeps_rows: ClassVar[bool] = False
     """Whether it keeps state by sample, for which `start` is called."""
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
-    """For which tasks it is made."""
     student_taps: tuple[str, ...] = ()
     """Layers of the student whose features `forward` reads, see `lit_kd.models.taps.Tapped`."""
     teacher_taps: tuple[str, ...] = ()
@@ -74,10 +74,19 @@ class TermSet(nn.Module):
         each: Copied for each source.
         extra: Further ones; those that read teachers are copied for each source, and averaged.
         sources: How many sources there are.
+        task: Name of the task.
+
+    Raises:
+        ValueError: If a term is in the wrong place, or cannot do the task.
     """
 
-    def __init__(self, label: Term, each: Term, extra: Sequence[Term], sources: int) -> None:
+    def __init__(
+        self, label: Term, each: Term, extra: Sequence[Term], sources: int, task: str = "classification"
+    ) -> None:
         super().__init__()
+        for term in (label, each, *extra):
+            if term.tasks and task not in term.tasks:
+                raise ValueError(f"expected terms for {task}, found {type(term).__name__}, for {', '.join(term.tasks)}")
 
         def copies(term: Term, name: str) -> nn.ModuleList:
             made = [copy.deepcopy(term) for _ in range(sources if term.reads_teacher else 1)]

@@ -33,6 +33,7 @@ class Contrastive(Term):
 
     reads_features = True
     keeps_rows = True
+    tasks = ("classification",)
 
     def __init__(
         self,

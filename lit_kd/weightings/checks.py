@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_rule(module: ALMKD) -> None:
     """Refuse data that the rule is not made for; a ValueError."""
-    rule, name, task = module.rule, type(module.rule).__name__, module.hparams["task"]
+    rule, name, task = module.rule, type(module.rule).__name__, module.task.name
     if task not in rule.tasks:
         raise ValueError(f"the rule {name} needs one class a sample, found task {task!r}: use the rule paper or amal")
     rows, batch = len(module.data.labels), module.data.batch_size * module.trainer.world_size
@@ -41,11 +41,8 @@ def check_maker(rule: Rule, table: SampleTable, fresh: bool) -> None:
 def check_terms(module: ALMKD) -> None:
     """Refuse terms that cannot be weighed by sample; a ValueError."""
     assert module.terms is not None
-    task = module.hparams["task"]
     for term in module.terms.weighted:
-        if task not in term.tasks:
-            reason, cure = "needs one class a sample", f"take a term for task {task!r}"
-        elif term.couples_batch:
+        if term.couples_batch:
             reason, cure = "couples the rows of a batch", "pass it as extra"
         elif term.reads_features and module.meta_gradient == "last_layer":
             reason = "compares features, which the last layer's meta-gradient does not reach"

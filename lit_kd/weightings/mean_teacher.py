@@ -12,6 +12,7 @@ from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher, revised_teacher
 from lit_kd.models import Network
+from lit_kd.terms import Task
 from lit_kd.types import Batch, Outputs
 
 
@@ -30,10 +31,10 @@ def revised(teachers: list[Outputs], y: Tensor, eta: float | None, temperature: 
     return [t._replace(logits=revised_teacher(t.logits, y, eta, temperature)) for t in teachers]
 
 
-def check_eta(revise: float | None) -> None:
-    """Refuse an eta of `lit_kd.losses.revise_labels` outside of [0, 1)."""
-    if revise is not None and not 0 <= revise < 1:
-        raise ValueError(f"expected an eta of label revision in [0, 1), found {revise}")
+def check_eta(revise: float | None, task: Task) -> None:
+    """Refuse an eta of `lit_kd.losses.revise_labels` outside of [0, 1), and any where labels are no class numbers."""
+    if revise is not None and not (0 <= revise < 1 and task.name == "classification"):
+        raise ValueError(f"expected an eta of label revision in [0, 1), and one class a sample, found {revise}")
 
 
 class MeanTeacher(Distiller):
@@ -66,7 +67,7 @@ class MeanTeacher(Distiller):
         super().__init__(student=student, teacher=teacher, **base)
         if not 0 <= drop <= 1:
             raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
-        check_eta(revise)
+        check_eta(revise, self.task)
         self.average: Literal["probabilities", "logits"] = average
         self.drop = drop
         self.revise = revise
@@ -74,8 +75,9 @@ class MeanTeacher(Distiller):
 
     @property
     def num_sources(self) -> int:
-        """One, unless features are compared."""
-        return super().num_sources if self.reads_features else min(1, super().num_sources)
+        """One, unless features are compared, or a sample has several labels."""
+        apart = self.reads_features or self.task.name != "classification"
+        return super().num_sources if apart else min(1, super().num_sources)
 
     def on_train_epoch_start(self) -> None:
         """Which teachers are dropped follows from seed and epoch: the same in all processes and after a resume."""

@@ -37,8 +37,8 @@ class Selective(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        if select is not None and not 0 < select <= 1:
-            raise ValueError(f"expected select in (0, 1], the fraction of rows to distil, found {select}")
+        if select is not None and not (0 < select <= 1 and self.task.name == "classification"):
+            raise ValueError(f"expected select in (0, 1], and one class a sample, found {select}")
         self.select = select
         self.selected: Tensor | None = None
         """Which rows are distilled, bool ``(N + M,)``; ``None``: all."""
