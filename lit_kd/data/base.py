@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -271,3 +271,18 @@ class DataModule(LightningDataModule, ABC):
     ) -> DataLoader[Batch]:
         several = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         return self.loader(rows, EpochSampler(len(rows), length, *several, derive_seed(self._seed, purpose), chosen))
+
+
+def data_of(module: LightningModule) -> DataModule:
+    """The data module of lit_kd that a module is trained on.
+
+    Raises:
+        ValueError: If there is none, or another one.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, DataModule):
+        raise ValueError(
+            f"{type(module).__name__} needs sample indices: pass a data module of lit_kd.data, or wrap your own in "
+            f"lit_kd.data.DistillationDataModule(inner); found {'none' if data is None else type(data).__name__}"
+        )
+    return data

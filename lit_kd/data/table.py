@@ -138,6 +138,14 @@ class SampleTable:
             column = self.columns[name]
             column[index[last]] = all_rows(rows.to(column.dtype))[order[last]]
 
+    def means(self, rows: int) -> dict[str, Tensor]:
+        """The mean weights of label and teachers over the first rows, and the noise rate; where these are known."""
+        found = {"noise_rate": self.shared["noise_rate"]} if "noise_rate" in self.shared else {}
+        if "weights" in self:
+            label, *teachers = self["weights"][:rows].mean(0)
+            found |= {"label_weight": label, "teacher_weight": label.new_zeros(()) + sum(teachers)}
+        return found
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Map every column, e.g. to another device."""
         for values in (self.columns, self.shared, self._written):

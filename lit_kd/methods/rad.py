@@ -12,7 +12,6 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.base import Weights
-from lit_kd.distiller.stretches import Stretched
 from lit_kd.models import Network
 from lit_kd.teachers.rows import RowOutputs
 from lit_kd.terms import Term
@@ -20,6 +19,7 @@ from lit_kd.trust.game import Floats
 from lit_kd.trust.queries import OF_FEATURES, QueryRule, choose_rows
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
 from lit_kd.weightings.manual import SHARDED
+from lit_kd.weightings.stretches import Stretched
 
 
 class RobustActiveDistillation(Stretched):
