@@ -384,7 +384,7 @@ class TestSeveralLabels:
             ),
             (
                 {"rule": "paper", "term": DecoupledKL()},
-                "cannot weigh DecoupledKL by sample: it needs one class a sample",
+                "expected terms for multilabel, found DecoupledKL, for classification",
             ),
         ],
     )
