@@ -121,7 +121,7 @@ class TestTeacher:
     @pytest.mark.parametrize("method", SOME)
     def test_the_student_itself(self, method: str) -> None:
         student = build_model("mlp-8", CLASSES, SHAPE)
-        match = r"expected a teacher other than the student itself; pass a copy"
+        match = r"expected a teacher that shares no layers with the student: pass a copy"
         refused(build(method, student, [student, student]), match, Blobs())
 
     @pytest.mark.parametrize("method", SOME)
@@ -219,7 +219,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("kind", ["last_layer", "exact"])
     def test_inputs_of_meta_rows(self, method: str, kind: str) -> None:
         model = build(method, meta_gradient=kind)
-        with pytest.raises(ValueError, match="expected finite numbers in student on meta rows's logits.*inputs are finite"):
+        with pytest.raises(ValueError, match=r"expected finite numbers in student on meta rows's logits.*inputs are"):
             trainer(limit_val_batches=0, max_epochs=6).fit(model, Rotten("plain"))
         assert all(p.isfinite().all() for p in model.parameters())
         assert model.table is not None
@@ -258,7 +258,7 @@ class TestArguments:
         [
             ({"weight": float("nan")}, r"expected a weight in \[0, 1\].*found nan"),
             ({"drop": 1.5}, r"expected drop in \[0, 1\].*found 1.5"),
-            ({"revise": 1.0}, r"expected an eta of label revision in \[0, 1\), found 1.0"),
+            ({"revise": 1.0}, r"expected an eta of label revision in \[0, 1\), .*found 1.0"),
         ],
     )
     def test_shares(self, options: dict[str, float], match: str) -> None:

@@ -16,7 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
-from test_every_method import DictBlobs, Frozen, Keyword, Wrapped, almkd, assert_same, noisy
+from test_every_method import DictBlobs, Keyword, assert_same, noisy
+from test_manual import Frozen, Wrapped, almkd
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -383,7 +384,7 @@ class TestSeveralLabels:
             ),
             (
                 {"rule": "paper", "term": DecoupledKL()},
-                "cannot weigh DecoupledKL by sample: it needs one class a sample",
+                "expected terms for multilabel, found DecoupledKL, for classification",
             ),
         ],
     )

@@ -215,11 +215,11 @@ class TestRefused:
             (5, {"index": 48}, r"0 to 47, once; found 48 rows, 1 indices missing \[5\], 1 unknown \[48.0\]"),
             (5, {"index": 5.5}, r"1 indices missing \[5\], 1 unknown \[5\.5\]"),
             (5, {"index": 31}, r"1 indices missing \[5\], 0 unknown \[\]"),
-            (5, {"index": ""}, r"expected a finite number as index, found '' in row 6"),
-            (7, {"noise": "nan"}, r"expected a finite number as noise, found 'nan' in row 8"),
-            (7, {"noise": "wrong"}, r"expected a finite number as noise, found 'wrong' in row 8"),
-            (7, {"noise": -0.01}, r"expected noise in \[0, 1\], found -0\.01 in row 8, index 7"),
-            (7, {"noise": 1.01}, r"expected noise in \[0, 1\], found 1\.01 in row 8, index 7"),
+            (5, {"index": ""}, r"expected a finite number of at least 0 as index, found '' in row 6"),
+            (7, {"noise": "nan"}, r"expected a number in \[0, 1\] as noise, found 'nan' in row 8"),
+            (7, {"noise": "wrong"}, r"expected a number in \[0, 1\] as noise, found 'wrong' in row 8"),
+            (7, {"noise": -0.01}, r"expected a number in \[0, 1\] as noise, found '-0\.01' in row 8"),
+            (7, {"noise": 1.01}, r"expected a number in \[0, 1\] as noise, found '1\.01' in row 8"),
         ],
     )
     def test_a_row(self, row: int, found: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -228,7 +228,9 @@ class TestRefused:
             columns[name][row] = value
         self.refused(str(write(tmp_path / "w.csv", columns)), match)
 
-    @pytest.mark.parametrize(("value", "match"), [(-1e-9, "at least 0, found -1e-09"), ("inf", "finite .* 'inf'")])
+    @pytest.mark.parametrize(
+        ("value", "match"), [(-1e-9, "at least 0 as .*, found '-1e-09'"), ("inf", "finite .* 'inf'")]
+    )
     def test_a_weight(self, value: Any, match: str, tmp_path: Path) -> None:
         columns = index(label_weight=[1.0] * ROWS, teacher_weight=[30.0] * ROWS)
         columns["teacher_weight"][2] = value
@@ -243,7 +245,7 @@ class TestRefused:
         rows = [f"{i},0.5" for i in range(ROWS)]
         rows[1] = "1"
         (tmp_path / "w.csv").write_text("\n".join(["index,noise", *rows]))
-        self.refused(str(tmp_path / "w.csv"), "expected a finite number as noise, found None in row 2")
+        self.refused(str(tmp_path / "w.csv"), r"expected a number in \[0, 1\] as noise, found None in row 2")
 
     @pytest.mark.parametrize("name", ["w.csv", "w.parquet"])
     def test_another_kind_of_file(self, name: str, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ class TestRefused:
         self.refused(str(tmp_path / name), "found another or a damaged one")
 
     def test_checkpoints(self, teacher_file: Path, tmp_path: Path) -> None:
-        self.refused(str(teacher_file), r"expected a checkpoint with a sample table with weights, found none")
+        self.refused(str(teacher_file), "expected a checkpoint with weights of samples, found none")
         model, _ = learned(2)
         model.trainer.save_checkpoint(tmp_path / "two.ckpt")
         self.refused(str(tmp_path / "two.ckpt"), "the sample table belongs to another data set: expected 72 rows")

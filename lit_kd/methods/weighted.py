@@ -49,8 +49,7 @@ class WeightedDistillation(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        self.hard = labels == "hard"
-        self.warmup_epochs = warmup_epochs
+        self.hard, self.warmup_epochs = labels == "hard", warmup_epochs
         self._votes = torch.zeros(2)  # the weights of the epoch's rows without a label, and how many there were
 
     def default_term(self) -> Term:

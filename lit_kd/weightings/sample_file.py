@@ -33,10 +33,9 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
         FileNotFoundError: If there is no such file.
         ValueError: If it is neither, or does not give weights of at least 0 for every training sample exactly once.
     """
-    share = isinstance(source, (int, float))
-    if share and 0 <= source <= 1:
+    if isinstance(source, (int, float)) and 0 <= source <= 1:
         return _divided(np.full(data.train_size, float(source)), teachers)
-    if share or Path(source).suffix not in (*TABLES, ".ckpt"):
+    if isinstance(source, (int, float)) or Path(source).suffix not in (*TABLES, ".ckpt"):
         raise ValueError(
             "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
             f"found {source!r}"
@@ -70,8 +69,8 @@ def read_table(path: Path) -> SampleTable:
     state = read_checkpoint(path).get("sample_table")
     if state is None or "weights" not in state["columns"]:
         raise ValueError(
-            f"{path}: expected a checkpoint with weights of samples, found none: give one of a method that learns them, "
-            "such as ALMKD or PosteriorDistillation"
+            f"{path}: expected a checkpoint with weights of samples, found none: give one of a method that learns "
+            "them, such as ALMKD or PosteriorDistillation"
         )
     return SampleTable.from_state_dict(state)
 
