@@ -19,12 +19,12 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
+from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
@@ -125,7 +125,7 @@ class Distiller(LightningModule):
     # what a method is
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
-        """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. A method must override it."""
+        """How much label and sources count: ``S + 1`` numbers, or ``(B, S + 1)``. A method must override it."""
         raise NotImplementedError(f"{type(self).__name__} must override weigh()")
 
     def default_term(self) -> Term:
@@ -197,7 +197,7 @@ class Distiller(LightningModule):
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(
                 f"{name} needs a teacher, found none: pass teacher=..., a module or the path of a lit_kd checkpoint, or "
-                "a list of these"
+                "several"
             )
         if training and self.teacher_cache and self.changes_batches:
             raise ValueError(f"expected no teacher_cache with {name}, which changes what teachers see: unset it")
@@ -353,8 +353,8 @@ class Distiller(LightningModule):
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
             logged[f"{stage}/{name}_accuracy"] = (said == y).float().mean()
         for name, metric in logged.items():
-            means: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": rows, "add_dataloader_idx": False}
-            self.log(name, metric, prog_bar=name == "val/accuracy", **means)
+            means: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": rows}
+            self.log(name, metric, prog_bar=name == "val/accuracy", add_dataloader_idx=False, **means)
         return found
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

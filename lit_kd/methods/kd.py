@@ -20,9 +20,10 @@ from lit_kd.weightings.selection import check_options, selected_in, selected_row
 class KD(Distiller):
     """Knowledge distillation (Hinton et al., 2015): ``(1 - weight) CE + weight T^2 KL``, the same for every sample.
 
-    Several teachers are averaged; where features are compared, or a sample has several labels, they have equal shares. A chain, in which each is
-    the student of the one before, is TAKD (arXiv 1902.03393) where a student learns from the last, and DGKD (arXiv
-    2009.08825) where it learns from all before it, some of which each batch drops; that their mean is taken is ours.
+    Several teachers are averaged; where features are compared, or a sample has several labels, they have equal shares.
+    A chain, in which each is the student of the one before, is TAKD (arXiv 1902.03393) where a student learns from the
+    last, and DGKD (arXiv 2009.08825) where it learns from all before it, some of which each batch drops; that their
+    mean is taken is ours.
 
     Of rows without a label, the teacher's term alone is learned. Each term is the mean over all rows of a batch: where
     few rows have a label, the label term is small next to the teacher's [ours].

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lit_kd.distiller import Distiller
 from lit_kd.distiller.base import Weights
-from lit_kd.teachers.rows import first_batch
 from lit_kd.models import Network, last_linear
 from lit_kd.models.composite import Composite
 from lit_kd.models.taps import Tapped
+from lit_kd.teachers.rows import first_batch
 from lit_kd.terms import Hint, Term
 from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating
 
@@ -78,8 +78,8 @@ class SimKD(Distiller):
         fits = pooled.dim() == 2 and pooled.shape[1] == head.in_features
         if not fits or (head(pooled) - theirs.logits).abs().max() > 0.01 * theirs.logits.abs().max():
             raise ValueError(
-                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found that "
-                "it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
+                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found "
+                "that it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
             )
         self.student.build(ours.shape[1:], features.shape[1:], head)
 

@@ -42,8 +42,8 @@ class Composite(nn.Module):
         """Make the projector, and take a copy of the head, which stays as it is.
 
         Maps go through a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU [code]; vectors through two
-        linear layers with ReLU between them [ours]. The student's maps are pooled if they are larger; larger ones of the teacher are the
-        loss's to pool.
+        linear layers with ReLU between them [ours]. The student's maps are pooled if they are larger; larger ones of
+        the teacher are the loss's to pool.
 
         Args:
             student_features: Shape of one sample's features at the tap, (d,) or (c, h, w).

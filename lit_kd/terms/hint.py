@@ -85,6 +85,6 @@ def adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
     elif len(student) == len(teacher) and student[:-1] == teacher[:-1]:
         return nn.Linear(student[-1], teacher[-1])
     raise ValueError(
-        f"expected features that an adapter can bring together, both (d,), (tokens, d) or (c, h, w), found {student} of "
-        f"the student and {teacher} of the teacher: tap other layers"
+        "expected features that an adapter can bring together, both (d,), (tokens, d) or (c, h, w), found "
+        f"{student} of the student and {teacher} of the teacher: tap other layers"
     )

@@ -82,7 +82,8 @@ class Published(Rule):
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
-        weights[:, 0] *= step.y != UNLABELED  # a label that is missing has no gradient, nor weight
+        # a label that is missing has no gradient, nor weight
+        weights[:, 0] *= (step.y != UNLABELED).view(len(weights), -1).any(1)
         table.write(step.index, weights=weights)
 
 
