@@ -112,7 +112,7 @@ class TestCombinations:
             (lambda: TermSet(BernoulliCrossEntropy(), HardLabel(), [], 1, "multilabel"), "multilabel, found Hard"),
             (lambda: MutualLearning("mlp-8", ["mlp-8"], term=Hint(), **BASE), "as all networks share them, found Hint"),
             (lambda: MutualLearning("mlp-8", [], **BASE), "at least one peer"),
-            (lambda: KD("mlp-8", task="multilabel", revise=0.8, **BASE), "no revise or select with multilabel"),
+            (lambda: KD("mlp-8", task="multilabel", revise=0.8, **BASE), "and one class a sample, found 0.8"),
             (lambda: KD("mlp-8", ["a", "b"], term=Hint(), drop=0.5, **BASE), "no drop where teachers are not averaged"),
         ],
     )

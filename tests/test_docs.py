@@ -7,14 +7,16 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer, weighted_terms
 from torch import Tensor, nn
 
 import lit_kd.methods
-from lit_kd import KD, Batch, Outputs
+from lit_kd import ALMKD, KD, Batch, Distiller, Outputs, Supervised
 from lit_kd.cli.lightning import make_cli
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +61,29 @@ def test_examples_are_rendered_as_such() -> None:
     assert not [path for path in (ROOT / "lit_kd").rglob("*.py") if re.search(r"^ +Example:$", path.read_text(), re.M)]
 
 
+def test_the_methods_and_terms_of_writing_a_method_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGES["writing_a_method.md"], re.DOTALL)
+    (tmp_path / "my_methods.py").write_text("\n".join(block for block in blocks if "class " in block))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import my_methods as my
+
+    options: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+    teachers = trained_teachers()
+    models: list[Distiller] = [
+        my.ConfidentKD(student="mlp-8", teacher=teachers, **options),
+        my.SureKD(student="mlp-8", teacher=teachers, power=2.0, **options),
+        ALMKD("mlp-8", teachers, term=my.LogitError(), **options),
+        KD("mlp-8", teachers, term=my.Direction(), **options),
+        Supervised("mlp-8", label_term=my.ELR(), **options),
+        KD("mlp-8", teachers, extra=[my.SimilarityPreserving(weight=10.0)], **options),
+    ]
+    for model in models:
+        fitted = trainer(max_epochs=1)
+        fitted.fit(model, Blobs())
+        assert fitted.callback_metrics["train/loss"].isfinite()
+    assert "train/similarity_preserving" in fitted.callback_metrics
+
+
 @pytest.mark.parametrize(("label", "teacher"), [(0.1, 0.9), (1.0, 1.0), (1.0, 4.0)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: float) -> None:
@@ -67,7 +92,8 @@ def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: f
     x, y, t = torch.randn(16, 5, generator=draw), torch.arange(16) % 3, torch.randn(16, 3, generator=draw)
     lr, decay, temperature = 0.1, 0.01, 4.0
     scale = label + teacher
-    method = KD("mlp-4", num_classes=3, input_shape=[5], weight=teacher / scale, temperature=temperature)
+    shape: dict[str, Any] = {"num_classes": 3, "input_shape": [5]}
+    method = KD("mlp-4", nn.Linear(5, 3), weight=teacher / scale, temperature=temperature, **shape)
 
     def theirs(z: Tensor) -> Tensor:
         soft, target = (z / temperature).log_softmax(1), (t / temperature).softmax(1)
@@ -75,7 +101,7 @@ def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: f
         return label * F.cross_entropy(z, y) + teacher * temperature**2 * kl
 
     def ours(z: Tensor) -> Tensor:
-        terms = method.distill(Outputs(z, {}), [Outputs(t, {})], Batch(x, y))
+        terms = weighted_terms(method, Outputs(z, {}), [Outputs(t, {})], Batch(x, y))
         return sum((term.mean() for term in terms.values()), torch.zeros(()))
 
     def train(loss: Callable[[Tensor], Tensor], lr: float, decay: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Data modules whose batches tell each sample's index, with label noise and a trusted meta split."""
 
-from lit_kd.data.base import DataModule
+from lit_kd.data.base import DataModule, data_of
 from lit_kd.data.digits import DigitAttributesDataModule, DigitsDataModule
 from lit_kd.data.folder import ImageFolderDataModule
 from lit_kd.data.foreign import DistillationDataModule
@@ -35,6 +35,7 @@ __all__ = [
     "TensorRows",
     "as_batch",
     "corrupt",
+    "data_of",
     "stratified_split",
     "transition_matrix",
 ]

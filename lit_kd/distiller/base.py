@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_kd.data import DataModule
-from lit_kd.data.padding import own_rows
+from lit_kd.data import DataModule, data_of
 from lit_kd.data.rows import Indexed
+from lit_kd.data.sampler import own_rows
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
@@ -23,7 +22,7 @@ from lit_kd.models import Network, resolve_model, student_name
 from lit_kd.models.plain import about_data, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
-from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
+from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
 from lit_kd.terms import TASKS, Term, TermSet
@@ -125,7 +124,7 @@ class Distiller(LightningModule):
     # what a method is
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
-        """How much label and sources count: ``S + 1`` numbers, or ``(B, S + 1)``. A method must override it."""
+        """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. Methods override it."""
         raise NotImplementedError(f"{type(self).__name__} must override weigh()")
 
     def default_term(self) -> Term:
@@ -140,11 +139,6 @@ class Distiller(LightningModule):
     def num_sources(self) -> int:
         """S."""
         return len(self._teacher_specs)
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether a term compares more than logits."""
-        return any(one is not None and one.reads_features for one in (self._templates[0], *self._templates[2]))
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Change a training batch before teachers and student see it."""
@@ -168,13 +162,7 @@ class Distiller(LightningModule):
     @property
     def data(self) -> DataModule:
         """The data module of `lit_kd.data` that is trained on; a ValueError if there is none."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, DataModule):
-            raise ValueError(
-                f"{type(self).__name__} needs sample indices: pass a data module of lit_kd.data, or wrap your own in "
-                f"lit_kd.data.DistillationDataModule(inner); found {'none' if data is None else type(data).__name__}"
-            )
-        return data
+        return data_of(self)
 
     def predict_rows(self, rows: Indexed, teachers: bool = True) -> RowOutputs:
         """Student and, unless ``teachers`` is false, teachers over chosen rows: see `lit_kd.teachers.rows`."""
@@ -195,17 +183,15 @@ class Distiller(LightningModule):
         """Make the terms, and load the teachers: required for training, used for evaluation where they are at hand."""
         training, name = stage == "fit", type(self).__name__
         if training and self.needs_teacher and not self._teacher_specs:
-            raise ValueError(
-                f"{name} needs a teacher, found none: pass teacher=..., a module or the path of a lit_kd checkpoint, or "
-                "several"
-            )
+            raise ValueError(f"{name} needs a teacher, found none: pass teacher=..., a module or a checkpoint's path")
         if training and self.teacher_cache and self.changes_batches:
             raise ValueError(f"expected no teacher_cache with {name}, which changes what teachers see: unset it")
         self._begun, new = False, training and self.terms is None
         if new:
             self.terms = self.make_terms()
         if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
-            self._load_teachers(training)
+            teacher_taps = self.terms.taps("teacher") if self.terms else ()
+            self.teachers = load_teachers(self, self._teacher_specs, teacher_taps, required=training)
         if training:
             with seeded("parts of the student"):
                 self.complete_student()
@@ -230,16 +216,6 @@ class Distiller(LightningModule):
         term, label, extra = self._templates
         label, term = label or self.task.label_term(), term or self.default_term()
         return TermSet(label, term, extra, self.num_sources, self.task.name)
-
-    def _load_teachers(self, training: bool) -> None:
-        missing = missing_files(self._teacher_specs)
-        if missing and not training:
-            rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
-            return
-        models = load_teachers(self._teacher_specs, self.student, self.num_classes, self.input_shape)
-        self.teachers = Teachers(models, self.terms.taps("teacher") if self.terms else (), self.speed)
-        dtype = cast(torch.dtype, self.dtype)
-        self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # torch's; teachers follow
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -296,14 +272,11 @@ class Distiller(LightningModule):
         return student, teachers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Weigh the terms and sum them."""
+        """Weigh the terms and sum them; let them renew what they keep of each sample."""
+        assert self.terms is not None
         batch = self.prepare_batch(as_batch(batch))
         student, teachers = self.outputs(batch)
-        return self.loss(student, self.sources(student, teachers, batch), batch)
-
-    def loss(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
-        """The training loss, a scalar; logs its terms, and renews what these keep of each sample."""
-        assert self.terms is not None
+        sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
         loss = self.total(losses, self.weigh(student, sources, batch), extra, len(batch.y))
         self.terms.update(student, sources, batch)
@@ -327,10 +300,12 @@ class Distiller(LightningModule):
         if reads and not math.isfinite(terms["loss"].detach()):
             raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
         for name, value in terms.items():
-            bar = name == "loss" and not learner
-            means: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": rows}
-            self.log(f"train/{learner}{name}", value, prog_bar=bar, **means)
+            self._log_mean(f"train/{learner}{name}", value, rows)
         return terms["loss"]
+
+    def _log_mean(self, name: str, value: Any, rows: int) -> None:
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
+        self.log(name, value, prog_bar=name in ("train/loss", "val/accuracy"), batch_size=rows, **options)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Measure on a validation batch."""
@@ -349,12 +324,11 @@ class Distiller(LightningModule):
         y = batch.y[:rows]
         found = {"logits": student.logits[:rows], "y": y, "teachers": [t.logits[:rows] for t in teachers]}
         logged: dict[str, Any] = dict(cast(EvaluationMetrics, self.metrics[f"at_{stage}"]).update(**found))
-        for name, peer in self.peers.items():
+        for name, peer in self.peers.items() if rows else ():
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
             logged[f"{stage}/{name}_accuracy"] = (said == y).float().mean()
         for name, metric in logged.items():
-            means: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": rows}
-            self.log(name, metric, prog_bar=name == "val/accuracy", add_dataloader_idx=False, **means)
+            self._log_mean(name, metric, rows)
         return found
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -387,11 +361,7 @@ class Distiller(LightningModule):
         self._begun = False
         if self.table is not None:
             self.table.sync()
-            if "weights" in self.table:
-                weights = self.table["weights"][: self.data.train_size].mean(0)
-                self.log_dict({"samples/label_weight": weights[0], "samples/teacher_weight": weights[1:].sum()})
-            if "noise_rate" in self.table.shared:
-                self.log("samples/noise_rate", self.table.shared["noise_rate"])
+            self.log_dict({f"samples/{name}": mean for name, mean in self.table.means(self.data.train_size).items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What who uses the student must know of the data, and the table; an override calls ``super()``."""

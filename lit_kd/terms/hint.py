@@ -52,8 +52,8 @@ class Hint(Term):
         if self.adapter is not None:
             s = self.adapter(s)
         elif s.dim() == 4 and t.dim() == 4:
-            size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
-            s, t = (f if list(f.shape[2:]) == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
+            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
+            s, t = (f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
         return hint_loss(s, t)
 
 

@@ -79,6 +79,8 @@ class DecoupledKL(LogitTerm):
         weight: A constant factor.
     """
 
+    tasks = ("classification",)
+
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, weight: float = 1.0) -> None:
         super().__init__(temperature, weight)
         self.alpha = alpha
