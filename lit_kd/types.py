@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -106,3 +106,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def full(tensor: Tensor) -> Tensor:
     """A tensor in at least float32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise a ValueError for an option's value that is not one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"expected as {name} one of {list(allowed)}, found {value!r}")

@@ -41,6 +41,7 @@ from lit_kd.terms import (
     TermSet,
 )
 from lit_kd.types import PENULTIMATE
+from lit_kd.weightings import Paper
 
 BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 
@@ -111,7 +112,7 @@ class TestCombinations:
             (lambda: TermSet(BernoulliCrossEntropy(), HardLabel(), [], 1, "multilabel"), "multilabel, found Hard"),
             (lambda: MutualLearning("mlp-8", ["mlp-8"], term=Hint(), **BASE), "as all networks share them, found Hint"),
             (lambda: MutualLearning("mlp-8", [], **BASE), "at least one peer"),
-            (lambda: KD("mlp-8", task="multilabel", revise=0.8, **BASE), "no revise or select with multilabel"),
+            (lambda: KD("mlp-8", task="multilabel", revise=0.8, **BASE), "and one class a sample, found 0.8"),
             (lambda: KD("mlp-8", ["a", "b"], term=Hint(), drop=0.5, **BASE), "no drop where teachers are not averaged"),
         ],
     )
@@ -209,21 +210,18 @@ class Images(Blobs):
 
 def test_several_labels_a_sample() -> None:
     """KD of two teachers, ALM-KD and hints on digits with five labels each."""
-    data, base = (
-        DigitAttributesDataModule(noise="symmetric", noise_rate=0.1),
-        {"num_classes": 5, "input_shape": [1, 8, 8]},
-    )
-    supervised = {"task": "multilabel", "optimizer": lambda p: torch.optim.Adam(p, 0.01), "lr_scheduler": None} | base
-
+    data = DigitAttributesDataModule(noise="symmetric", noise_rate=0.1)
+    supervised: dict[str, Any] = {"task": "multilabel", "num_classes": 5, "input_shape": [1, 8, 8]}
+    supervised["optimizer"] = lambda p: torch.optim.Adam(p, 0.01)
     teacher, fitted = Supervised("mlp-32", **supervised), trainer(max_epochs=4)
     fitted.fit(teacher, data)
     for make in (
         lambda: KD("mlp-16", [teacher.student, build_model("mlp-8", 5, (1, 8, 8))], weight=0.3, **supervised),
-        lambda: ALMKD("mlp-16", teacher.student, **supervised),
+        lambda: ALMKD("mlp-16", teacher.student, rule=Paper(warmup_epochs=1), **supervised),
         lambda: FitNet("mlp-16", teacher.student, weight=1.0, **supervised),
         lambda: MutualLearning("mlp-16", ["mlp-8"], **supervised),
     ):
-        model, fitted = make(), trainer(max_epochs=4)
+        model, fitted = make(), trainer(max_epochs=4)  # type: ignore[no-untyped-call]
         fitted.fit(model, data)
         [tested] = fitted.test(model, data, verbose=False)
         names = {"accuracy", "map", "nll", *(f"f1_{label}" for label in range(5))}
@@ -235,3 +233,5 @@ def test_several_labels_a_sample() -> None:
         logits = torch.cat([model.student.eval()(batch.x) for batch in data.test_dataloader()])
         truth = torch.cat([batch.y for batch in data.test_dataloader()])
         assert tested["test/accuracy"] == pytest.approx(((logits > 0) == truth).float().mean().item(), abs=1e-6)
+    with pytest.raises(ValueError, match="one class a sample for the rule robust"):
+        trainer().fit(ALMKD("mlp-16", teacher.student, **supervised), data)

@@ -15,12 +15,9 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from methods import CLASSES, METHODS, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from torch import Tensor, nn
-from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader
 
@@ -205,7 +202,8 @@ class TestFit:
         """Peers are passed as modules, too; what MixKD would mix of a mapping is unknown."""
         teachers = [Keyword(teacher) for teacher in trained_teachers()]
         peers = {"peers": [Keyword(module("mlp-8"))]} if method == "mutual" else {}
-        model, data, fitted = build(method, Keyword(module("mlp-8")), teachers, **peers), DictBlobs(), trainer(max_epochs=6)
+        model, data = build(method, Keyword(module("mlp-8")), teachers, **peers), DictBlobs()
+        fitted = trainer(max_epochs=6)
         fitted.fit(model, data)
         assert fitted.callback_metrics["val/accuracy"] > 0.9
         fitted.test(model, data, verbose=False)
@@ -400,66 +398,6 @@ class Augmented(Blobs):
         return source
 
 
-class TestSchedulers:
-    @a_few
-    @pytest.mark.parametrize("interval", ["epoch", "step"])
-    def test_as_in_a_plain_loop(self, method: str, interval: Any) -> None:
-        rates: list[float] = []
-        watch = Each(lambda _, t, *__: rates.append(t.optimizers[0].param_groups[0]["lr"]), "on_train_batch_start")
-        model = build(
-            method,
-            optimizer=lambda parameters: SGD(parameters, 0.1),
-            lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.9),
-            lr_interval=interval,
-        )
-        fitted = trainer(max_epochs=3, limit_train_batches=4, callbacks=watch)
-        fitted.fit(model, Blobs())
-
-        expected = []
-        starts = model.stretches()[:-1] if isinstance(model, RobustActiveDistillation) else [0]
-        for epoch in range(3):
-            if epoch in starts:  # where a method begins anew
-                plain = SGD([nn.Parameter(torch.zeros(1))], 0.1)
-                scheduler = ExponentialLR(plain, 0.9)
-            for _ in range(4):
-                expected.append(plain.param_groups[0]["lr"])
-                plain.step()
-                if interval == "step":
-                    scheduler.step()
-            if interval == "epoch":
-                scheduler.step()
-        assert rates == expected
-        assert fitted.optimizers[0].param_groups[0]["lr"] == plain.param_groups[0]["lr"]
-
-    @automatic_and_manual
-    @pytest.mark.parametrize(
-        ("interval", "length"), [("epoch", {"max_epochs": 3}), ("step", {"max_epochs": -1, "max_steps": 12})]
-    )
-    def test_cosine_ends_at_zero(self, method: str, interval: Any, length: dict[str, int]) -> None:
-        fitted = trainer(limit_train_batches=4, **length)
-        fitted.fit(build(method, lr_scheduler="cosine", lr_interval=interval), Blobs())
-        assert fitted.global_step == 12
-        assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
-
-    @automatic_and_manual
-    def test_plateau(self, method: str) -> None:
-        """The learning rate falls where the metric no longer improves."""
-
-        def plateau(optimizer: Any) -> ReduceLROnPlateau:
-            return ReduceLROnPlateau(optimizer, "val/accuracy", mode="max", patience=1, factor=0.1)
-
-        fitted = trainer(max_epochs=12)
-        fitted.fit(build(method, lr_scheduler=plateau), Blobs())  # perfect after a few epochs
-        assert fitted.optimizers[0].param_groups[0]["lr"] < 0.05
-
-    @automatic_and_manual
-    def test_plateau_of_an_unknown_metric(self, method: str) -> None:
-        model = build(method, lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val/acuracy"))
-        # Lightning's own error in automatic optimisation, ours in manual
-        with pytest.raises((MisconfigurationException, ValueError), match=r"val/acuracy.*val/accuracy"):
-            trainer(max_epochs=3).fit(model, Blobs())
-
-
 def test_paths_and_numpy_integers_are_plain_values(tmp_path: Path, teacher_file: Path) -> None:
     model = KD("mlp-8", teacher_file, num_classes=np.int64(CLASSES), input_shape=list(SHAPE))
     fitted = trainer(max_steps=1)
@@ -467,24 +405,3 @@ def test_paths_and_numpy_integers_are_plain_values(tmp_path: Path, teacher_file:
     fitted.save_checkpoint(tmp_path / "c.ckpt")
     found = KD.load_from_checkpoint(tmp_path / "c.ckpt").hparams
     assert (found["teacher"], found["num_classes"]) == (str(teacher_file), CLASSES)
-
-
-def test_cosine_of_a_resumed_longer_training(tmp_path: Path) -> None:
-    """The learning rate goes on as if the training had been that long from the start."""
-
-    def rates(epochs: int, ckpt_path: Path | None) -> list[float]:
-        seen: list[float] = []
-
-        class Watch(Callback):
-            def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-                seen.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-        model = build("supervised", optimizer=lambda p: SGD(p, lr=0.4), lr_scheduler="cosine")
-        fitted = trainer(max_epochs=epochs, callbacks=[Watch()])
-        fitted.fit(model, Blobs(), ckpt_path=ckpt_path)
-        fitted.save_checkpoint(tmp_path / f"{epochs}.ckpt")
-        return seen
-
-    rates(2, None)
-    resumed = rates(6, tmp_path / "2.ckpt")
-    assert resumed[1:] == pytest.approx([0.2 * (1 + np.cos(np.pi * epoch / 6)) for epoch in (3, 4, 5)])

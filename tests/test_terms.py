@@ -75,11 +75,8 @@ class TestDecoupledKL:
         close(found, [decoupled(a, b, int(c), 1.5, 3.0, 2.0) for a, b, c in zip(z, t, y, strict=True)])
 
     def test_soft_labels_count_by_their_most_probable_class(self) -> None:
-        z, t, soft = (
-            draw(3, 4),
-            draw(3, 4),
-            torch.tensor([[0.1, 0.6, 0.3, 0.0], [0.0] * 4, [0.3, 0.0, 0.0, 0.2]]).double(),
-        )
+        z, t = draw(3, 4), draw(3, 4)
+        soft = torch.tensor([[0.1, 0.6, 0.3, 0.0], [0.0] * 4, [0.3, 0.0, 0.0, 0.2]])
         term = DecoupledKL()
         hard = term(Outputs(z, {}), Outputs(t, {}), Batch(z, torch.tensor([1, UNLABELED, 0])))
         close(term(Outputs(z, {}), Outputs(t, {}), Batch(z, soft)), hard, 0)

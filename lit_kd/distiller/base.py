@@ -25,7 +25,7 @@ from lit_kd.teachers.speed import Speed, channels_last, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weights, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import Batch, Outputs, as_batch, evaluating
+from lit_kd.types import Batch, Outputs, as_batch, check_choice, evaluating
 
 
 class Distiller(Evaluated):
@@ -83,8 +83,7 @@ class Distiller(Evaluated):
         teacher_precision: Literal["bf16"] | None = None,
     ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"expected a task of {list(TASKS)}, found {task!r}")
+        check_choice("task", task, TASKS)
         self.task = TASKS[task]
         if num_classes < self.task.least_classes:
             raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")

@@ -12,7 +12,7 @@ from lit_kd.distiller.base import Weights
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
 from lit_kd.terms import Term
-from lit_kd.types import Batch, Outputs, as_batch
+from lit_kd.types import Batch, Outputs, as_batch, check_choice
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import has_label, index_of
 from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
@@ -68,6 +68,9 @@ class ALMKD(ManualOptimisation, Selective):
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
         check_eta(revise, self.task)
+        if not isinstance(rule, Rule):
+            check_choice("rule", rule, RULES)
+        check_choice("meta_gradient", meta_gradient, LOOK_AHEADS)
         self.rule: Rule = RULES[rule]() if isinstance(rule, str) else copy.deepcopy(rule)  # it holds a run's state
         self.meta_gradient, self.temperature = meta_gradient, temperature
         self.start_weights, self.revise = start_weights, revise

@@ -10,7 +10,7 @@ from lit_kd.distiller.base import Weights
 from lit_kd.losses import contradicts
 from lit_kd.models import Network
 from lit_kd.terms import Revised, Term
-from lit_kd.types import Batch, Outputs
+from lit_kd.types import Batch, Outputs, check_choice
 from lit_kd.weightings.mean_teacher import as_one
 from lit_kd.weightings.selection import Selective
 
@@ -49,6 +49,7 @@ class LabelRevision(Selective):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
+        check_choice("cross_entropy", cross_entropy, ("right", "all"))
         self.eta, self.cross_entropy = eta, cross_entropy
         self.form: Literal["mse", "kl"] = form
 

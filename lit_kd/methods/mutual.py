@@ -18,9 +18,9 @@ from lit_kd.types import Batch, Outputs, as_batch
 class MutualLearning(Distiller):
     """Deep mutual learning (DML, arXiv 1706.00384): each network learns from the label and from all others.
 
-    ``L_k = CE_k + 1 / (K - 1) sum_j KL(p_j || p_k)`` at temperature 1 [from memory]; no gradient flows into p_j. All take
-    a step at once. The student is the one that is exported; the others' accuracy is logged as
-    ``val/peer_1_accuracy``, ... Each has its own group of the optimizer.
+    ``L_k = CE_k + 1 / (K - 1) sum_j KL(p_j || p_k)`` at temperature 1 [from memory]; no gradient flows into p_j. All
+    take a step at once, each with its own group of the optimizer. The student is the one that is exported; the others'
+    accuracy is logged as ``val/peer_1_accuracy``, ...
 
     Args:
         student: The network to train, a module or a name.

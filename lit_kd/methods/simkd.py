@@ -78,8 +78,8 @@ class SimKD(Distiller):
         fits = pooled.dim() == 2 and pooled.shape[1] == head.in_features
         if not fits or (head(pooled) - theirs.logits).abs().max() > 0.01 * theirs.logits.abs().max():
             raise ValueError(
-                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found that "
-                "it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
+                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found "
+                "that it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
             )
         self.student.build(ours.shape[1:], features.shape[1:], head)
 

@@ -12,7 +12,7 @@ from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
 from lit_kd.terms import Mixed, Term
 from lit_kd.trust.reliability import MixingRates, mixing_rates
-from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.few_labels import require_trusted
 from lit_kd.weightings.mean_teacher import as_one
 
@@ -51,6 +51,7 @@ class SLaM(Distiller):
         super().__init__(student=student, teacher=teacher, **base)
         if not 0 <= lower_bound <= 1:
             raise ValueError(f"expected a lower_bound in [0, 1], of a probability; found {lower_bound}")
+        check_choice("labels", labels, ("hard", "soft"))
         self.hard = labels == "hard"
         self.normalise = normalise
         self.lower_bound = lower_bound

@@ -14,7 +14,7 @@ from lit_kd.losses import mean_teacher, teacher_labels
 from lit_kd.models import Network
 from lit_kd.terms import HardLabel, TeacherLabel, Term
 from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
-from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.few_labels import require_trusted, warn_of_warmup
 from lit_kd.weightings.mean_teacher import as_one
 
@@ -49,6 +49,7 @@ class WeightedDistillation(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
+        check_choice("labels", labels, ("hard", "soft"))
         self.hard, self.warmup_epochs = labels == "hard", warmup_epochs
         self._votes = torch.zeros(2)  # the weights of the epoch's rows without a label, and how many there were
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import ClassVar, cast
 
 import torch
@@ -88,6 +89,8 @@ class TermSet(nn.Module):
     ) -> None:
         super().__init__()
         for term in (label, each, *extra):
+            if term in extra and term.reads_teacher and not sources:
+                raise ValueError(f"expected as extra terms of the label, as there is no teacher, found {term.name}")
             if term.tasks and task not in term.tasks:
                 raise ValueError(f"expected terms for {task}, found {type(term).__name__}, for {', '.join(term.tasks)}")
 
@@ -107,14 +110,18 @@ class TermSet(nn.Module):
         self.each = copies(each, "each")
         self.extra = nn.ModuleList([copies(term, f"extra_{i}") for i, term in enumerate(extra)])
 
+    @property
+    def _groups(self) -> list[list[Term]]:
+        groups = [self.label, self.each, *cast(Iterable[nn.ModuleList], self.extra)]
+        return [cast(list[Term], list(group)) for group in groups]
+
     def __iter__(self) -> Iterator[Term]:
-        for group in (self.label, self.each, *self.extra):
-            yield from cast(nn.ModuleList, group)  # type: ignore[misc]
+        return chain.from_iterable(self._groups)
 
     @property
     def weighted(self) -> list[Term]:
         """Those of the label and of the sources, which the method weighs."""
-        return cast(list[Term], [*self.label, *self.each])
+        return [term for group in self._groups[:2] for term in group]
 
     @property
     def has_parts(self) -> bool:
@@ -126,10 +133,8 @@ class TermSet(nn.Module):
         return tuple(dict.fromkeys(tap for term in self for tap in getattr(term, f"{whose}_taps")))
 
     def _with_sources(self, sources: Sequence[Outputs]) -> Iterator[tuple[Term, Outputs | None]]:
-        for group in (self.label, self.each, *self.extra):
-            terms = cast(list[Term], list(group))  # type: ignore[arg-type]
-            if terms:
-                yield from zip(terms, sources if terms[0].reads_teacher else [None], strict=True)
+        for terms in filter(None, self._groups):
+            yield from zip(terms, sources if terms[0].reads_teacher else [None], strict=True)
 
     def build(self, student: Outputs, sources: Sequence[Outputs]) -> None:
         """See `Term.build`."""
@@ -143,8 +148,7 @@ class TermSet(nn.Module):
         values = [term.weight * term(student, source, batch) for term, source in self._with_sources(sources)]
         own = 1 + len(self.each)
         losses, rest, extra = values[:own], values[own:], dict[str, Tensor]()
-        for group in self.extra:
-            terms = cast(list[Term], list(group))  # type: ignore[arg-type]
+        for terms in self._groups[2:]:
             mean = torch.stack(rest[: len(terms)]).mean(0)
             extra[terms[0].name] = extra[terms[0].name] + mean if terms[0].name in extra else mean
             rest = rest[len(terms) :]

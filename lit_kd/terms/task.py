@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ class EvaluationMetrics(nn.Module):
         super().__init__()
         self.stage = stage
         self.task = task
-        self.metrics = nn.ModuleDict(task.metrics(num_classes))  # type: ignore[arg-type]
+        self.metrics = nn.ModuleDict(task.metrics(num_classes))
         self.nll = MeanMetric()
 
     def update(self, logits: Tensor, y: Tensor, teachers: Sequence[Tensor]) -> dict[str, Metric]:
@@ -222,12 +223,13 @@ class EvaluationMetrics(nn.Module):
         probabilities = self.task.probabilities(logits)
         self.nll.update(self.task.label_loss(logits, y))
         logged: dict[str, Metric] = {f"{self.stage}/nll": self.nll}
-        for name, metric in self.metrics.items():
+        metrics = {name: cast(Metric, metric) for name, metric in self.metrics.items()}
+        for name, metric in metrics.items():
             if name != "agreement":
                 metric.update(probabilities, y)
-                logged[f"{self.stage}/{name}"] = metric  # type: ignore[assignment]
+                logged[f"{self.stage}/{name}"] = metric
         if teachers:
             mean = torch.stack([self.task.probabilities(t.float()) for t in teachers]).mean(0)
-            self.metrics["agreement"].update(probabilities, self.task.decide(mean))
-            logged[f"{self.stage}/teacher_agreement"] = self.metrics["agreement"]  # type: ignore[assignment]
+            metrics["agreement"].update(probabilities, self.task.decide(mean))
+            logged[f"{self.stage}/teacher_agreement"] = metrics["agreement"]
         return logged

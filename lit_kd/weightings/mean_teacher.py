@@ -13,7 +13,7 @@ from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher, revised_teacher
 from lit_kd.models import Network
 from lit_kd.terms import Task
-from lit_kd.types import Batch, Outputs
+from lit_kd.types import Batch, Outputs, check_choice
 
 
 def as_one(
@@ -68,10 +68,15 @@ class MeanTeacher(Distiller):
         if not 0 <= drop <= 1:
             raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
         check_eta(revise, self.task)
+        check_choice("average", average, ("probabilities", "logits"))
         self.average: Literal["probabilities", "logits"] = average
         self.drop = drop
         self.revise = revise
         self._draws = torch.Generator()
+        if drop and self.num_sources > 1:
+            raise ValueError(
+                "expected no drop where teachers are not averaged: with features, or several labels a sample"
+            )
 
     @property
     def num_sources(self) -> int:
