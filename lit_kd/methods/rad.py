@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lit_kd.teachers.rows import RowOutputs
 from lit_kd.terms import Term
 from lit_kd.trust.game import Floats
 from lit_kd.trust.queries import OF_FEATURES, QueryRule, choose_rows
-from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
+from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.manual import SHARDED
 from lit_kd.weightings.stretches import Stretched
 
@@ -59,6 +59,7 @@ class RobustActiveDistillation(Stretched):
                 "expected budget and rounds of at least 1, a temperature above 0, and mistakes of at least 0 or None; "
                 f"found {budget}, {rounds}, {temperature}, {mistakes}"
             )
+        check_choice("rule", rule, get_args(QueryRule))
         self.rule, self.budget, self.mistakes, self.temperature = rule, budget, mistakes, temperature
         self.questions, self.num_stretches, self.plan = rounds * budget, rounds + 1, (budget,)
         self.student_taps = (PENULTIMATE,) if rule in OF_FEATURES else ()
