@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from methods import weighted_terms
 from torch import Tensor, nn
 
 import lit_kd.methods
@@ -67,7 +68,9 @@ def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: f
     x, y, t = torch.randn(16, 5, generator=draw), torch.arange(16) % 3, torch.randn(16, 3, generator=draw)
     lr, decay, temperature = 0.1, 0.01, 4.0
     scale = label + teacher
-    method = KD("mlp-4", num_classes=3, input_shape=[5], weight=teacher / scale, temperature=temperature)
+    method = KD(
+        "mlp-4", nn.Linear(5, 3), num_classes=3, input_shape=[5], weight=teacher / scale, temperature=temperature
+    )
 
     def theirs(z: Tensor) -> Tensor:
         soft, target = (z / temperature).log_softmax(1), (t / temperature).softmax(1)
@@ -75,7 +78,7 @@ def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: f
         return label * F.cross_entropy(z, y) + teacher * temperature**2 * kl
 
     def ours(z: Tensor) -> Tensor:
-        terms = method.distill(Outputs(z, {}), [Outputs(t, {})], Batch(x, y))
+        terms = weighted_terms(method, Outputs(z, {}), [Outputs(t, {})], Batch(x, y))
         return sum((term.mean() for term in terms.values()), torch.zeros(()))
 
     def train(loss: Callable[[Tensor], Tensor], lr: float, decay: float) -> Tensor:
