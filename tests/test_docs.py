@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from methods import weighted_terms
+from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer, weighted_terms
 from torch import Tensor, nn
 
 import lit_kd.methods

@@ -47,7 +47,8 @@ class Evaluated(LightningModule):
         rows = own_rows(getattr(self.trainer, f"{stage}_dataloaders"), loader, self._seen, len(batch.y))
         self._seen += rows
         y = batch.y[:rows]
-        found = {"logits": student.logits[:rows], "y": y, "teachers": [t.logits[:rows] for t in teachers]}
+        heard = [teacher.logits[:rows] for teacher in teachers]
+        found: dict[str, Any] = {"logits": student.logits[:rows], "y": y, "teachers": heard}
         logged: dict[str, Any] = dict(cast(EvaluationMetrics, self.metrics[f"at_{stage}"]).update(**found))
         for name, peer in self.peers.items() if rows else ():
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))

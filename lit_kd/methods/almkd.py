@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 
 from lit_kd.data.table import SampleTable, all_rows
-from lit_kd.distiller.base import Weights
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
-from lit_kd.terms import Term
+from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, Outputs, as_batch, check_choice
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import has_label, index_of

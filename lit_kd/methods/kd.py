@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from lit_kd.distiller.base import Weights
 from lit_kd.models import Network
-from lit_kd.terms import HardLabel, Term
+from lit_kd.terms import HardLabel, Term, Weights
 from lit_kd.types import Batch, Outputs
 from lit_kd.weightings.mean_teacher import MeanTeacher
 from lit_kd.weightings.selection import Selective

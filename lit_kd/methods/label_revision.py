@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from lit_kd.distiller.base import Weights
 from lit_kd.losses import contradicts
 from lit_kd.models import Network
-from lit_kd.terms import Revised, Term
+from lit_kd.terms import Revised, Term, Weights
 from lit_kd.types import Batch, Outputs, check_choice
 from lit_kd.weightings.mean_teacher import as_one
 from lit_kd.weightings.selection import Selective

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.taps import Tapped
-from lit_kd.terms import Term
+from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, Outputs, as_batch
 
 

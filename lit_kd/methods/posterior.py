@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
-from lit_kd.terms import SoftTarget
+from lit_kd.terms import SoftTarget, Weights
 from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
 from lit_kd.types import UNLABELED, Batch, Outputs
 from lit_kd.weightings.base import has_label, index_of

@@ -11,10 +11,9 @@ from torch import Tensor
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
-from lit_kd.distiller.base import Weights
 from lit_kd.models import Network
 from lit_kd.teachers.rows import RowOutputs
-from lit_kd.terms import Term
+from lit_kd.terms import Term, Weights
 from lit_kd.trust.game import Floats
 from lit_kd.trust.queries import OF_FEATURES, QueryRule, choose_rows
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, check_choice

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import torch
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
-from lit_kd.terms import Mixed, Term
+from lit_kd.terms import Mixed, Term, Weights
 from lit_kd.trust.reliability import MixingRates, mixing_rates
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.few_labels import require_trusted

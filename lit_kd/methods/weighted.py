@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.losses import mean_teacher, teacher_labels
 from lit_kd.models import Network
-from lit_kd.terms import HardLabel, TeacherLabel, Term
+from lit_kd.terms import HardLabel, TeacherLabel, Term, Weights
 from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.few_labels import require_trusted, warn_of_warmup

@@ -178,7 +178,7 @@ def weighted_means(losses: Sequence[Tensor], weights: Weights, extra: Mapping[st
             "expected terms of one number a sample, as they are weighted by sample, found one that couples the batch: "
             "pass it as extra, which has a constant weight"
         )
-    each = weights.unbind(1) if isinstance(weights, Tensor) else weights
+    each: Sequence[float | Tensor] = weights.unbind(1) if isinstance(weights, Tensor) else weights
     label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
     means = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
     means |= {name: term.mean() for name, term in extra.items()}
