@@ -1,7 +1,5 @@
 """Recipes: which teachers and which methods to compare, on which data."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """MixKD: the teacher is also asked about mixtures of samples."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

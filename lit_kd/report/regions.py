@@ -1,7 +1,5 @@
 """The class that students decide for in each place, for comparisons whose inputs are points of the plane."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a method has learned about each training sample: tables, and the ranking of distrusted labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The default rule: believe a label or a teacher only as far as trusted data speaks for it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
