@@ -1,8 +1,8 @@
-"""What every room shares: a batch, a model's outputs, and how a model is called. It imports torch alone."""
+"""What all rooms share: batches, outputs and how a model is called. Imports torch alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 UNLABELED = -1
-"""The label of a sample whose label is missing."""
+"""Marks a missing label."""
 PENULTIMATE = "penultimate"
-"""The tap on what the last linear layer reads."""
+"""The tap on the input of the last linear layer."""
 Inputs = Tensor | Mapping[str, Tensor]
-"""What a model reads: a tensor whose first axis is the batch, or a mapping of them, passed as keyword arguments."""
+"""A tensor whose first axis is the batch, or a mapping of such tensors, passed as keyword arguments."""
 
 
 class Batch(NamedTuple):
@@ -22,10 +22,9 @@ class Batch(NamedTuple):
 
     Attributes:
         x: What the models read.
-        y: Labels, int64 ``(B,)``, or probabilities ``(B, C)``; of several labels a sample, 0 or 1, ``(B, C)``.
-            `UNLABELED` marks a missing one.
-        index: Position of each sample in the training set, int64 ``(B,)``: stable under shuffling, subsets and
-            several processes. ``None`` where the loader does not tell.
+        y: Labels, int64 ``(B,)``, or probabilities ``(B, C)``; with several labels a sample, 0 or 1, ``(B, C)``.
+        index: Position of each sample in the training set, int64 ``(B,)``, if the loader gives it: stable under
+            shuffling, subsets and several processes.
     """
 
     x: Inputs
@@ -44,31 +43,14 @@ class Batch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model gives for a batch.
-
-    Attributes:
-        logits: ``(B, C)``, unnormalised.
-        features: By tap: the output of the layer at that module path, or, for `PENULTIMATE`, what the last linear
-            layer reads.
-    """
+    """A model's logits ``(B, C)`` for a batch, and features by tap: a layer's output, or see `PENULTIMATE`."""
 
     logits: Tensor
     features: Mapping[str, Tensor]
 
 
 def as_batch(batch: Any) -> Batch:
-    """Read what a loader gives, ours or a foreign one, as a `Batch`.
-
-    Args:
-        batch: A `Batch`, a pair ``(x, y)`` or a triple ``(x, y, index)``.
-
-    Raises:
-        TypeError: If it is none of these.
-
-    Examples:
-        >>> as_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).index is None
-        True
-    """
+    """Read what a loader gives as a `Batch`: a `Batch`, a pair ``(x, y)`` or a triple ``(x, y, index)``."""
     if isinstance(batch, Batch):
         return batch
     if (
@@ -78,8 +60,7 @@ def as_batch(batch: Any) -> Batch:
         and all(isinstance(part, Tensor) for part in batch[1:])
     ):
         x, y, *index = batch
-        # of any integer type: losses want int64
-        return Batch(x, y if y.is_floating_point() else y.long(), *index)
+        return Batch(x, y if y.is_floating_point() else y.long(), *index)  # losses want int64
     found = type(batch).__name__
     if isinstance(batch, (tuple, list)):
         found += f" of {[type(part).__name__ for part in batch]}"
@@ -95,11 +76,7 @@ def run_model(model: Callable[..., Any], x: Inputs) -> Any:
 
 
 def read_logits(model: Callable[..., Any], out: Any) -> Tensor:
-    """The logits in what a model returned: a tensor, or an object with ``.logits``.
-
-    Raises:
-        TypeError: If it returned something else.
-    """
+    """The logits in what a model returned, a tensor or an object with ``.logits``."""
     logits = getattr(out, "logits", out)
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -110,13 +87,13 @@ def read_logits(model: Callable[..., Any], out: Any) -> Tensor:
 
 
 def logits_of(model: Callable[..., Any], x: Inputs) -> Tensor:
-    """A model's logits for a batch; raises as `read_logits`."""
+    """A model's logits for a batch."""
     return read_logits(model, run_model(model, x))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a while; afterwards each of its parts is in its own mode again."""
+    """Put a model into evaluation mode for a while, then each of its parts back into its own mode."""
     modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
@@ -124,3 +101,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor in at least float32."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise a ValueError for an option's value that is not one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"expected as {name} one of {list(allowed)}, found {value!r}")

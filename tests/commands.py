@@ -44,9 +44,9 @@ def version(number: int) -> Path:
     return Path("lightning_logs") / f"version_{number}"
 
 
-def train_teacher(folder: Path) -> Path:
+def train_teacher(folder: Path, student: str = "mlp-16") -> Path:
     """A checkpoint of a small network that has seen the digits."""
-    tiny = ("--model.student=mlp-16", "--trainer.max_epochs=2", f"--checkpoint.dirpath={folder}")
+    tiny = (f"--model.student={student}", "--trainer.max_epochs=2", f"--checkpoint.dirpath={folder}")
     call("fit", *configs("supervised"), *QUIET, *tiny, f"--trainer.logger.save_dir={folder}")
     return folder / "last.ckpt"
 

@@ -58,17 +58,17 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
     ),
-    "dkd": lambda student, teachers, **base: DKD(student, teachers[0], warmup_epochs=2, **base),
+    "dkd": lambda student, teachers, **base: DKD(student, teachers[0], beta=0.5, warmup_epochs=1, **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
     "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),
-    "mutual": lambda student, teachers, **base: MutualLearning(student, ["mlp-12"], **base),
+    "mutual": lambda student, teachers, **base: MutualLearning(student, **({"peers": ["mlp-12"]} | base)),
     "simkd": lambda student, teachers, **base: SimKD(student, teachers[0], **base),
     "mixkd": lambda student, teachers, **base: MixKD(student, teachers[0], weight=0.5, **base),
     "almkd-decoupled": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), term=DecoupledKL(beta=2.0), **base
     ),
     "almkd-hint": lambda student, teachers, **base: ALMKD(
-        student, teachers[0], rule=Paper(warmup_epochs=1, every=1), term=Hint(), meta_gradient="exact", **base
+        student, teachers[0], rule=Paper(warmup_epochs=1, every=1), term=Hint(weight=0.3), meta_gradient="exact", **base
     ),
     "almkd-revised": lambda student, teachers, **base: ALMKD(
         student, teachers, rule=Paper(warmup_epochs=1, every=1), revise=0.8, select=0.7, **base

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from commands import call, files, read_csv, read_yaml
+from comparison import FOLDERS, NASTY, RECIPE, TINY, again, changed, compare, finished, trained, training
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import roc_auc_score
 
@@ -28,65 +29,12 @@ from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
 from lit_kd.report.comparison import summary
 
-RECIPE: dict[str, Any] = {
-    "seeds": [0, 1],
-    "defaults": {
-        "trainer": {"max_epochs": 2, "limit_train_batches": 6, "accelerator": "cpu"},
-        "data": {"class_path": "DigitsDataModule", "init_args": {"noise": "symmetric", "noise_rate": 0.3}},
-        "model": {
-            "init_args": {
-                "student": "mlp-8",
-                # so high a learning rate that the last epoch is seldom the best
-                "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 2.0, "momentum": 0.9}},
-            }
-        },
-    },
-    "teacher": {"model": {"class_path": "Supervised", "init_args": {"student": "mlp-16"}}},
-    "methods": {
-        "Labels": {"model": {"class_path": "Supervised"}},
-        "KD 0.5": {"model": {"class_path": "KD", "init_args": {"weight": 0.5}}},
-        "ALM-KD": {"model": {"class_path": "ALMKD"}},
-    },
-}
-FOLDERS = {"teacher": "teacher", "Labels": "labels", "KD 0.5": "kd-0.5", "ALM-KD": "alm-kd"}
-TINY = Path("runs") / "tiny"
-
-
-def changed(**methods: Any) -> dict[str, Any]:
-    """The recipe with other methods, or with methods more."""
-    recipe = copy.deepcopy(RECIPE)
-    recipe["methods"].update(methods)
-    return recipe
-
-
-def compare(recipe: dict[str, Any] = RECIPE, *args: object) -> None:
-    """Run a recipe; results go to runs/tiny."""
-    Path("tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    call("compare", "tiny.yaml", *(args or ("--jobs", 1)))
-
-
-def trained(before: dict[Path, tuple[int, bytes]]) -> set[str]:
-    """The trainings, as METHOD/SEED, whose files differ from those of before."""
-    now = files(TINY)
-    differ = {path for path in {*before, *now} if before.get(path) != now.get(path)}
-    return {"/".join(path.relative_to(TINY).parts[:2]) for path in differ if len(path.relative_to(TINY).parts) > 2}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the recipe was run."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        compare()
-    return folder
+LABELS = {"model": {"class_path": "Supervised"}}
 
 
 @pytest.fixture
-def _again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the finished comparison, times of change included, as the current directory."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+def _again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    again(tmp_path_factory)
 
 
 @pytest.mark.usefixtures("_again")
@@ -102,10 +50,10 @@ class TestResults:
             single = json.loads((training(row) / "result.json").read_text())
             assert single.pop("lit_kd") == __version__
             assert set(single) <= set(row)
-            expected = {name: "" if single.get(name) is None else str(single[name]) for name in row}
-            assert row == expected
+            assert row == {name: "" if single.get(name) is None else str(single[name]) for name in row}
 
     def test_the_numbers_are_those_of_the_checkpoints(self) -> None:
+        best_is_last = []
         for row in read_csv(TINY / "results.csv"):
             data = DigitsDataModule(seed=int(row["seed"]), noise="symmetric", noise_rate=0.3)
             data.setup()
@@ -116,10 +64,10 @@ class TestResults:
             assert float(row["test_accuracy"]) == pytest.approx(accuracy(best, y), abs=1e-6)
             assert float(row["test_accuracy_last"]) == pytest.approx(accuracy(last, y), abs=1e-6)
             assert float(row["nll"]) == pytest.approx(torch.nn.functional.cross_entropy(best, y).item(), rel=1e-5)
-            if row["method"] in ("KD 0.5", "ALM-KD"):
-                assert float(row["teacher_agreement"]) == pytest.approx(accuracy(best, teacher.argmax(1)), abs=1e-6)
-            else:
+            if row["method"] == "teacher":
                 assert not row["teacher_agreement"]
+            else:
+                assert float(row["teacher_agreement"]) == pytest.approx(accuracy(best, teacher.argmax(1)), abs=1e-6)
             if row["method"] == "ALM-KD":
                 noisy = (data.labels != data.clean_labels)[: data.train_size]
                 kept = np.load(training(row) / "samples.npz")
@@ -128,57 +76,35 @@ class TestResults:
                 assert float(row["noise_rate"]) == pytest.approx(noisy.double().mean().item())
                 expected = roc_auc_score(kept["noisy"], -kept["weights"][:, 0])
                 assert float(row["noise_auc"]) == pytest.approx(expected, abs=1e-6)
-
-    def test_the_best_epoch_is_the_best_in_validation(self) -> None:
-        rows, best_is_last = read_csv(TINY / "results.csv"), []
-        for row in rows:
             [path] = training(row).glob("lightning_logs/version_*/metrics.csv")
             validated = [float(epoch["val/accuracy"]) for epoch in read_csv(path) if epoch["val/accuracy"]]
-            assert len(validated) == 2
-            best = torch.load(training(row) / "best.ckpt", weights_only=True)
-            assert best["epoch"] == int(np.argmax(validated))
-            best_is_last.append(best["epoch"] == 1)
-        assert not all(best_is_last)  # else the tests here could not tell the one from the other
+            epoch = torch.load(training(row) / "best.ckpt", weights_only=True)["epoch"]
+            assert epoch == int(np.argmax(validated))
+            best_is_last.append(epoch == 1)
+        assert not all(best_is_last)  # else this could not tell the one from the other
 
     def test_the_table_has_means_and_deviations(self) -> None:
         rows = read_csv(TINY / "results.csv")
-        head, rule, *lines = ([cell.strip() for cell in line[1:-2].split("|")] for line in table())
+        lines = (TINY / "table.md").read_text().splitlines()
+        head, rule, *cells = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
         assert head == ["method", "accuracy", "at last", "ECE", "agrees", "AUC", "time, s"]
         assert set(rule) == {"---"}
-        assert [line[0] for line in lines] == list(FOLDERS)
         measured = {"accuracy": ("test_accuracy", 1), "at last": ("test_accuracy_last", 1), "ECE": ("ece", 1)}
         measured |= {"agrees": ("teacher_agreement", 1), "AUC": ("noise_auc", 2), "time, s": ("seconds", 0)}
-        for line in lines:
+        for method, line in zip(FOLDERS, cells, strict=True):
             for title, cell in zip(head[1:], line[1:], strict=True):
                 name, digits = measured[title]
-                values = np.array([float(r[name]) for r in rows if r["method"] == line[0] and r[name]])
+                values = np.array([float(r[name]) for r in rows if r["method"] == method and r[name]])
                 values *= 100 if digits == 1 else 1
                 expected = f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}" if len(values) else ""
                 assert cell.strip("*") == expected
 
-    def test_the_best_mean_is_bold(self) -> None:
-        rows = read_csv(TINY / "results.csv")
-        _, _, *lines = ([cell.strip() for cell in line[1:-2].split("|")] for line in table())
-        for column, name in ((1, "test_accuracy"), (2, "test_accuracy_last")):
-            means = {m: np.mean([float(r[name]) for r in rows if r["method"] == m]) for m in FOLDERS if m != "teacher"}
-            bold = [line[0] for line in lines if line[column].startswith("**") and line[column].endswith("**")]
-            assert bold == [m for m in means if f"{means[m]:.3f}" == f"{max(means.values()):.3f}"]
-
-    def test_all_that_are_best_as_printed_are_bold(self) -> None:
+    def test_all_students_that_are_best_as_printed_are_bold(self) -> None:
         accuracies = {"teacher": 0.99, "A": 0.9512, "B": 0.9508, "C": 0.9502}
         by_method: Any = {m: [{"test_accuracy": a, "test_accuracy_last": 0.5 + a / 10}] for m, a in accuracies.items()}
         rows = summary(by_method, ["teacher"])[1]
         assert [row[1] for row in rows] == ["99.0", "**95.1**", "**95.1**", "95.0"]
         assert [row[2] for row in rows] == ["59.9", "**59.5**", "**59.5**", "**59.5**"]
-
-
-def training(row: dict[str, str]) -> Path:
-    """Where a row of results.csv was trained."""
-    return TINY / FOLDERS[row["method"]] / f"seed-{row['seed']}"
-
-
-def table() -> list[str]:
-    return (TINY / "table.md").read_text().splitlines(keepends=True)
 
 
 def accuracy(logits: torch.Tensor, y: torch.Tensor) -> float:
@@ -192,14 +118,8 @@ def numbers() -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("_again")
 class TestAgain:
-    def test_nothing_is_trained_twice(self) -> None:
-        before, results = files(TINY), numbers()
-        compare()
-        assert trained(before) == set()
-        assert numbers() == results
-
     def test_what_has_no_result_is_trained_again(self) -> None:
-        results, lost, broken = numbers(), TINY / "kd-0.5" / "seed-1", TINY / "alm-kd" / "seed-0"
+        results, lost, broken = numbers(), TINY / FOLDERS[NASTY] / "seed-1", TINY / "alm-kd" / "seed-0"
         (lost / "result.json").unlink()
         shutil.rmtree(broken)  # as an interrupted run leaves it
         (broken / "lightning_logs").mkdir(parents=True)
@@ -208,30 +128,21 @@ class TestAgain:
         (broken / "last-v1.ckpt").write_bytes(b"")
         before = files(TINY)
         compare()
-        assert trained(before) == {"kd-0.5/seed-1", "alm-kd/seed-0"}
+        assert trained(before) == {f"{FOLDERS[NASTY]}/seed-1", "alm-kd/seed-0"}
         assert not (broken / "last-v1.ckpt").exists()
         assert numbers() == results
 
     def test_a_new_method_and_a_new_seed_train_alone(self) -> None:
         before, results = files(TINY), numbers()
-        more = changed(**{"KD 0.9": {"model": {"class_path": "KD", "init_args": {"weight": 0.9}}}})
-        compare(more, "--jobs", 1, "--seeds", 0)
-        assert trained(before) == {"kd-0.9/seed-0"}
-        first = [row for row in results if row["seed"] == "0"]
-        assert numbers()[:-1] == first
-        before = files(TINY)
-        compare(RECIPE, "--jobs", 1, "--seeds", 0, 2)
-        assert trained(before) == {f"{folder}/seed-2" for folder in FOLDERS.values()}
-        rows = numbers()
-        assert [row["seed"] for row in rows] == ["0", "2"] * 4
-        assert rows[::2] == first
+        compare(changed(Labels=LABELS), "--seeds", 0, 2)
+        new = {f"{folder}/seed-2" for folder in FOLDERS.values()} | {"labels/seed-0", "labels/seed-2"}
+        assert trained(before) == new
+        assert numbers()[:6:2] == [row for row in results if row["seed"] == "0"]
 
     def test_a_changed_recipe_is_refused(self) -> None:
         before = files(TINY)
-        weight = changed(**{"KD 0.5": {"model": {"class_path": "KD", "init_args": {"weight": 0.7}}}})
-        with pytest.raises(
-            ValueError, match=r"kd-0.5/seed-0 holds a result of another config\. .*another --name"
-        ) as found:
+        weight = changed(**{NASTY: {"model": {"class_path": "KD", "init_args": {"weight": 0.7}}}})
+        with pytest.raises(ValueError, match=r"seed-0 holds a result of another config\. .*another --name") as found:
             compare(weight)
         assert str(found.value).splitlines()[1:] == ["-     weight: 0.7", "+     weight: 0.5"]
         less = copy.deepcopy(RECIPE)
@@ -239,44 +150,39 @@ class TestAgain:
         with pytest.raises(ValueError, match=r"found \(\+\):\n\+     noise_rate: 0.3$"):
             compare(less)
         with pytest.raises(ValueError, match=r"max_epochs: 3\n.*max_epochs: 2"):
-            compare(RECIPE, "--jobs", 1, "--max_epochs", 3)
+            compare(RECIPE, "--max_epochs", 3)
         with pytest.raises(ValueError, match=r"noise_rate: 0.4\n.*noise_rate: 0.3"):
-            compare(RECIPE, "--jobs", 1, "--set", "data.init_args.noise_rate=0.4")
+            compare(RECIPE, "--set", "data.init_args.noise_rate=0.4")
         assert files(TINY) == before
 
     def test_another_name_is_another_comparison(self) -> None:
         before = files(TINY)
-        only = {**RECIPE, "methods": {"Labels": RECIPE["methods"]["Labels"]}, "teacher": None}
-        compare(only, "--jobs", 1, "--seeds", 1, "--name", "other")
+        compare({**RECIPE, "teacher": None, "methods": {0.5: RECIPE["teacher"]}}, "--seeds", 1, "--name", "other")
         assert files(TINY) == before
         [row] = read_csv(Path("runs") / "other" / "results.csv")
-        expected = read_csv(TINY / "results.csv")[3]
+        expected = read_csv(TINY / "results.csv")[1] | {"method": "0.5"}
         assert {**row, "seconds": ""} == {name: expected[name] for name in row} | {"seconds": ""}
+        config = read_yaml(Path("runs") / "other" / "0.5" / "seed-1" / "config.yaml")
+        assert config["model"]["init_args"] == RECIPE["defaults"]["model"]["init_args"] | {"student": "mlp-16"}
 
 
 @pytest.mark.usefixtures("_again")
 class TestFailures:
     def test_a_failing_method_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before = files(TINY)
-        more = changed(
-            Broken={"model": {"class_path": "KD", "init_args": {"weight": 1.5}}},
-            Never={"model": {"class_path": "Supervised"}},
-        )
-        Path("tiny.yaml").write_text(yaml.safe_dump(more, sort_keys=False))
+        broken = {"model": {"class_path": "KD", "init_args": {"weight": 1.5}}}
+        Path("tiny.yaml").write_text(yaml.safe_dump(changed(Broken=broken, Never=LABELS), sort_keys=False))
         monkeypatch.setattr(sys, "argv", ["lit-kd", "compare", "tiny.yaml", "--jobs", "1", "--seeds", "0"])
         with pytest.raises(SystemExit) as done:
             main()
         assert "expected a weight in [0, 1]" in str(done.value.code)
         assert "\nin the training of Broken, seed 0\n" in str(done.value.code)
         assert before.items() <= files(TINY).items()  # the report of before included
-        more["methods"]["Broken"]["model"]["init_args"]["weight"] = 0.5
-        compare(more, "--jobs", 1, "--seeds", 0)
-        assert trained(before) == {"broken/seed-0", "never/seed-0"}
 
     def test_so_is_one_in_another_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before, fork = files(TINY), multiprocessing.get_context("fork")  # spares the seconds that imports take
         monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
-        far = {"model": {"class_path": "Supervised"}, "trainer": {"overfit_batches": 1.5}}
+        far = {**LABELS, "trainer": {"overfit_batches": 1.5}}
         with pytest.raises(MisconfigurationException, match="overfit_batches") as failed:
             compare(changed(**{"Far A": far, "Far B": far}), "--jobs", 2, "--seeds", 0)
         assert failed.value.__notes__[0] in ("in the training of Far A, seed 0", "in the training of Far B, seed 0")
@@ -286,13 +192,15 @@ class TestFailures:
         before = files(TINY)
         typo = {"model": {"class_path": "KD", "init_args": {"wieght": 0.5}}}
         with pytest.raises(ValueError, match=r"Typo: (.|\n)*wieght"):
-            compare(changed(Fine={"model": {"class_path": "Supervised"}}, Typo=typo))
+            compare(changed(Fine=LABELS, Typo=typo))
         assert files(TINY) == before
 
 
-def test_killed_while_two_train_side_by_side(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    held = {"model": {"class_path": "Supervised"}, "trainer": {"callbacks": [{"class_path": "commands.Hold"}]}}
+@pytest.mark.slow
+def test_killed_while_two_train_side_by_side(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {**LABELS, "trainer": {"callbacks": [{"class_path": "commands.Hold"}]}}
     recipe = {**RECIPE, "seeds": [0], "methods": {"Held": held, **RECIPE["methods"]}}
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     Path("hold").touch()
@@ -325,18 +233,16 @@ def test_killed_while_two_train_side_by_side(finished: Path, tmp_path: Path, mon
     compare(recipe)
     assert trained(before) == {"held/seed-0"}
     side_by_side = [row for row in numbers() if row["method"] != "Held"]
-    monkeypatch.chdir(finished)
+    monkeypatch.chdir(finished(tmp_path_factory))
     assert side_by_side == [row for row in numbers() if row["seed"] == "0"]
 
 
-def test_killed_three_times(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_twice(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """At moments drawn by chance; forked, which spares the seconds that imports take."""
-    monkeypatch.chdir(tmp_path)
     draw = random.Random(0)
     done: dict[Path, tuple[int, int, bytes]] = {}
-    one_seed = (RECIPE, "--jobs", 1, "--seeds", 0)
-    for wanted in (1, 2, 3):  # of 4; the teacher comes first
-        running = multiprocessing.get_context("fork").Process(target=compare, args=one_seed)
+    for wanted in (1, 2):  # of 3; the teacher comes first
+        running = multiprocessing.get_context("fork").Process(target=compare, args=(RECIPE, "--seeds", 0))
         running.start()
         deadline = time.monotonic() + 200
         while len(stamps()) < wanted and running.is_alive():
@@ -347,11 +253,11 @@ def test_killed_three_times(finished: Path, tmp_path: Path, monkeypatch: pytest.
         running.join()
         assert done.items() <= stamps().items()
         done = stamps()
-    compare(*one_seed)
+    compare(RECIPE, "--seeds", 0)
     assert done.items() <= stamps().items()  # neither lost nor trained again
-    assert len(stamps()) == 4
+    assert len(stamps()) == 3
     now = numbers()
-    monkeypatch.chdir(finished)
+    monkeypatch.chdir(finished(tmp_path_factory))
     assert now == [row for row in numbers() if row["seed"] == "0"]
 
 
@@ -378,63 +284,29 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (
-                {"metods": {}},
-                r"tiny.yaml: expected a mapping with the keys defaults, methods, name, .*; found \['metods'\]",
-            ),
+            ({"metods": {}}, r"tiny.yaml: expected a mapping with the keys defaults, methods, .*; found \['metods'\]"),
             ({"methods": None}, "expected methods, a mapping of names to configs; found None"),
-            (
-                {"methods": {"KD": None}},
-                "tiny.yaml, KD: expected a mapping with the keys data, model, teacher, trainer; found \[None\]",
-            ),
+            ({"methods": {"KD": None}}, r"tiny.yaml, KD: expected a mapping with the keys data, .*; found \[None\]"),
             ({"methods": {"KD": {"model": {}}}}, "tiny.yaml, KD: expected a model.class_path such as KD; found none"),
-            (
-                {"teacher": "resnet20"},
-                "tiny.yaml, teacher: expected a mapping with the keys data, model, teacher, trainer",
-            ),
+            ({"teacher": "resnet20"}, "tiny.yaml, teacher: expected a mapping with the keys data, model, teacher, tr"),
             ({"defaults": {"seed": 1}}, "tiny.yaml, defaults: expected a mapping with the keys data, model, trainer"),
             ({"seeds": [-1]}, "tiny.yaml: seeds: expected a list of whole numbers"),
             ({"seeds": [0, 1, 0]}, r"tiny.yaml: seeds: expected each seed once, found \[0, 1, 0\]"),
             ({"methods": {"Teacher": {"model": {"class_path": "KD"}}}}, "names that differ in letters and digits"),
         ],
     )
-    def test_a_mistake_is_found_before_anything_is_trained(
-        self, change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_a_mistake_is_found_before_anything_is_trained(self, change: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             compare({**RECIPE, **change})
         assert not Path("runs").exists()
 
     @pytest.mark.parametrize("text", ["methods: {KD", "- KD", ""])
-    def test_other_files(self, text: str, tmp_path: Path) -> None:
-        (tmp_path / "tiny.yaml").write_text(text)
+    def test_other_files(self, text: str) -> None:
+        Path("tiny.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"tiny.yaml: expected (YAML|a mapping)"):
-            call("compare", tmp_path / "tiny.yaml")
-
-    def test_no_file(self) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no config at gone.yaml: expected a YAML file"):
-            call("compare", "gone.yaml")
-
-    def test_options(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as done:
-            call("compare", "tiny.yaml", "--jobs", "0")
-        assert done.value.code == 2
-        assert "--jobs: expected a number of at least 1, found 0" in capsys.readouterr().err
+            call("compare", "tiny.yaml")
 
     @pytest.mark.parametrize("option", ["labeled=50", "data.init_args.labeled", "seeds.a=1", "data..a=1"])
     def test_not_an_override(self, option: str) -> None:
         with pytest.raises(ValueError, match=rf"expected KEY=VALUE with a key of .*; found {option!r}"):
             compare(RECIPE, "--set", option)
-
-    def test_numbers_as_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        only = {**RECIPE, "teacher": None, "name": 2026, "methods": {0.5: RECIPE["methods"]["Labels"]}}
-        compare(only, "--jobs", 1, "--seeds", 0)
-        [row] = read_csv(Path("runs") / "2026" / "results.csv")
-        assert row["method"] == "0.5"
-        config = read_yaml(Path("runs") / "2026" / "0.5" / "seed-0" / "config.yaml")
-        assert config == {**RECIPE["defaults"], "seed_everything": 0} | {"model": MODEL}
-
-
-MODEL = {"class_path": "Supervised", **RECIPE["defaults"]["model"]}

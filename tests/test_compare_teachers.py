@@ -1,4 +1,4 @@
-"""Recipes with several teachers, some of which learn from others."""
+"""Recipes with several teachers, some of which learn from others; and points of the plane, whose regions are drawn."""
 
 from __future__ import annotations
 
@@ -12,49 +12,48 @@ import pytest
 import torch
 import yaml
 from commands import call, files, read_csv, read_yaml
+from comparison import ALMKD, again, compare
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lit_kd.cli import compare as command
 from lit_kd.cli.recipe import read_recipe
-from lit_kd.data import DigitsDataModule
+from lit_kd.data import SpiralDataModule
 from lit_kd.models import load_student
+from lit_kd.report import comparison
 from lit_kd.report.evidence import picks_right
 from lit_kd.report.runs import Job
 
 SUPERVISED, KD = {"class_path": "Supervised"}, {"class_path": "KD"}
+NOISE = {"noise": "symmetric", "noise_rate": 0.3}
 CHAIN: dict[str, Any] = {
+    "name": "chain",
+    "seeds": [1],
     "defaults": {
         "trainer": {"max_epochs": 1, "limit_train_batches": 4, "accelerator": "cpu"},
-        "data": {"class_path": "DigitsDataModule"},
+        "data": {"class_path": "SpiralDataModule", "init_args": NOISE},
         "model": {"init_args": {"student": "mlp-8"}},
     },
     "teachers": {
         "big": {"model": SUPERVISED},
         "small": {"teacher": "big", "model": KD},
-        "other": {"model": SUPERVISED, "data": {"init_args": {"noise": "symmetric", "noise_rate": 0.5}}},
+        "other": {"model": SUPERVISED, "data": {"init_args": {"noise_rate": 0.5}}},
     },
     "methods": {
-        "Labels": {"model": SUPERVISED},
-        "TAKD": {"teacher": "small", "model": KD},
         "Two": {"teacher": ["other", "big"], "model": KD},
-        "All": {"model": {"class_path": "ALMKD"}},
+        "All": {"model": ALMKD},
     },
 }
 TAUGHT = {
-    **{"teacher big": [], "teacher small": ["teacher big"], "teacher other": [], "Labels": []},
-    **{"TAKD": ["teacher small"], "Two": ["teacher other", "teacher big"]},
+    **{"teacher big": [], "teacher small": ["teacher big"], "teacher other": []},
+    "Two": ["teacher other", "teacher big"],
     "All": ["teacher big", "teacher small", "teacher other"],
 }
 CHAINED = Path("runs") / "chain"
 
 
-def compare(*args: object) -> None:
-    Path("chain.yaml").write_text(yaml.safe_dump(CHAIN, sort_keys=False))
-    call("compare", "chain.yaml", "--jobs", 1, *(args or ("--seeds", 0)))
-
-
 def folder(row: str) -> Path:
-    return CHAINED / row.lower().replace(" ", "-") / "seed-0"
+    return CHAINED / row.lower().replace(" ", "-") / "seed-1"
 
 
 def renewed(before: dict[Path, tuple[int, bytes]]) -> set[str]:
@@ -64,19 +63,15 @@ def renewed(before: dict[Path, tuple[int, bytes]]) -> set[str]:
     return {row for row, path in results.items() if path in now and before.get(path) != now[path]}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        compare()
-    return path
+def spirals() -> SpiralDataModule:
+    data = SpiralDataModule(seed=1, **NOISE)  # type: ignore[arg-type]
+    data.setup()
+    return data
 
 
 @pytest.fixture
-def _again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+def _again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    again(tmp_path_factory, CHAIN)
 
 
 @pytest.mark.usefixtures("_again")
@@ -84,9 +79,7 @@ class TestChain:
     def test_every_student_learned_from_its_teachers(self) -> None:
         rows = read_csv(CHAINED / "results.csv")
         assert [row["method"] for row in rows] == list(TAUGHT)
-        data = DigitsDataModule(seed=0)
-        data.setup()
-        x = torch.cat([batch.x for batch in data.test_dataloader()])
+        x = torch.cat([batch.x for batch in spirals().test_dataloader()])
         for row in rows:
             expected = [str(folder(teacher) / "best.ckpt") for teacher in TAUGHT[row["method"]]]
             options = read_yaml(folder(row["method"]) / "config.yaml")["model"]["init_args"]
@@ -101,10 +94,8 @@ class TestChain:
                 assert not row["teacher_agreement"]
 
     def test_who_was_right_about_which_sample(self) -> None:
-        data = DigitsDataModule(seed=0)
-        data.setup()
-        x, index = (torch.cat(parts) for parts in zip(*((b.x, b.index) for b in data.train_dataloader()), strict=True))
-        x = x[index.argsort()]
+        data = spirals()
+        x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
         kept = np.load(folder("All") / "samples.npz")
         assert (kept["true"] == data.clean_labels[: data.train_size].numpy()).all()
         with torch.no_grad():
@@ -112,24 +103,34 @@ class TestChain:
         assert (kept["teachers"] == np.stack(said, axis=1)).all()
         rows = {row["method"]: row for row in read_csv(CHAINED / "results.csv")}
         assert {name for name, row in rows.items() if row["picks_right"]} == {"All"}
-        assert float(rows["All"]["picks_right"]) == pytest.approx(
-            picked(kept["weights"][:, 1:], kept["teachers"] == kept["true"][:, None]), abs=1e-6
-        )
+        expected = picked(kept["weights"][:, 1:], kept["teachers"] == kept["true"][:, None])
+        assert float(rows["All"]["picks_right"]) == pytest.approx(expected, abs=1e-6)
 
     def test_pictures_and_table(self) -> None:
-        assert {path.name for path in CHAINED.glob("*.png")} == {"accuracy.png", "weights-all.png", "teachers-all.png"}
-        with Image.open(CHAINED / "teachers-all.png") as image:
-            assert len(set(image.convert("L").tobytes())) > 20  # something is drawn
+        pictures = {f"{name}.png" for name in ("accuracy", "regions", "weights-all", "teachers-all")}
+        assert {path.name for path in CHAINED.glob("*.png")} == pictures
+        for path in CHAINED.glob("*.png"):
+            with Image.open(path) as image:
+                assert min(image.size) > 300
+                assert len(set(image.convert("L").tobytes())) > 20  # something is drawn
+            assert path.stat().st_size < 200_000
         lines = (CHAINED / "table.md").read_text().splitlines()[2:]
         assert [line.split(" | ")[0].strip("| ") for line in lines] == list(TAUGHT)
         assert not [line for line in lines[:3] if "**" in line]  # the best of the methods is bold, no teacher
 
-    def test_nothing_is_trained_twice_even_elsewhere(self) -> None:
+    def test_nothing_is_trained_twice_even_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.move(CHAINED, "moved")
-        before = files(Path("moved"))
-        compare("--seeds", 0, "--root", ".", "--name", "moved")
-        results = {path for path in before if path.name in ("result.json", "config.yaml")}
-        assert {path: files(Path("moved"))[path] for path in results} == {path: before[path] for path in results}
+        before, kept, chart = files(Path("moved")), [], comparison.regions_chart
+        monkeypatch.setattr(comparison, "regions_chart", lambda done: kept.append(chart(done)) or kept[-1])
+        compare(CHAIN, "--root", ".", "--name", "moved")
+        now = files(Path("moved"))
+        for path, state in before.items():
+            if path.name != "report.html":  # has the name as its title
+                assert now[path][1] == state[1]  # the pictures are drawn again, and as they were
+                assert now[path] == state or path.parent.name == "moved"
+        Path("runs").mkdir(exist_ok=True)
+        shutil.move("moved", CHAINED)
+        check_regions(kept[0])
 
     def test_who_comes_after_a_renewed_teacher_is_renewed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder("teacher small") / "result.json").unlink()
@@ -141,13 +142,52 @@ class TestChain:
                 raise KeyboardInterrupt
             return train(job)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(command, "_train", stopped)
-            with pytest.raises(KeyboardInterrupt):
-                compare()
-        assert renewed(before) == {"teacher small", "TAKD"}
-        compare()
-        assert renewed(before) == {"teacher small", "TAKD", "All"}
+        monkeypatch.setattr(command, "_train", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare(CHAIN)
+        assert renewed(before) == {"teacher small"}
+        assert not (folder("All") / "result.json").exists()  # next time it is trained
+
+
+def check_regions(figure: Figure) -> None:
+    """The best KD student and ALM-KD's: what they decide for where, and the training points."""
+    rows = {row["method"]: row for row in read_csv(CHAINED / "results.csv")}
+    best = max(("teacher small", "Two"), key=lambda method: float(rows[method]["test_accuracy"]))
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    titles = [f"{name}: {100 * float(rows[name]['test_accuracy']):.1f}%" for name in (best, "All")]
+    assert [axes.get_title() for axes in panels] == titles
+    assert f"{best} is the KD student with the best" in " ".join(figure.get_supxlabel().split())
+    data = spirals()
+    batch = data.parts.train_rows(meta=False).__getitems__(list(range(data.train_size)))
+    row_of = {tuple(point): row for row, point in enumerate(batch.x.tolist())}  # type: ignore[union-attr]
+    noisy = (data.labels != data.clean_labels).numpy()
+    for axes, method in zip(panels, (best, "All"), strict=True):
+        student = load_student(folder(method) / "best.ckpt")
+        [image] = axes.images
+        left, right, bottom, top = image.get_extent()
+        colours = np.asarray(image.get_array())
+        height, width, _ = colours.shape
+        rng, of_class = np.random.default_rng(0), {}
+        for row, column in zip(rng.integers(0, height, 200), rng.integers(0, width, 200), strict=True):
+            x = left + (column + 0.5) / width * (right - left)
+            y = bottom + (row + 0.5) / height * (top - bottom)
+            decided = int(student(torch.tensor([[x, y]], dtype=torch.float32)).argmax())
+            np.testing.assert_array_equal(of_class.setdefault(decided, colours[row, column]), colours[row, column])
+        assert len(np.unique(list(of_class.values()), axis=0)) == len(of_class)
+
+        rings, dots = axes.collections
+        shown = [row_of[tuple(point)] for point in np.float32(dots.get_offsets()).tolist()]
+        ringed = [row_of[tuple(point)] for point in np.float32(rings.get_offsets()).tolist()]
+        assert len(set(shown)) == len(shown) == 800
+        assert sorted(ringed) == sorted(row for row in shown if noisy[row])
+        if method == "All":
+            weights = np.load(folder(method) / "samples.npz")["weights"][:, 0]
+            np.testing.assert_array_equal(dots.get_array(), weights[shown])
+            assert dots.get_clim() == (0, max(1, weights.max()))
+        else:
+            face = dots.get_facecolors()[:, :3]
+            labels = batch.y[shown].numpy()
+            assert len(np.unique(np.column_stack([face, labels]), axis=0)) == len(np.unique(labels)) == 4
 
 
 def picked(weights: np.ndarray, right: np.ndarray) -> float:
@@ -168,17 +208,25 @@ def test_picks_right() -> None:
     assert picks_right(weights, right) is None  # they never differ
 
 
-def test_nobody_starts_before_the_teachers_are_done(tmp_path: Path) -> None:
-    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(CHAIN, sort_keys=False))
-    recipe = read_recipe(tmp_path / "chain.yaml")
-    jobs = {job.method: job for job in recipe.jobs(tmp_path, [3], {})}
-    assert {method: list(job.teachers) for method, job in jobs.items()} == TAUGHT
-    for job in jobs.values():
-        assert all(jobs[teacher].wave < job.wave and jobs[teacher].is_teacher for teacher in job.teachers)
-    assert jobs["teacher big"].wave == jobs["teacher other"].wave  # side by side
-
-
 class TestRecipes:
+    @staticmethod
+    def jobs(recipe: dict[str, Any]) -> dict[str, Job]:
+        Path("chain.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return {job.method: job for job in read_recipe(Path("chain.yaml")).jobs(Path("runs"), [3], {})}
+
+    def test_nobody_starts_before_the_teachers_are_done(self) -> None:
+        jobs = self.jobs(CHAIN)
+        assert {method: list(job.teachers) for method, job in jobs.items()} == TAUGHT
+        for job in jobs.values():
+            assert all(jobs[teacher].wave < job.wave and jobs[teacher].is_teacher for teacher in job.teachers)
+        assert jobs["teacher big"].wave == jobs["teacher other"].wave  # side by side
+
+    def test_a_file_of_ones_own_is_no_teacher_of_the_recipe(self) -> None:
+        recipe = copy.deepcopy(CHAIN)
+        recipe["methods"]["Own"] = {"model": {**KD, "init_args": {"teacher": "own.ckpt"}}}
+        job = self.jobs(recipe)["Own"]
+        assert (job.config["model"]["init_args"]["teacher"], job.teachers) == ("own.ckpt", ())
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -193,18 +241,8 @@ class TestRecipes:
              r"teacher a: expected as teacher one or some of \[\], those above it; found \['b'\]"),
         ],
     )  # fmt: skip
-    def test_a_mistake_is_found_before_anything_is_trained(
-        self, change: dict[str, Any], message: str, tmp_path: Path
-    ) -> None:
-        (tmp_path / "chain.yaml").write_text(yaml.safe_dump({**CHAIN, **change}, sort_keys=False))
+    def test_a_mistake_is_found_before_anything_is_trained(self, change: dict[str, Any], message: str) -> None:
+        Path("chain.yaml").write_text(yaml.safe_dump({**CHAIN, **change}, sort_keys=False))
         with pytest.raises(ValueError, match=message):
-            call("compare", tmp_path / "chain.yaml", "--root", tmp_path / "runs")
-        assert not (tmp_path / "runs").exists()
-
-    def test_a_file_of_ones_own_is_no_teacher_of_the_recipe(self, tmp_path: Path) -> None:
-        recipe = copy.deepcopy(CHAIN)
-        recipe["methods"]["Own"] = {"model": {**KD, "init_args": {"teacher": "own.ckpt"}}}
-        (tmp_path / "chain.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-        *_, job = read_recipe(tmp_path / "chain.yaml").jobs(tmp_path, [0], {})
-        assert job.config["model"]["init_args"]["teacher"] == "own.ckpt"
-        assert job.teachers == ()
+            call("compare", "chain.yaml")
+        assert not Path("runs").exists()

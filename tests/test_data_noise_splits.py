@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_kd.data import (
-    UNLABELED,
-    EpochSampler,
-    ItemRows,
-    TensorRows,
-    corrupt,
-    stratified_split,
-    transition_matrix,
-)
-from lit_kd.data.noise import check_matrix
-from lit_kd.data.rows import Indexed, JoinedRows
+from lit_kd.data import UNLABELED, EpochSampler, ItemRows, TensorRows, corrupt, stratified_split, transition_matrix
+from lit_kd.data.rows import JoinedRows
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.splits import count_rows
 
@@ -71,32 +64,16 @@ class TestNoise:
         np.testing.assert_array_equal(true, np.arange(3000) % 3)  # the input is left alone
         assert not np.array_equal(full, corrupt(true, matrix, seed=1))
 
-    def test_labels_of_several_columns(self) -> None:
-        matrix = transition_matrix("symmetric", 2, 0.5)
-        true = np.arange(300).reshape(100, 3) % 2
-        np.testing.assert_array_equal(corrupt(true, matrix, 3), corrupt(true.ravel(), matrix, 3).reshape(100, 3))
-
-    def test_rate_zero_and_one(self) -> None:
-        true = np.arange(100) % 4
-        np.testing.assert_array_equal(corrupt(true, transition_matrix("symmetric", 4, 0), 0), true)
-        np.testing.assert_array_equal(corrupt(true, transition_matrix("asymmetric", 4, 1), 0), (true + 1) % 4)
-
     def test_errors(self) -> None:
-        with pytest.raises(ValueError, match=r"rate in \[0, 1\], found 1.2"):
-            transition_matrix("symmetric", 3, 1.2)
         with pytest.raises(ValueError, match=r"classes in \[0, 3\), found 1: 7"):
             transition_matrix("asymmetric", 3, 0.2, {1: 7})
         with pytest.raises(ValueError, match="found 'pairflip'"):
             transition_matrix("pairflip", 3, 0.2)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"2 x 2 transition matrix, found shape \(2, 3\)"):
-            corrupt(np.array([0]), np.ones((2, 3)) / 3, 0)
-        with pytest.raises(ValueError, match="unequal length"):
-            check_matrix([[1.0], [0.5, 0.5]], 2)
         with pytest.raises(ValueError, match=r"found \[1\.5, -0\.5\] in row 0"):
             corrupt(np.array([0]), [[1.5, -0.5], [0, 1]], 0)
         with pytest.raises(ValueError, match=r"sum to 1, found \[0\.5, 0\.4\] in row 1"):
             corrupt(np.array([0]), [[1, 0], [0.5, 0.4]], 0)
-        with pytest.raises(ValueError, match=r"labels in \[0, 2\), found 0 to 5"):
+        with pytest.raises(ValueError, match=r"labels in \[0, 2\) of the matrix, found 0 to 5"):
             corrupt(np.array([0, 5]), np.eye(2), 0)
 
 
@@ -108,17 +85,17 @@ class TestSplits:
         assert list(parts) == ["train", "meta", "val", "test"]
         assert [len(p) for p in parts.values()] == [1003 - 100 - 150 - 201, 100, 150, 201]
         np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(1003))
+        assert [len(part) for part in stratified_split(self.labels, {"meta": 0, "val": 0.0}, 0).values()] == [
+            1003,
+            0,
+            0,
+        ]
         share = np.bincount(self.labels, minlength=5) / 1003
         for part in parts.values():
             assert (np.diff(part) > 0).all()
             counts = np.bincount(self.labels[part], minlength=5)
             # Each part is rounded once, from what two earlier ones rounded too.
             assert (abs(counts - share * len(part)) < 2.5).all()
-
-    def test_deterministic(self) -> None:
-        a, b, c = (stratified_split(self.labels, {"val": 0.3}, seed)["val"] for seed in (0, 0, 1))
-        np.testing.assert_array_equal(a, b)
-        assert not np.array_equal(a, c)
 
     def test_every_row_can_fall_anywhere(self) -> None:
         # Over many seeds a row is in val at the rate of val.
@@ -130,10 +107,6 @@ class TestSplits:
     def test_tiny_class_stays_in_train(self) -> None:
         labels = np.array([0] * 50 + [1] * 50 + [2])
         assert all(100 in stratified_split(labels, {"val": 0.2}, seed)["train"] for seed in range(10))
-
-    def test_zero_is_an_empty_part(self) -> None:
-        parts = stratified_split(self.labels, {"meta": 0, "val": 0.0}, 0)
-        assert [len(p) for p in parts.values()] == [1003, 0, 0]
 
     @pytest.mark.parametrize(("size", "by"), [(8, "combination"), (4, "number"), (3, "nothing")])
     def test_several_labels_a_row(self, size: int, by: str) -> None:
@@ -166,7 +139,7 @@ def test_sizes_of_parts() -> None:
 
 
 class TestSampler:
-    @pytest.mark.parametrize(("size", "length"), [(50, None), (7, 50), (50, 20)])
+    @pytest.mark.parametrize(("size", "length"), [(50, None), (7, 50), (2, 2)])
     def test_ranks_together_are_one_process(self, size: int, length: int | None) -> None:
         batch, replicas = 4, 3
 
@@ -205,13 +178,6 @@ class TestSampler:
         assert sorted(draws[:5]) == sorted(draws[5:10]) == list(range(5))
         assert len(set(draws[10:])) == 2
 
-    def test_more_ranks_than_draws(self) -> None:
-        assert [len(list(EpochSampler(2, num_replicas=5, rank=r))) for r in range(5)] == [1] * 5
-
-    def test_empty(self) -> None:
-        with pytest.raises(ValueError, match="at least one row to draw from, found 0"):
-            EpochSampler(0)
-
 
 def test_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
@@ -235,20 +201,10 @@ class TestRows:
                 assert rows.fetch(positions).tolist() == positions  # type: ignore[union-attr]
 
     def test_joined_mappings(self) -> None:
-        class Named:
-            def __init__(self, first: int) -> None:
-                self.first = first
+        class Named(TensorRows):
+            def fetch(self, positions: list[int]) -> Any:
+                return {"a": super().fetch(positions), "b": torch.ones(len(positions), 2)}
 
-            def __len__(self) -> int:
-                return 5
-
-            def fetch(self, positions: list[int]) -> dict[str, torch.Tensor]:
-                return {"a": torch.tensor(positions) + self.first, "b": torch.ones(len(positions), 2)}
-
-        x = JoinedRows(Named(0), Named(5)).fetch([8, 1, 6, 0])
-        assert x["a"].tolist() == [8, 1, 6, 0]  # type: ignore[call-overload]
-        assert x["b"].shape == (4, 2)  # type: ignore[call-overload]
-
-    def test_indexed_single_item(self) -> None:
-        rows = Indexed(TensorRows(torch.arange(10.0)), np.array([4, 2]), torch.tensor([1, 0]), torch.tensor([8, 9]))
-        assert [t.item() for t in rows[1]] == [2.0, 0, 9]  # type: ignore[union-attr]
+        x: Any = JoinedRows(Named(torch.arange(5)), Named(torch.arange(5, 10))).fetch([8, 1, 6, 0])
+        assert x["a"].tolist() == [8, 1, 6, 0]
+        assert x["b"].shape == (4, 2)

@@ -14,7 +14,6 @@ torch.set_num_threads(1)
 SPREADS = [1.4, 2.8, 1.7, 4.0, 2.0, 3.5, 1.5, 2.5]
 SIZES = {GMMDataModule: (8100, 450, 450, 1000), SpiralDataModule: (4860, 270, 270, 600)}
 SIZES[BlobsDataModule] = SIZES[GMMDataModule]
-every = pytest.mark.parametrize("kind", list(SIZES))
 
 
 def ready(kind: Any, **arguments: Any) -> DataModule:
@@ -36,38 +35,20 @@ def whole(data: DataModule) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-@every
-class TestSplits:
-    def test_sizes(self, kind: Any) -> None:
-        found = parts(ready(kind))
-        assert tuple(len(y) for _, y in found) == SIZES[kind]
-        x, drawn = whole(ready(kind))[0], kind().draw()[0].astype(np.float32)
-        assert x.shape == (sum(SIZES[kind]), *kind.input_shape)
-        np.testing.assert_array_equal(x[np.lexsort(x.T)], drawn[np.lexsort(drawn.T)])  # each point in one part
-
-    def test_as_many_of_each_class_in_each_part(self, kind: Any) -> None:
-        for _, y in parts(ready(kind)):
+@pytest.mark.parametrize("kind", list(SIZES))
+def test_the_seed_draws_the_split_and_not_the_points(kind: Any) -> None:
+    zero, one = ready(kind), ready(kind, seed=1)
+    for data in (zero, one):
+        assert tuple(len(y) for _, y in parts(data)) == SIZES[kind]
+        for _, y in parts(data):
             counts = np.bincount(y, minlength=kind.num_classes)
             assert len(counts) == kind.num_classes
             assert counts.max() - counts.min() <= 1
-
-    def test_the_seed_draws_the_split_and_not_the_points(self, kind: Any) -> None:
-        zero, again, one = (ready(kind, seed=seed) for seed in (0, 0, 1))
-        assert zero.fingerprint == again.fingerprint != one.fingerprint
-        a, b = (x[np.lexsort(x.T)] for x, _ in (whole(zero), whole(one)))
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(parts(zero)[3][0], parts(one)[3][0])  # no teacher has seen a test row
-        assert not np.array_equal(parts(zero)[2][0], parts(one)[2][0])
-
-    def test_noise_is_in_training_labels_only(self, kind: Any) -> None:
-        clean, noisy = parts(ready(kind)), parts(ready(kind, noise="symmetric", noise_rate=0.2))
-        for (x, _), (same, _) in zip(clean, noisy, strict=True):
-            np.testing.assert_array_equal(x, same)
-        wrong = [float((y != given).mean()) for (_, y), (_, given) in zip(clean, noisy, strict=True)]
-        assert wrong[1:] == [0, 0, 0]
-        # A redrawn label falls on the true class once in C times.
-        expected = 0.2 * (1 - 1 / kind.num_classes)
-        assert wrong[0] == pytest.approx(expected, abs=4 * (expected * (1 - expected) / SIZES[kind][0]) ** 0.5)
+        x, drawn = whole(data)[0], kind().draw()[0].astype(np.float32)
+        np.testing.assert_array_equal(x[np.lexsort(x.T)], drawn[np.lexsort(drawn.T)])  # each point in one part
+    assert zero.fingerprint == ready(kind).fingerprint != one.fingerprint
+    np.testing.assert_array_equal(parts(zero)[3][0], parts(one)[3][0])  # no teacher has seen a test row
+    assert not np.array_equal(parts(zero)[2][0], parts(one)[2][0])
 
 
 def test_clusters_sit_on_corners_of_a_cube() -> None:

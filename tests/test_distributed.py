@@ -6,6 +6,7 @@ Run as a script, this file starts them: ``python test_distributed.py DIRECTORY P
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import signal
@@ -15,13 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import seed_everything
 from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import KD
+from lit_kd.data import Source, TensorRows
 from lit_kd.data.rows import Indexed
 from lit_kd.data.table import all_rows
 from lit_kd.models import build_model
@@ -30,19 +34,22 @@ from lit_kd.teachers.cache import TeacherCache
 ROWS = 12
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""
 CASES: dict[str, dict[str, Any]] = {
-    "kd": {},
     "kd-teachers": {},
     "weighted, few": {"labeled": 0.5},
     "slam, few": {"labeled": 0.5},
     "kd-revised": {},
     "posterior": {},
-    "almkd-amal": {},
     "almkd-robust": {},
     "almkd-paper": {},
     "almkd-paper, exact": {},
     "rad": {},
-    "supervised, few": {"labeled": 0.5},
     "almkd-robust, few": {"labeled": 0.5},
+    "dkd": {},
+    "fitnet": {},
+    "crd": {},
+    "mutual": {},
+    "simkd": {},
+    "kd, multilabel": {},
     "kd, uneven": {"val": 22},  # the processes repeat rows, to have equally many
     # of a row that two processes have, the table holds the mean: with one process there is no such row
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
@@ -51,8 +58,8 @@ CASES: dict[str, dict[str, Any]] = {
     "posterior, uneven": {"val": 22, "drop_last": True},
 }
 SIZES = {
-    2: list(CASES)[:14],
-    3: ["almkd-robust", *list(CASES)[13:16]],
+    2: list(CASES)[:17],
+    3: ["kd, uneven", "almkd-robust, uneven", "almkd-paper, uneven"],
     4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven", "posterior, uneven"],
 }
 PADDED = {case for case, options in CASES.items() if "uneven" in case and "drop_last" not in options}
@@ -74,6 +81,17 @@ class Padded(Blobs):
         return loader
 
 
+class Several(Padded):
+    """Three labels a sample."""
+
+    multilabel = True
+
+    def load(self) -> Source:
+        source = super().load()
+        source.labels = np.stack([source.labels == 0, source.labels < 2, source.labels > 0], axis=1).astype(int)
+        return source
+
+
 @functools.cache
 def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     """What the training leaves, on the first process."""
@@ -82,9 +100,13 @@ def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     name, _, variant = case.partition(", ")
     # those that take several teachers take three
     teachers = [*trained_teachers(), build_model("mlp-8", CLASSES, SHAPE)]
-    model = build(name, teachers=teachers, **({"meta_gradient": "exact"} if variant == "exact" else {}))
-    data = Padded(padding, noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices, **options)
-    fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=4)
+    own = {"exact": {"meta_gradient": "exact"}, "multilabel": {"task": "multilabel"}}.get(variant, {})
+    if name in ("fitnet", "simkd"):
+        teachers = teachers[1:]  # of vectors: each process's adapter of maps would have its own batch statistics
+    model = build(name, teachers=teachers, **own)
+    several = Several if variant == "multilabel" else Padded
+    data = several(padding, noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices, **options)
+    fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3)
     fitted.fit(model, data)
     table = getattr(model, "table", None)
     measured = {name: value.cpu() for name, value in fitted.callback_metrics.items()}
@@ -114,7 +136,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], d
     finally:  # all of them, should they be stuck
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group.pid, signal.SIGKILL)
-    cached = [(2, "cache 0"), (2, "cache 1")]
+    cached = [(2, f"{kind} {rank}") for kind in ("cache", "padded") for rank in (0, 1)]
     return {(n, case): torch.load(directory / f"{n} {case}.pt", weights_only=True) for n, case in [*RUNS, *cached]}
 
 
@@ -137,6 +159,50 @@ def test_several_processes_equal_one(processes: int, case: str, several: dict[tu
     if "weights" in one["table"].get("columns", {}):
         weights = one["table"]["columns"]["weights"]
         assert len(weights.unique(dim=0)) > 10  # they were learned
+
+
+class Seven(Blobs):
+    """Seven test rows whose inputs are the student's logits; the first alone is right."""
+
+    def load(self) -> Source:
+        source = super().load()
+        x = torch.eye(CLASSES)[torch.tensor([0, 1, 1, 2, 2, 1, 2])] * torch.arange(1, 8).unsqueeze(1)
+        source.test, source.test_labels, source.test_size = TensorRows(x), np.zeros(7, dtype=int), 0
+        return source
+
+
+def measure_padded(processes: int) -> dict[str, dict[str, float]]:
+    """What the test rows say, of which two processes repeat the first."""
+    found = {}
+    for method, foreign in (("kd", False), ("kd", True), ("almkd-robust", False), ("almkd-robust", True)):
+        same = nn.Linear(3, 3)
+        same.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
+        model, data = build(method, same, [copy.deepcopy(same)]), Seven(batch_size=2)
+        fitted = trainer(devices=processes, strategy="ddp" if processes > 1 else "auto")
+        rows = data.load()
+        pairs = TensorDataset(rows.test.x, torch.from_numpy(rows.test_labels))  # type: ignore[union-attr, arg-type]
+        given: Any = {"dataloaders": DataLoader(pairs, batch_size=2)} if foreign else {"datamodule": data}
+        [found[f"{method} {foreign}"]] = fitted.test(model, **given, verbose=False)
+    return found
+
+
+def test_repeated_rows_are_not_counted(several: dict[tuple[int, str], dict[str, Any]]) -> None:
+    one = measure_padded(1)
+    for both in (several[2, "padded 0"], several[2, "padded 1"]):
+        assert set(both) == set(one)
+        for name, found in both.items():
+            assert found["test/accuracy"] == pytest.approx(1 / 7)
+            assert found == pytest.approx({k: v for k, v in one[name].items() if k in found}, abs=1e-6)
+            assert {"test/accuracy", "test/ece", "test/nll"} <= set(found)
+
+
+def mix(processes: int) -> None:
+    """Partners are of each process's own batch: the processes learn the same, if not what one process learns."""
+    seed_everything(0, verbose=False)
+    model = build("mixkd")
+    trainer(devices=processes, strategy="ddp").fit(model, Blobs(batch_size=ROWS // processes))
+    weights = torch.cat([p.detach().flatten() for p in model.student.parameters()])
+    assert torch.equal(*all_rows(weights.unsqueeze(0)).chunk(processes))
 
 
 class Choosing(KD):
@@ -219,6 +285,8 @@ def one_of_several(rank: int, processes: int, directory: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     if processes == 2:
         choose_alike(processes)
+        mix(processes)
+        torch.save(measure_padded(processes), Path(directory) / f"{processes} padded {rank}.pt")
         torch.save(share_a_cache(processes, directory), Path(directory) / f"{processes} cache {rank}.pt")
     for case in SIZES[processes]:
         learned = learn(case, processes)

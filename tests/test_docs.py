@@ -92,8 +92,7 @@ def test_conversion_of_foreign_weights(label: float, teacher: float, momentum: f
     x, y, t = torch.randn(16, 5, generator=draw), torch.arange(16) % 3, torch.randn(16, 3, generator=draw)
     lr, decay, temperature = 0.1, 0.01, 4.0
     scale = label + teacher
-    shape: dict[str, Any] = {"num_classes": 3, "input_shape": [5]}
-    method = KD("mlp-4", nn.Linear(5, 3), weight=teacher / scale, temperature=temperature, **shape)
+    method = KD(nn.Linear(5, 3), nn.Linear(5, 3), num_classes=3, weight=teacher / scale, temperature=temperature)
 
     def theirs(z: Tensor) -> Tensor:
         soft, target = (z / temperature).log_softmax(1), (t / temperature).softmax(1)

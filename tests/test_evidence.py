@@ -42,7 +42,7 @@ def mixture(
 
 
 class TestCleanProbability:
-    @pytest.mark.parametrize(("features", "distance", "rate"), [(1, 2.5, 0.1), (2, 4.0, 0.25), (2, 2.5, 0.6)])
+    @pytest.mark.parametrize(("features", "distance", "rate"), [(1, 2.5, 0.1), (2, 2.5, 0.6)])
     def test_noise_rate(self, rate: float, distance: float, features: int) -> None:
         x, trusted, noisy, _ = mixture(0, 20_000, 2_000, rate, distance, features)
         fit = fit_clean_probability(x, trusted)
@@ -64,10 +64,9 @@ class TestCleanProbability:
             error = 0.05 + 3 * 0.5 / np.sqrt(inside.sum())
             assert (~noisy[inside]).mean() == pytest.approx(clean[inside].mean(), abs=error)
 
-    @pytest.mark.parametrize("features", [2])
-    def test_false_alarms_are_rare(self, features: int) -> None:
+    def test_false_alarms_are_rare(self) -> None:
         """A likelihood ratio of 10 by chance: a chi-square's tail at most, with a degree of freedom a parameter."""
-        alarms = 0
+        alarms, features = 0, 2
         for seed in range(100):
             x, trusted, _, _ = mixture(seed, 2_000, 200, 0.0, 0.0, features)
             fit = fit_clean_probability(x, trusted)
@@ -93,17 +92,9 @@ class TestCleanProbability:
         assert found.noise_rate == pytest.approx(expected.noise_rate, abs=1e-5)
         np.testing.assert_allclose(found.clean, expected.clean, atol=1e-5)
 
-    def test_more_evidence_never_means_less_clean(self) -> None:
-        x, trusted, _, _ = mixture(0, 2_000, 300, 0.3, 3.0)
-        clean = fit_clean_probability(x, trusted).clean[~trusted]
-        assert (np.diff(clean[np.argsort(x[~trusted, 0])]) >= 0).all()
-        reverse = fit_clean_probability(-x, trusted)  # noise has *more* of this evidence: it cannot be told
-        assert reverse.noise_rate < 0.1
-
-    @pytest.mark.parametrize(("rate", "distance", "seed"), [(0.3, 3.0, 0), (0.5, 2.0, 1)])
-    def test_is_the_best_in_the_box(self, rate: float, distance: float, seed: int) -> None:
+    def test_is_the_best_in_the_box(self) -> None:
         """No other (alpha, beta) has a larger bound: the one found is read off the probabilities."""
-        x, trusted, _, _ = mixture(seed, 1_000, 300, rate, distance, features=2)
+        x, trusted, _, _ = mixture(0, 1_000, 300, rate=0.3, distance=3.0, features=2)
         x[:, 1] -= 0.3 * x[:, 0]
         u = (x - np.median(x[trusted], axis=0)) / (iqr(x[trusted], axis=0) / 1.35)
         u = np.clip(u, -12, 4)
@@ -121,43 +112,32 @@ class TestCleanProbability:
         low, high = np.array([1.0, 0, 0]), np.array([12.0, 8, 8])
         assert (theta >= low - 1e-6).all()
         assert (theta <= high + 1e-6).all()
-        for at in np.random.default_rng(seed).uniform(low, high, size=(8, 3)):
+        for at in np.random.default_rng(0).uniform(low, high, size=(8, 3)):
             other = minimize(lambda t: -bound(t), at, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)))
             assert bound(theta) >= -other.fun - 1e-6
 
-    @pytest.mark.parametrize("trusted", [0, 1, 2, 200])
-    def test_few_or_only_trusted_rows(self, trusted: int) -> None:
+    def test_few_or_only_trusted_rows_or_no_evidence(self) -> None:
         x = np.random.default_rng(0).normal(size=(200, 2))
-        fit = fit_clean_probability(x, np.arange(200) >= 200 - trusted)
-        assert np.isfinite(fit.clean).all()
-        assert 0 <= fit.noise_rate <= 1
-        if trusted in (0, 200):
+        for trusted in (1, 2):
+            fit = fit_clean_probability(x, np.arange(200) >= 200 - trusted)
+            assert np.isfinite(fit.clean).all()
+            assert 0 <= fit.noise_rate <= 1
+        for trusted, values in (0, x), (200, x), (60, np.full((200, 2), 3.0)):
+            fit = fit_clean_probability(values, np.arange(200) >= 200 - trusted)
             assert (fit.noise_rate, fit.clean.min()) == (0, 1)
-
-    def test_evidence_that_says_nothing(self) -> None:
-        x, trusted, _, _ = mixture(0, 1_000, 300, 0.3, 3.0, features=2)
-        x[:, 1] = 7.0
-        found, expected = fit_clean_probability(x, trusted), fit_clean_probability(x[:, :1], trusted)
-        assert found.noise_rate == pytest.approx(expected.noise_rate, abs=1e-4)
-        constant = fit_clean_probability(np.full((1_000, 2), 3.0), np.arange(1_000) >= 700)
-        assert constant.noise_rate == 0
 
 
 class TestChannels:
-    def test_channel_against_a_confusion_matrix(self) -> None:
+    def test_against_confusion_matrices(self) -> None:
         rng = np.random.default_rng(0)
         y, classes = rng.integers(0, 4, 50), rng.integers(0, 4, (50, 2))
         found = teacher_channel(torch.from_numpy(classes), torch.from_numpy(y), 4)
         for k in range(2):
             counts = confusion_matrix(y, classes[:, k]).T + 5 * np.eye(4) + 0.1
             np.testing.assert_allclose(found[k].numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-6)
-
-    def test_label_channel_against_a_confusion_matrix(self) -> None:
-        rng = np.random.default_rng(0)
-        y, classes = rng.integers(0, 4, 50), rng.integers(0, 4, 50)
-        counts = confusion_matrix(classes, y) + 5 * (0.7 * np.eye(4) + 0.3 / 4)
-        found = label_channel(torch.from_numpy(classes), torch.from_numpy(y), 4)
-        np.testing.assert_allclose(found.numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-6)
+        counts = confusion_matrix(classes[:, 0], y) + 5 * (0.7 * np.eye(4) + 0.3 / 4)
+        of_labels = label_channel(torch.from_numpy(classes[:, 0]), torch.from_numpy(y), 4)
+        np.testing.assert_allclose(of_labels.numpy(), counts / counts.sum(1, keepdims=True), rtol=1e-6)
 
     def test_label_log_odds_are_those_of_drawn_labels(self) -> None:
         """Classes drawn from the student's probabilities, labels from the channel: how often is the label the class?"""
@@ -212,11 +192,6 @@ class TestRobustObserve:
         assert (table["alignment"][:16][~labelled] == 0).all()
         assert table["alignment"][16:].isnan().all()
         torch.testing.assert_close(table["weights"], before, rtol=0, atol=0)
-
-    @pytest.mark.parametrize("epochs", [0, -2])
-    def test_a_warmup_has_an_epoch(self, epochs: int) -> None:
-        with pytest.raises(ValueError, match=f"expected warmup_epochs of at least 1, or None; found {epochs}"):
-            Robust(warmup_epochs=epochs)
 
     def test_where_no_meta_row_is_left_to_vouch(self) -> None:
         """All are in the batch: its labels count as not seen, which is not the same as seen with no effect."""

@@ -20,7 +20,7 @@ from methods import Blobs, blobs, build, trainer
 from torch import Tensor, nn
 
 from lit_kd import Supervised
-from lit_kd.data import DataModule, DigitsDataModule, Source, TensorRows
+from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.models.export import export_student
 from lit_kd.models.images import ImageInput
@@ -65,9 +65,8 @@ def run(path: Path, name: str, x: Tensor) -> tuple[Tensor, dict[str, str]]:
         onnx.checker.check_model(onnx.load(path))
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         [given] = session.get_inputs()
-        return torch.from_numpy(
-            session.run(None, {given.name: x.numpy()})[0]
-        ), session.get_modelmeta().custom_metadata_map
+        [found] = session.run(None, {given.name: x.numpy()})
+        return torch.from_numpy(found), session.get_modelmeta().custom_metadata_map
     if path.suffix == ".pt2":
         texts = dict.fromkeys(("class_names", "input_shape", "image_input", "student", "lit_kd"), "")
         program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=texts)
@@ -80,11 +79,7 @@ def run(path: Path, name: str, x: Tensor) -> tuple[Tensor, dict[str, str]]:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        *((name, "onnx") for name in ("mlp-16", "resnet8", "timm/test_resnet")),
-        *((name, "torch_export") for name in ("mlp-16", "resnet8")),
-        *((name, "safetensors") for name in ("mlp-16", "timm/test_resnet")),
-    ],
+    [("timm/test_resnet", "onnx"), ("resnet8", "torch_export"), ("mlp-16", "safetensors")],
 )
 def test_logits_are_the_module_s(name: str, kind: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / f"student{SUFFIX[kind]}"
@@ -113,16 +108,6 @@ def test_an_existing_file_is_kept(checkpoints: dict[str, Path], tmp_path: Path) 
     call(*given, "--overwrite")
     assert len(safetensors.torch.load_file(path)) == 4
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_wrong_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "wrong.ckpt"
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        call("export", path, "--format=torch_export")
-    torch.save({"fc.weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match=r"found the keys fc\.weight"):
-        call("export", path, "--format=torch_export")
-    assert not (tmp_path / "wrong.pt2").exists()
 
 
 def test_wrong_options(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -186,28 +171,16 @@ def test_the_extra_is_named(kind: str, module: str, tmp_path: Path, monkeypatch:
         export_student(nn.Linear(2, 2), tmp_path / "m", kind, input_shape=[2])
 
 
-class TestKnownOfTheData:
-    """What checkpoints tell."""
-
-    def test_class_names_and_shapes(self, tmp_path: Path) -> None:
-        data = Blobs()
-        data.class_names = NAMES
-        fitted = trainer()
-        fitted.fit(build("kd"), data)
-        fitted.save_checkpoint(tmp_path / "c.ckpt")
-        told = torch.load(tmp_path / "c.ckpt", weights_only=True)["data"]
-        assert told == {"class_names": NAMES, "input_shape": [1, 4, 4], "image_input": None}
-
-    def test_digits(self) -> None:
-        data = DigitsDataModule()
-        assert data.class_names == [*"0123456789"]
-        assert data.image_input.shape == data.input_shape
-
-    def test_nothing_of_plain_loaders(self, tmp_path: Path) -> None:
-        x, y = blobs()
-        loader = torch.utils.data.DataLoader([*zip(x, y, strict=True)], 8)
+def test_checkpoints_tell_of_the_data(tmp_path: Path) -> None:
+    data = Blobs()
+    data.class_names = NAMES
+    loader = torch.utils.data.DataLoader([*zip(*blobs(), strict=True)], 8)
+    nothing = dict.fromkeys(("class_names", "input_shape", "image_input"))
+    for given, known in (
+        (data, {"class_names": NAMES, "input_shape": [1, 4, 4], "image_input": None}),
+        (loader, nothing),
+    ):
         fitted = trainer(max_epochs=1)
-        fitted.fit(Supervised("mlp-4", num_classes=3, input_shape=[1, 4, 4]), loader)
+        fitted.fit(build("kd"), given)
         fitted.save_checkpoint(tmp_path / "c.ckpt")
-        told = torch.load(tmp_path / "c.ckpt", weights_only=True)["data"]
-        assert told == dict.fromkeys(("class_names", "input_shape", "image_input"))
+        assert torch.load(tmp_path / "c.ckpt", weights_only=True)["data"] == known

@@ -1,23 +1,21 @@
-"""No file that is read runs code: through every entry, a hostile file is refused in one line and does nothing."""
+"""No file that is read runs code: through every entry, a hostile file is refused and does nothing."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import QUIET, call, configs
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from methods import CLASSES, SHAPE, Blobs, trainer
 
-from lit_kd import ALMKD, KD, Supervised
-from lit_kd.distiller.saved import distrust_files
-from lit_kd.teachers.cache import TeacherCache
+from lit_kd import KD, Supervised
+from lit_kd.models import load_student
 
 
 class Attack:
@@ -34,20 +32,19 @@ def student() -> Supervised:
     return Supervised("mlp-4", num_classes=CLASSES, input_shape=list(SHAPE))
 
 
-@pytest.fixture(params=["checkpoint", "pickle"])
-def hostile(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint that would do but for what else it holds, or a bare pickle; torch is told to trust all files."""
-    monkeypatch.chdir(tmp_path)
-    attack, path = Attack(tmp_path / "harm"), tmp_path / "evil.ckpt"
-    if request.param == "pickle":
-        path.write_bytes(pickle.dumps(attack))
-    else:
-        fitted = trainer(max_epochs=1)
-        fitted.fit(student(), Blobs())
-        fitted.save_checkpoint(path)
-        torch.save(torch.load(path, weights_only=True) | {"more": attack}, path)
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    return path
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that would do but for what else it holds."""
+    folder = tmp_path_factory.mktemp("hostile")
+    fitted = trainer(max_epochs=1)
+    fitted.fit(student(), Blobs())
+    fitted.save_checkpoint(folder / "evil.ckpt")
+    content = torch.load(folder / "evil.ckpt", weights_only=True)
+    torch.save(content | {"more": Attack(folder / "harm")}, folder / "evil.ckpt")
+    (folder / "run.yaml").write_text("data: {class_path: DigitsDataModule}")
+    (folder / "images").mkdir()
+    (folder / "images/a.png").touch()
+    return folder / "evil.ckpt"
 
 
 FIT = (*configs("supervised"), *QUIET, "--trainer.max_epochs=1")
@@ -60,33 +57,29 @@ ENTRIES: dict[str, Callable[[Path], Any]] = {
     "test --ckpt_path": lambda path: call("test", *FIT, "--ckpt_path", path),
     "predict --ckpt_path": lambda path: call("predict", *FIT, "--ckpt_path", path),
     "export": lambda path: call("export", path, "--format=torch_export"),
-    "predict": lambda path: call("predict", path, "images"),
-    "samples": lambda path: call("samples", "--config=run.yaml", "--ckpt_path", path, "--output=s.csv"),
-    "load_from_checkpoint": lambda path: Supervised.load_from_checkpoint(path),
+    "predict": lambda path: call("predict", path, path.with_name("images")),
+    "samples": lambda path: call(
+        "samples", "--config", path.with_name("run.yaml"), "--ckpt_path", path, "--output=s.csv"
+    ),
+    "load_student": load_student,
+    "load_from_checkpoint": Supervised.load_from_checkpoint,
     "Trainer.fit": lambda path: trainer().fit(student(), Blobs(), ckpt_path=path),
     "Trainer.test": lambda path: trainer().test(student(), Blobs(), ckpt_path=path),
     "teacher": lambda path: trainer().fit(KD("mlp-4", str(path), num_classes=3, input_shape=[1, 4, 4]), Blobs()),
 }
-quiet = pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
-@quiet
-def test_the_attack_works(hostile: Path) -> None:
-    with suppress(RuntimeError):  # too late
-        torch.load(hostile, weights_only=False)
-    assert Path("harm").exists()
-
-
-@quiet
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_checkpoints(entry: str, hostile: Path) -> None:
-    Path("images").mkdir()
-    Path("images/a.png").touch()
-    Path("run.yaml").write_text("data: {class_path: DigitsDataModule}")
-    with pytest.raises(ValueError, match=r"evil\.ckpt: ") as error:
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"pickled posix.system|GLOBAL posix.system"):
         ENTRIES[entry](hostile)
-    assert not Path("harm").exists()
-    assert "found a pickled" in str(error.value) or "not a file that torch.save wrote" in str(error.value)
+    assert not hostile.with_name("harm").exists()
+
+
+def test_the_attack_works(hostile: Path) -> None:
+    torch.load(hostile, weights_only=False)
+    assert hostile.with_name("harm").exists()
+    hostile.with_name("harm").unlink()
 
 
 @pytest.mark.parametrize(
@@ -98,10 +91,7 @@ def test_checkpoints(entry: str, hostile: Path) -> None:
     ],
     ids=lambda line: line[0],
 )
-def test_configs(
-    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_configs(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text("data: !!python/object/apply:os.system ['touch harm']")
     with pytest.raises((ValueError, SystemExit)):
         call(*line)
@@ -109,50 +99,23 @@ def test_configs(
     assert not Path("harm").exists()
 
 
-@pytest.mark.parametrize("named", ["hostile_module.Attack", {"class_path": "hostile_module.Attack"}], ids=["s", "d"])
-def test_hyperparameters_import_nothing(named: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"_instantiator": "hostile_module.make"},
+        {"_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path": "hostile_module.Attack"},
+        {"optimizer": "hostile_module.Attack"},
+        {"optimizer": {"class_path": "hostile_module.Attack"}},
+    ],
+    ids=["instantiator", "class", "optimizer", "optimizer's class"],
+)
+def test_hyperparameters_import_nothing(named: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
-    content = {
-        "state_dict": student().state_dict(),
-        "pytorch-lightning_version": "2.6.6",
-        "hyper_parameters": {
-            **{"student": "mlp-4", "num_classes": CLASSES, "input_shape": list(SHAPE), "optimizer": named},
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
-            "_class_path": "lit_kd.methods.supervised.Supervised",
-        },
-    }
-    torch.save(content, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match=r"evil.ckpt: .* found hostile_module.Attack as \w+: importing it would run"):
+    hparams = {"student": "mlp-4", "num_classes": CLASSES, "input_shape": list(SHAPE), **named}
+    content = {"state_dict": student().state_dict(), "hyper_parameters": hparams}
+    torch.save(content | {"pytorch-lightning_version": "2.6.6"}, tmp_path / "evil.ckpt")
+    refused = pytest.raises(Exception, match="instantiator") if "_instantiator" in named else nullcontext()
+    with refused:  # by Lightning, which allows its own
         Supervised.load_from_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.parametrize("value", ["test.csv", "weights.csv"])
-def test_names_of_files_are_no_imports(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though a module or a folder of that name could be imported."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    Path("weights").mkdir()
-    model = KD("mlp-4", num_classes=CLASSES, input_shape=list(SHAPE), teacher_cache=TeacherCache(value, "float16"))
-    almkd = ALMKD("mlp-4", num_classes=CLASSES, input_shape=list(SHAPE), start_weights=value)
-    for each in (model, almkd):
-        content = {"state_dict": each.state_dict(), "hyper_parameters": dict(each.hparams)}
-        torch.save(content | {"pytorch-lightning_version": "2.6.6"}, "a.ckpt")
-        assert type(each).load_from_checkpoint("a.ckpt").hparams == each.hparams
-
-
-@quiet
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_strategies_that_open_files_themselves(strategy: type[Any], hostile: Path, monkeypatch: Any) -> None:
-    loads: list[Any] = []
-    monkeypatch.setattr(strategy, "load_checkpoint", lambda _, path, weights_only=None: loads.append(path))
-    fitted = trainer()
-    monkeypatch.setattr(fitted._accelerator_connector, "strategy", strategy())
-    distrust_files(fitted)
-    distrust_files(fitted)  # of the next stage
-    with pytest.raises(ValueError, match=r"evil\.ckpt: "):
-        fitted.strategy.load_checkpoint(hostile)
-    fitted.strategy.load_checkpoint(hostile.parent)
-    assert loads == [hostile.parent]
-    assert not Path("harm").exists()

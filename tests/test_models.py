@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import subprocess
@@ -20,8 +19,7 @@ from lit_kd.models.composite import Composite
 from lit_kd.models.export import export_student
 from lit_kd.models.taps import Tapped
 
-SHAPES = [(1, 8, 8), (3, 32, 32)]
-OWN = ["mlp-32", "mlp-256-128", "cnn-16", "resnet8", "resnet20", "resnet8x4", "wrn-10-1", "wrn-16-2"]
+OWN = ["mlp-16-8", "cnn-16", "resnet8", "resnet8x4", "wrn-10-1", "wrn-16-2"]
 
 
 def size(model: nn.Module) -> int:
@@ -35,11 +33,11 @@ def images(shape: tuple[int, ...], batch: int = 4) -> Tensor:
 # Shapes
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", [*OWN, "timm/resnet10t"])
-def test_logits_and_gradients(name: str, shape: tuple[int, ...]) -> None:
+def test_logits_and_gradients(name: str) -> None:
     if name.startswith("timm"):
         pytest.importorskip("timm")
+    shape = (1, 8, 8)
     model = build_model(name, 7, shape)
     assert model.training
     logits = model(images(shape))
@@ -49,16 +47,6 @@ def test_logits_and_gradients(name: str, shape: tuple[int, ...]) -> None:
     assert [n for n, g in grads.items() if g is None or not g.isfinite().all()] == []
     if not name.startswith("timm"):  # timm's residual branches start at zero, and so do their gradients
         assert [n for n, g in grads.items() if g is not None and not g.any()] == []
-
-
-@pytest.mark.parametrize("name", ["cnn-16", "resnet8", "wrn-10-1", "torchvision/resnet18"])
-def test_without_a_shape_images_have_three_channels(name: str) -> None:
-    assert build_model(name, 5)(images((3, 32, 32), 2)).shape == (2, 5)
-
-
-def test_an_mlp_takes_vectors_and_images_alike() -> None:
-    assert size(build_model("mlp-32", 10, (64,))) == size(build_model("mlp-32", 10, [1, 8, 8]))
-    assert build_model("mlp-32", 10, (64,))(torch.zeros(2, 64)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("vit_b_32", 32), ("inception_v3", 75)])
@@ -81,13 +69,11 @@ def test_timm_transformers_are_built_for_the_images() -> None:
 # By 100 classes, as they have been published and are counted in RepDistiller's networks.
 PUBLISHED = {
     "resnet20": 278_324,
-    "resnet56": 861_620,
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
     "wrn-16-2": 703_284,
     "wrn-40-1": 569_780,
-    "wrn-40-2": 2_255_156,
 }
 
 
@@ -95,14 +81,6 @@ PUBLISHED = {
 def test_published_sizes(name: str) -> None:
     with torch.device("meta"):
         assert size(build_model(name, 100)) == PUBLISHED[name]
-
-
-@pytest.mark.parametrize("depth", [8, 110])
-def test_he_et_al_count_the_weighted_layers(depth: int) -> None:
-    with torch.device("meta"):
-        model = build_model(f"resnet{depth}", 10, (1, 28, 28))
-    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert len([n for n in layers if "shortcut" not in n]) == depth
 
 
 def test_small_sizes() -> None:
@@ -166,37 +144,24 @@ def test_the_seed_decides_the_weights(name: str) -> None:
         ("resnet21", r"unknown model 'resnet21'; did you mean resnet20, [^.]*\? Known: mlp-H.*timm/NAME"),
         ("ResNet20", "did you mean resnet20,"),
         ("resnet18", "did you mean torchvision/resnet18, "),
-        ("zzzzzz", r"unknown model 'zzzzzz'\. Known: "),
         ("", r"unknown model ''\. Known: "),
-        ("mlp-", "expected mlp-H"),
         ("mlp-0", "expected mlp-H.* widths H of 1 or more"),
-        ("mlp--32", "expected mlp-H"),
         ("mlp-٣", "expected mlp-H"),
         ("cnn-16-32", "expected cnn-W"),
         ("wrn-17-2", r"expected wrn-D-W with a depth D of 6n \+ 4"),
-        ("wrn-16", "expected wrn-D-W"),
         ("torchvision/resnet19", "did you mean torchvision/resnet1"),
         ("torchvision/fasterrcnn_resnet50_fpn", "unknown model"),
         ("torchvision/", "unknown model 'torchvision/'"),
+        ("timm/resnet19", "unknown model 'timm/resnet19'; did you mean timm/resnet1"),
+        ("timm/hf-hub:timm/resnet18.a1_in1k", "unknown model"),  # timm would look for it on the network
+        ("timm/resnet18.no_such_tag", r"timm/resnet18\.no_such_tag cannot be built .*no_such_tag"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
     with pytest.raises(ValueError, match=message):
         build_model(name, 10, (3, 32, 32))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("resnet19", "; did you mean timm/resnet1"),
-        ("hf-hub:timm/resnet18.a1_in1k", ""),  # timm would look for it on the network
-        ("hf_hub:timm/resnet18", ""),
-    ],
-)
-def test_unknown_timm_names(name: str, message: str) -> None:
-    pytest.importorskip("timm")
-    with pytest.raises(ValueError, match=f"unknown model 'timm/{name}'{message}"):
-        build_model(f"timm/{name}", 10)
 
 
 @pytest.mark.parametrize(
@@ -204,33 +169,15 @@ def test_unknown_timm_names(name: str, message: str) -> None:
     [
         ("mlp-32", None, "mlp-32 needs input_shape"),
         ("resnet20", (64,), r"resnet20 takes images: expected input_shape \(C, H, W\), found \(64,\)"),
-        ("cnn-16", (8, 8), r"cnn-16 takes images.* found \(8, 8\)"),
-        ("torchvision/resnet18", (64,), "takes images"),
-        (
-            "torchvision/resnet18",
-            (1, 28, 28),
-            r"takes 3 channels, found input_shape \(1, 28, 28\): use a timm/",
-        ),
-        (
-            "torchvision/vit_b_16",
-            (3, 30, 30),
-            "torchvision/vit_b_16 cannot be built for input_shape .*indivisible",
-        ),
+        ("torchvision/resnet18", (1, 28, 28), r"takes 3 channels, found input_shape \(1, 28, 28\): use a timm/"),
+        ("torchvision/vit_b_16", (3, 30, 30), "torchvision/vit_b_16 cannot be built for input_shape .*indivisible"),
         ("torchvision/maxvit_t", (3, 32, 32), "torchvision/maxvit_t cannot be built for input_shape"),
-        ("timm/resnet18", (64,), "takes images"),
         ("resnet20", (3, 0, 32), "sizes of 1 or more, found"),
-        ("mlp-32", (), "sizes of 1 or more, found"),
     ],
 )
 def test_unfit_inputs(name: str, shape: tuple[int, ...] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(name, 10, shape)
-
-
-def test_an_unknown_timm_tag() -> None:
-    pytest.importorskip("timm")
-    with pytest.raises(ValueError, match=r"timm/resnet18\.no_such_tag cannot be built .*no_such_tag"):
-        build_model("timm/resnet18.no_such_tag", 10)
 
 
 def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,12 +229,8 @@ def test_last_linear_gives_the_logits(name: str) -> None:
     logits = model(images((3, 32, 32), 2))
     assert len(seen) == 1
     torch.testing.assert_close(seen[0] @ linear.weight.T + linear.bias, logits)
-
-
-def test_last_linear_needs_one() -> None:
-    with pytest.raises(ValueError, match=r"SqueezeNet has no nn\.Linear"):
-        last_linear(build_model("torchvision/squeezenet1_1", 10))
-    assert last_linear(nn.Linear(2, 3))[0] == ""
+    with pytest.raises(ValueError, match=r"Flatten has no nn\.Linear"):
+        last_linear(nn.Flatten())
 
 
 # Checkpoints
@@ -331,14 +274,19 @@ def test_load_student_restores_the_network(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_missing_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.ckpt: expected a \.ckpt file"):
-        load_student(tmp_path / "none.ckpt")
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        load_student(tmp_path)
+def test_what_resolve_model_takes(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    assert resolve_model(model, 5) is model
+    path = save(tmp_path, checkpoint(), "epoch=3-step=9")  # any existing file
+    assert last_linear(resolve_model(str(path), 5))[1].out_features == 5
+    with pytest.raises(ValueError, match="another class count: it gives 5 logits, this task has 10"):
+        resolve_model(str(path), 10)
+    for suffix in (".ckpt", ".pt", ".pth"):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint at resnet20\.\w+: expected a \.ckpt file"):
+            resolve_model(f"resnet20{suffix}", 5)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 cut short", pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", pickle.dumps({"a": 1})])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.ckpt").write_bytes(content)
@@ -372,15 +320,13 @@ def test_a_checkpoint_of_a_live_network(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ([1], "expected a Lightning checkpoint, a dict, found a list"),
-        ({"conv1.weight": torch.ones(1)}, r"found the keys conv1.weight: rebuild the network"),
-        ({}, "found the keys none"),
+        ({}, "found the keys none: rebuild the network"),
         (checkpoint(state_dict={"model.a": torch.ones(1)}), r"weights under 'student\.'.*found the keys model.a"),
         (checkpoint(hyper_parameters={}), r"a model's name as student, .* found None .*live nn\.Module"),
         (checkpoint(hyper_parameters=hparams(student="a/b.ckpt")), "found 'a/b.ckpt'.*rebuild the network"),
         (checkpoint(hyper_parameters=hparams(student="resnet21")), "do not fit .*unknown model 'resnet21'"),
         (checkpoint(hyper_parameters=hparams(num_classes=None)), "found 'cnn-4' and None"),
         (checkpoint(hyper_parameters=hparams(student="cnn-8")), "do not fit .* cnn-8 with 5 .*size mismatch"),
-        (checkpoint(hyper_parameters=hparams(student="mlp-8")), "do not fit .* mlp-8 .*Missing key"),
         (checkpoint(composite={"tap": "layer3"}), "do not fit .*student_features"),
     ],
 )
@@ -388,31 +334,6 @@ def test_an_unfit_checkpoint(tmp_path: Path, content: Any, message: str) -> None
     with pytest.raises(ValueError, match=message) as caught:
         load_student(save(tmp_path, content))
     assert "last.ckpt: " in str(caught.value)
-
-
-# Resolution
-
-
-def test_resolve_model_returns_a_network_as_it_is() -> None:
-    model = nn.Linear(2, 2)
-    assert resolve_model(model, 5, None) is model
-
-
-def test_resolve_model_takes_any_existing_file(tmp_path: Path) -> None:
-    path = save(tmp_path, checkpoint(), "epoch=3-step=9")
-    assert last_linear(resolve_model(str(path), 5, None))[1].out_features == 5
-
-
-@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth"])
-def test_resolve_model_reads_a_suffix_as_a_path(suffix: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint at resnet20"):
-        resolve_model(f"resnet20{suffix}", 5, None)
-
-
-def test_resolve_model_compares_the_classes(tmp_path: Path) -> None:
-    path = save(tmp_path, checkpoint())
-    with pytest.raises(ValueError, match="another class count: it gives 5 logits, this task has 10"):
-        resolve_model(str(path), 10, (1, 8, 8))
 
 
 # Composites
@@ -462,10 +383,9 @@ class TestComposite:
         path = save(tmp_path, {"state_dict": state, "hyper_parameters": hyper, "composite": student.spec()})
         read = read_student(path)
         torch.testing.assert_close(read.model(x), student(x))
-        for kind in ("onnx", "torch_export", "safetensors"):
-            assert export_student(read.model, tmp_path / kind, kind, input_shape=shape) < 1e-5
-        program = torch.export.load(io.BytesIO((tmp_path / "torch_export").read_bytes()))
-        torch.testing.assert_close(program.module()(x), student(x), rtol=0, atol=1e-5)
+        if tap != "penultimate" and given[1] > wanted[1]:  # once, as it takes seconds
+            for kind in ("onnx", "torch_export", "safetensors"):
+                assert export_student(read.model, tmp_path / kind, kind, input_shape=shape) < 1e-5
 
 
 def test_shapes_that_do_not_fit() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lit_kd.trust.posterior import (
     Habits,
-    Opinion,
     Posterior,
     calibrate,
     find_echo,
@@ -110,15 +109,6 @@ class TestLabelPosterior:
                 deviation = 0.5 / np.sqrt(int(rows.sum()))
                 assert (w.true[rows] == c).double().mean() == pytest.approx(p[rows, c].mean(), abs=4 * deviation)
 
-    def test_copies_are_found_out(self) -> None:
-        """Without them, a label and its copy would count as two witnesses: clearly more wrong classes come out."""
-        w = world(10_000, 0.4, 0.9, teacher_error=0.02)
-        found = w.found().classes
-        naive = w.student * w.teacher * w.label_channel[:, w.label].T
-        right, fooled, best = ((p.argmax(1) == w.true).double().mean().item() for p in (found, naive, w.exact))
-        assert right > fooled + 0.05
-        assert right == pytest.approx(best, abs=0.01)
-
     def test_missing_labels_are_absent_witnesses(self) -> None:
         w = world(5000, 0.3)
         y = w.label.clone()
@@ -130,12 +120,11 @@ class TestLabelPosterior:
         torch.testing.assert_close(found.classes[1::2], alone.classes)
         assert found[2:] == pytest.approx(alone[2:], abs=1e-9)
 
-    @pytest.mark.parametrize("echo", [0.0, 2.0])
-    def test_echo_of_labels_is_taken_away(self, echo: float) -> None:
+    def test_echo_of_labels_is_taken_away(self) -> None:
         """A teacher whose log-odds of the given label are raised: what remains is what it would say without."""
         w = world(10_000, 0.3)
-        found = w.found(echo=echo)
-        assert found.echo == pytest.approx(echo, abs=0.15)
+        found = w.found(echo=2.0)
+        assert found.echo == pytest.approx(2, abs=0.15)
         assert found.noise_rate == pytest.approx(0.3, abs=0.02)
         error = (found.classes - w.exact).abs()
         assert error.mean() < 0.015
@@ -249,22 +238,15 @@ class TestFit:
         sums = np.stack([w.teacher[w.true == c].sum(0) for c in range(CLASSES)]) + 0.1
         np.testing.assert_allclose(found.mean, sums / sums.sum(1, keepdims=True))
 
-    def test_opinion_pools(self) -> None:
-        s = np.log(np.array([[[0.2, 0.8]], [[0.5, 0.5]]]))
-        found = Opinion(torch.tensor([2.0, 1.0]), torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64))
-        np.testing.assert_allclose(found(torch.from_numpy(s)), [[0.64 / 0.68, 0.04 / 0.68]], rtol=1e-12)
-
 
 class TestTargets:
     posterior = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5]], dtype=torch.float64)
     y = torch.tensor([0, 0, UNLABELED])
 
-    def test_first_half(self) -> None:
+    def test_of_both_halves_of_a_training(self) -> None:
         targets, weights = posterior_targets(self.posterior, self.y, 0.3, soft=False)
         assert targets.tolist() == [[1, 0, 0], [1, 0, 0], [0.2, 0.3, 0.5]]
         np.testing.assert_allclose(weights, np.array([0.7, 0.1, 0.5]) * 3 / 1.3)
-
-    def test_second_half(self) -> None:
         targets, weights = posterior_targets(self.posterior, self.y, 0.3, soft=True)
         assert torch.equal(targets, self.posterior)
         np.testing.assert_allclose(weights, np.array([0.7, 0.6, 0.5]) * 3 / 1.8)

@@ -5,39 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from commands import call, files, read_csv
+from commands import files, read_csv
+from comparison import NASTY, TINY, again, compare, trained, training
 from PIL import Image
+from scipy.stats import linregress
 
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
-from lit_kd.report.charts import accuracy_chart, curves_chart, slopes
+from lit_kd.report.charts import accuracy_chart, curves_chart, line
 from lit_kd.report.evidence import evidence
 
-NASTY = 'KD <b>&amp; $x_1$ "it\'s"'
-RULE = {"class_path": "lit_kd.weightings.Paper", "init_args": {"warmup_epochs": 0, "every": 1}}
-RECIPE: dict[str, Any] = {
-    "seeds": [0],
-    "defaults": {
-        "trainer": {"max_epochs": 2, "limit_train_batches": 4, "accelerator": "cpu"},
-        "data": {"class_path": "DigitsDataModule", "init_args": {"noise": "symmetric", "noise_rate": 0.3}},
-        "model": {"init_args": {"student": "mlp-8"}},
-    },
-    "teacher": {"model": {"class_path": "Supervised", "init_args": {"student": "mlp-16"}}},
-    "methods": {
-        NASTY: {"model": {"class_path": "KD"}},
-        "ALM-KD": {"model": {"class_path": "ALMKD", "init_args": {"rule": RULE}}},
-    },
-}
-SMALL = Path("runs") / "small"
 VOID = {"meta", "br", "img", "link"}
 
 
@@ -74,30 +56,13 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def compare() -> None:
-    Path("small.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-    call("compare", "small.yaml", "--jobs", 1)
-
-
 def read() -> Page:
-    return Page((SMALL / "report.html").read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the recipe was run."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        compare()
-    return folder
+    return Page((TINY / "report.html").read_text())
 
 
 @pytest.fixture
-def _again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of it as the current directory."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+def _again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    again(tmp_path_factory)
 
 
 @pytest.mark.usefixtures("_again")
@@ -109,11 +74,11 @@ class TestPage:
             for name in ("src", "href", "xlink:href", "style"):
                 value = (attributes.get(name) or "").split(";base64,")[0]
                 assert not re.search(r"(https?:)?//|url\((?!#)", value), (tag, name, value[:80])
-        style = re.findall(r"<style.*?</style>", (SMALL / "report.html").read_text(), flags=re.DOTALL)
+        style = re.findall(r"<style.*?</style>", (TINY / "report.html").read_text(), flags=re.DOTALL)
         assert not re.search(r"url\((?!#)|@import", "".join(style))
 
     def test_the_table_is_the_written_one(self) -> None:
-        lines = (SMALL / "table.md").read_text().splitlines()
+        lines = (TINY / "table.md").read_text().splitlines()
         unescaped = [re.sub(r"\\(.)", r"\1", line) for line in (lines[0], *lines[2:])]
         expected = [[c.strip().strip("*") for c in line[1:-1].split("|")] for line in unescaped]
         assert "KD \\<b>&amp; $x\\_1$" in lines[3]
@@ -142,9 +107,10 @@ class TestPage:
             assert Image.open(io.BytesIO(base64.b64decode(content))).size == (8, 8)
 
     def test_the_distrusted_samples(self) -> None:
-        kept = np.load(SMALL / "alm-kd" / "seed-0" / "samples.npz")
+        kept = np.load(TINY / "alm-kd" / "seed-0" / "samples.npz")
         shown = [str(a["title"]) for tag, a in read().tags if tag == "img"]
         weights = kept["weights"][:, 0]
+        assert len(shown) == 16
         for told in shown:
             index, label, weight = re.findall(r"sample (\d+);.*label: (\d).*weight: ([\d.]+);", told)[0]
             assert kept["label"][int(index)] == int(label)
@@ -156,22 +122,20 @@ class TestPage:
 
 @pytest.mark.usefixtures("_again")
 class TestAgain:
-    def test_it_is_written_again_without_training(self) -> None:
-        before = (SMALL / "report.html").read_text()
-        (SMALL / "report.html").unlink()
-        kept = {path: state for path, state in files(SMALL).items() if len(path.relative_to(SMALL).parts) > 1}
+    def test_without_training_and_with_rows_without_an_epoch_and_unknown_truth(self) -> None:
+        (TINY / "report.html").unlink()
+        before, results = files(TINY), (TINY / "results.csv").read_bytes()
         compare()
-        assert (SMALL / "report.html").read_text() == before
-        assert kept.items() <= files(SMALL).items()
-
-    def test_rows_without_an_epoch_and_unknown_truth(self) -> None:
-        for path in SMALL.rglob("metrics.csv"):
+        assert trained(before) == set()
+        assert (TINY / "results.csv").read_bytes() == results
+        assert "finds wrong labels" in read().text
+        for path in TINY.rglob("metrics.csv"):
             head = path.read_text().splitlines()[0].split(",")
             path.write_text(path.read_text() + ",".join("7" if name == "step" else "" for name in head) + "\n")
-        [path] = SMALL.rglob("samples.npz")
-        kept = dict(np.load(path))
-        kept |= {"noisy": np.zeros_like(kept["noisy"]), "shown_true": np.full_like(kept["shown_true"], -1)}
-        np.savez(path, **kept)
+        for path in TINY.rglob("samples.npz"):
+            kept = dict(np.load(path))
+            kept |= {"noisy": np.zeros_like(kept["noisy"]), "shown_true": np.full_like(kept["shown_true"], -1)}
+            np.savez(path, **kept)
         compare()
         text = read().text
         assert text.lower().count("which labels are wrong is not known") >= 3  # section, histogram's caption and title
@@ -181,17 +145,16 @@ class TestAgain:
 @pytest.mark.usefixtures("_again")
 class TestEvidence:
     def test_it_is_what_the_checkpoints_say(self) -> None:
-        for row in read_csv(SMALL / "results.csv"):
+        for row in read_csv(TINY / "results.csv"):
             taught = row["method"] != "teacher"
-            folder = {"teacher": "teacher", "ALM-KD": "alm-kd"}.get(row["method"])
-            [run] = SMALL.glob(f"{folder}/seed-{row['seed']}" if folder else f"kd-b*/seed-{row['seed']}")
+            run = training(row)
             kept = np.load(run / "evidence.npz")
             data = DigitsDataModule(seed=int(row["seed"]), noise="symmetric", noise_rate=0.3)
             data.setup()
             x, y = (torch.cat(parts) for parts in zip(*((b.x, b.y) for b in data.test_dataloader()), strict=True))
             with torch.no_grad():
                 said = load_student(run / "best.ckpt")(x).softmax(1)
-                teacher = load_student(SMALL / "teacher" / f"seed-{row['seed']}" / "best.ckpt")(x).softmax(1)
+                teacher = load_student(TINY / "teacher" / f"seed-{row['seed']}" / "best.ckpt")(x).softmax(1)
             assert kept["confidence"] == pytest.approx(said.amax(1).numpy(), abs=1e-6)
             assert (kept["correct"] == (said.argmax(1) == y).numpy()).all()
             assert kept["correct"].mean() == pytest.approx(float(row["test_accuracy"]), abs=1e-6)
@@ -204,8 +167,8 @@ class TestEvidence:
                 logit = torch.logit(teacher.gather(1, named)[:, 0]).numpy()
                 assert kept["teacher_log_odds"] == pytest.approx(logit, abs=1e-3)
                 assert kept["student_log_odds"] == pytest.approx(torch.logit(said.gather(1, named)[:, 0]), abs=1e-3)
-                line = np.polyfit(kept["teacher_log_odds"], kept["student_log_odds"], 1)
-                assert slopes([kept]) == [pytest.approx(line[0], rel=1e-4)]
+                fit = linregress(*(kept[f"{who}_log_odds"].astype(float) for who in ("teacher", "student")))
+                assert line(kept["teacher_log_odds"], kept["student_log_odds"])[0] == pytest.approx(fit.slope, rel=1e-4)
 
     def test_the_sure_stay_finite_and_several_teachers_are_averaged(self) -> None:
         logits = torch.tensor([[90.0, 0.0, 0.0]])

@@ -24,7 +24,7 @@ def random_cases(rows: int = 5000, classes: int = 7) -> tuple[Tensor, Tensor]:
 
 
 class TestReviseLabels:
-    @pytest.mark.parametrize("eta", [0.0, 0.3, 0.8, 0.999])
+    @pytest.mark.parametrize("eta", [0.0, 0.8])
     def test_true_class_is_on_top_of_every_row(self, eta: float) -> None:
         p, y = random_cases()
         wrong = p.argmax(1) != y
@@ -40,16 +40,13 @@ class TestReviseLabels:
 
     def test_formula_row_by_row(self) -> None:
         p, y = random_cases(200)
+        assert torch.equal(revise_labels(p, torch.full((200,), UNLABELED)), p)
         found = revise_labels(p, y, 0.8).numpy()
         for row, q, label in zip(found, p.numpy(), y.tolist(), strict=True):
             if q.argmax() != label:
                 beta = 0.8 / (q.max() - q[label] + 1)
                 q = beta * q + (1 - beta) * np.eye(7)[label]
             np.testing.assert_allclose(row, q, rtol=1e-12)
-
-    def test_missing_label_leaves_the_teacher(self) -> None:
-        p, _ = random_cases(20)
-        assert torch.equal(revise_labels(p, torch.full((20,), UNLABELED)), p)
 
     @pytest.mark.parametrize("eta", [-0.1, 1.0, float("nan")])
     def test_eta_out_of_range(self, eta: float) -> None:
@@ -98,10 +95,6 @@ class TestSelectionScores:
             expected = 0.0 if i == 3 else float(target @ flat_gradient(head, features[i : i + 1], y[i : i + 1]))
             assert found[i].item() == pytest.approx(expected, abs=1e-12)
 
-    def test_no_meta_row(self) -> None:
-        head, features, y, meta = problem(True)
-        assert not selection_scores(head, features, y, meta._replace(keep=torch.zeros(12, dtype=torch.bool))).any()
-
     def test_predicts_what_a_step_does(self) -> None:
         """The score is how fast the loss on trusted rows falls along the row's gradient."""
         head, features, y, meta = problem(True)
@@ -124,6 +117,4 @@ class TestSelectRows:
         assert select_rows(scores, y, 0.4).tolist() == [False, True, True, True, False, False]
         assert select_rows(scores, y, 0.0).tolist() == [False, False, True, False, False, False]
         assert select_rows(scores, y, 1.0).all()
-
-    def test_no_labels(self) -> None:
-        assert select_rows(torch.zeros(3), torch.full((3,), UNLABELED), 0.5).all()
+        assert select_rows(scores, torch.full((6,), UNLABELED), 0.5).all()

@@ -79,27 +79,18 @@ class TestGame:
             capped += bool(budget) and (budget * rad_distribution(gain, mistakes, penalty)).max() > 1
         assert capped > 40
 
-    @pytest.mark.parametrize("mistakes", [0, 1.5, 4, 9])
-    def test_the_oracles_worst_case(self, mistakes: float) -> None:
-        draw = np.random.default_rng(2)
-        q, gain, penalty = draw.random((3, 5))
-        hit = linprog(-q * (gain + penalty), A_ub=np.ones((1, 5)), b_ub=[mistakes], bounds=[(0, 1)] * 5)
-        assert guaranteed_gain(q, gain, mistakes, penalty) == pytest.approx(q @ gain + hit.fun, abs=1e-9)
+    def test_the_oracles_worst_case(self) -> None:
+        q, gain, penalty = np.random.default_rng(2).random((3, 5))
+        for mistakes in (0, 1.5, 4, 9):
+            hit = linprog(-q * (gain + penalty), A_ub=np.ones((1, 5)), b_ub=[mistakes], bounds=[(0, 1)] * 5)
+            assert guaranteed_gain(q, gain, mistakes, penalty) == pytest.approx(q @ gain + hit.fun, abs=1e-9)
 
-    def test_rows_of_equal_gain_are_treated_alike(self) -> None:
+    @pytest.mark.parametrize("gain", [0.3, 0.0])
+    def test_rows_of_equal_gain_are_treated_alike(self, gain: float) -> None:
         for mistakes in (0, 2.0, 4, 7):
-            np.testing.assert_allclose(rad_distribution(np.full(4, 0.3), mistakes), 0.25)
-            np.testing.assert_allclose(rad_marginals(np.full(4, 0.3), mistakes, 3), 0.75)
-
-    @pytest.mark.parametrize("penalty", [None, np.zeros(3)])
-    def test_no_gain_at_all(self, penalty: Floats | None) -> None:
-        np.testing.assert_allclose(rad_distribution(np.zeros(3), 1, penalty), 1 / 3)
-        np.testing.assert_allclose(rad_marginals(np.zeros(3), 1, 2, penalty).sum(), 2)
-
-    def test_a_teacher_without_mistakes_is_asked_where_the_gain_is_largest(self) -> None:
-        gain = np.array([0.1, 0.9, 0.5, 0.7])
-        np.testing.assert_array_equal(rad_distribution(gain, 0), [0, 1, 0, 0])
-        np.testing.assert_allclose(rad_marginals(gain, 0, 2), [0, 1, 0, 1])
+            np.testing.assert_allclose(rad_distribution(np.full(4, gain), mistakes), 0.25)
+            np.testing.assert_allclose(rad_marginals(np.full(4, gain), mistakes, 3).sum(), 3)
+        np.testing.assert_allclose(rad_marginals(np.full(4, 0.3), 2.0, 3), 0.75)
 
     def test_ends_of_the_budget(self) -> None:
         gain = np.random.default_rng(3).random(6)
@@ -142,11 +133,6 @@ class TestDepRound:
         statistic = (counts - times * q)[inner] ** 2 / (times * q * (1 - q))[inner]
         assert statistic.max() < chi2.ppf(1 - 1e-3 / 9, df=1)
 
-    def test_many_rows(self) -> None:
-        draw = np.random.default_rng(0)
-        q = rad_marginals(draw.random(50_000), 5_000, 777)
-        assert len(dep_round(q, draw)) == 777
-
     def test_ends(self) -> None:
         draw = np.random.default_rng(0)
         assert dep_round(np.zeros(3), draw).tolist() == []
@@ -175,39 +161,33 @@ every_rule = pytest.mark.parametrize("rule", get_args(QueryRule))
 
 class TestRules:
     @every_rule
-    @pytest.mark.parametrize("budget", [0, 1, 7, 200])
-    def test_budget_of_different_rows(self, rule: str, budget: int) -> None:
-        chosen = choose(rule, *student(), budget)
-        assert chosen.dtype == np.int64
-        assert len(chosen) == len(set(chosen.tolist())) == budget
-        assert set(chosen.tolist()) <= set(range(200))
+    def test_budget_of_different_rows(self, rule: str) -> None:
+        for budget in (0, 1, 7, 200):
+            chosen = choose(rule, *student(), budget)
+            assert chosen.dtype == np.int64
+            assert len(chosen) == len(set(chosen.tolist())) == budget
+            assert set(chosen.tolist()) <= set(range(200))
+        alike = choose(rule, np.full((5, 3), 1 / 3), np.ones((5, 2)), 4)
+        assert len(set(alike.tolist())) == 4
 
-    @every_rule
-    def test_rows_that_are_all_the_same(self, rule: str) -> None:
-        chosen = choose(rule, np.full((5, 3), 1 / 3), np.ones((5, 2)), 4)
-        assert len(set(chosen.tolist())) == 4
-
-    @every_rule
-    def test_bad_input(self, rule: Any) -> None:
+    def test_bad_input(self) -> None:
         for budget in (-1, 201):
             with pytest.raises(ValueError, match=f"budget from 0 to the 200 rows of the pool, found {budget}"):
-                choose(rule, *student(), budget)
+                choose("uniform", *student(), budget)
         with pytest.raises(ValueError, match="finite probabilities, found nan"):
-            choose(rule, np.full((4, 2), np.nan), np.ones((4, 2)), 2)
-        if rule in ("coreset", "badge", "cluster_margin"):
-            with pytest.raises(ValueError, match=f"expected features.* for the rule '{rule}', found none"):
-                choose_rows(rule, student()[0], 3, np.random.default_rng(0))
+            choose("rad", np.full((4, 2), np.nan), np.ones((4, 2)), 2)
+        with pytest.raises(ValueError, match=r"expected features.* for the rule 'badge', found none"):
+            choose_rows("badge", student()[0], 3, np.random.default_rng(0))
 
     def test_rad_draws_from_the_game(self) -> None:
-        """How often each row is chosen, of many draws, is its marginal."""
         p = student(n=12)[0]
-        q, times, draw = rad_marginals(margin_gain(p), 3, 4), 5000, np.random.default_rng(0)
-        chosen = np.concatenate([choose_rows("rad", p, 4, draw, mistakes=3) for _ in range(times)])
-        counts = np.bincount(chosen, minlength=12)
-        inner = (q > 0) & (q < 1)
-        statistic = (counts - times * q)[inner] ** 2 / (times * q * (1 - q))[inner]
-        assert statistic.max() < chi2.ppf(1 - 1e-3 / inner.sum(), df=1)
-        np.testing.assert_array_equal(counts[~inner], times * q[~inner])
+        expected = dep_round(rad_marginals(margin_gain(p), 3, 4), np.random.default_rng(0))
+        found = choose_rows("rad", p, 4, np.random.default_rng(0), mistakes=3)
+        assert found.tolist() == expected.tolist()
+
+    def test_unknown_rule(self) -> None:
+        with pytest.raises(ValueError, match=r"expected a rule of .*'rad'.*found 'best'"):
+            choose("best", *student(), 3)
 
     def test_margin_and_entropy(self) -> None:
         p = np.array([[0.5, 0.4, 0.1], [0.5, 0.25, 0.25], [0.9, 0.05, 0.05], [0.45, 0.4, 0.15]])

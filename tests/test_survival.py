@@ -157,9 +157,8 @@ class Sick(nn.Module):
 class Exploding(KD):
     """A loss that becomes infinite."""
 
-    def distill(self, *args: Any) -> dict[str, Tensor]:
-        grown = torch.tensor(torch.inf if self.current_epoch == 2 else 0.0)
-        return super().distill(*args) | {"extra": grown}
+    def weigh(self, *args: Any) -> Any:
+        return (torch.inf, 0.0) if self.current_epoch == 2 else super().weigh(*args)
 
 
 @pytest.mark.parametrize("who", ["teacher", "loss", "almkd teacher"])
@@ -169,7 +168,7 @@ def test_no_number_leaves_the_last_good_checkpoint(who: str, tmp_path: Path) -> 
     fitted = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[*keep(tmp_path), copied])
     if who == "loss":
         model = Exploding("mlp-8", trained_teachers()[0], num_classes=3, input_shape=[1, 4, 4])
-        match, data = "expected finite numbers in train/extra", Blobs()
+        match, data = "expected a finite loss", Blobs()
     else:  # 6 training and 3 validation batches an epoch, 9 of the former with the meta rows
         almkd = who == "almkd teacher"
         model = build("almkd-robust" if almkd else "kd", teachers=[Sick(26 if almkd else 20)])
@@ -250,8 +249,7 @@ def idx(path: Path, shape: tuple[int, ...], high: int) -> None:
 class TestDamagedData:
     files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
-    @pytest.mark.parametrize("number", range(4))
-    @pytest.mark.parametrize("length", [0, 40])
+    @pytest.mark.parametrize(("number", "length"), [(0, 40), (3, 0)])
     def test_mnist(self, number: int, length: int, tmp_path: Path) -> None:
         folder = tmp_path / MNISTDataModule.folder
         folder.mkdir(parents=True)
@@ -288,7 +286,7 @@ class TestDamagedData:
         for damaged in (broken.read_bytes()[:600], b"no image", b"")[workers:][: 3 - 2 * workers]:
             broken.write_bytes(damaged)
             loaders = chain(data.train_dataloader(), data.val_dataloader())
-            with pytest.raises(ValueError, match=rf"expected an image in {broken}, found a damaged file or another"):
+            with pytest.raises(ValueError, match=rf"expected an image in {broken}, found another file"):
                 list(loaders)
 
 

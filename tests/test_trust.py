@@ -166,19 +166,11 @@ def test_frozen_student() -> None:
         trainer().fit(Supervised(student, num_classes=3), DataLoader(TensorDataset(*rows(1)), 32))
 
 
-@pytest.mark.parametrize(
-    ("labels", "found"), [(lambda y: y.float(), r"\(32,\) and torch.float32"), (lambda y: y[:, None], r"\(32, 1\)")]
-)
-def test_labels_that_are_no_class_numbers(labels: Any, found: str) -> None:
+def test_labels_that_are_no_class_numbers() -> None:
     x, y = rows(1)
-    with pytest.raises(ValueError, match=rf"expected labels of shape \(batch,\) and an integer type, found {found}"):
-        trainer().fit(Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, labels(y)), 32))
-
-
-def test_labels_of_any_integer_type() -> None:
-    x, y = rows(1)
-    for dtype in (torch.int32, torch.uint8):
-        trainer().fit(Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, y.to(dtype)), 32))
+    trainer().fit(Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, y.to(torch.uint8)), 32))
+    with pytest.raises(ValueError, match=r"expected labels of shape \(batch,\) and an integer type, found \(32, 1\)"):
+        trainer().fit(Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, y[:, None]), 32))
 
 
 def test_student_continued_from_a_checkpoint_stands_by_itself(teacher_file: Path, tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ class Cells:
         self.true, self.wrong = torch.tensor([0, 1, 2]), torch.tensor([3, 3, 1])
         self.error = torch.tensor([0.4, 0.2, 0.1])
         self.loss = F.cross_entropy(self.student, self.true, reduction="none")
-        self.distortion = F.cross_entropy(self.student, self.wrong, reduction="none") / self.loss
         self.margins = torch.stack([torch.tensor([0.1, 0.5, 0.9]), margin(self.student)], dim=1)
 
     def teacher(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -53,20 +52,9 @@ class Cells:
 class TestUnbiased:
     ROWS = 100_000
 
-    def test_known_error_and_distortion(self) -> None:
-        cells = Cells()
-        cell, said = cells.teacher(self.ROWS, seed=1)
-        noisy = F.cross_entropy(cells.student[cell], said, reduction="none")
-        weighted = noisy / (1 + cells.error * (cells.distortion - 1))[cell]  # the paper's weight
-        true = cells.loss[cell].mean()
-        standard_error = weighted.std() / self.ROWS**0.5
-        assert (weighted.mean() - true).abs() < 3 * standard_error
-        assert (noisy.mean() - true) > 100 * standard_error
-
-    @pytest.mark.parametrize("meta", [400, 4000])
-    def test_estimated_by_neighbours(self, meta: int) -> None:
+    def test_estimated_by_neighbours(self) -> None:
         """Of k rows, so the weight is off by about sqrt(var r / k), and high by var r / k [Jensen]: 15% is allowed."""
-        cells, deviations = Cells(), []
+        cells, meta, deviations = Cells(), 400, []
         cell, said = cells.teacher(self.ROWS, seed=3)
         noisy = F.cross_entropy(cells.student[cell], said, reduction="none")
         true = cells.loss[cell].mean()
@@ -98,14 +86,11 @@ class TestDistortions:
     Z = 2 * torch.randn(50, 4, generator=draw(0))
     Y = torch.arange(50) % 4
 
-    @pytest.mark.parametrize("said_right", [True, False])
-    def test_hard_labels(self, said_right: bool) -> None:
-        said = self.Y if said_right else (self.Y + 1) % 4
-        log_p = torch.log_softmax(self.Z, 1).numpy()
-        rows = np.arange(50)
-        expected = 1 if said_right else log_p[rows, said] / log_p[rows, self.Y]
+    def test_hard_labels(self) -> None:
+        said, rows, log_p = (self.Y + 1) % 4, np.arange(50), torch.log_softmax(self.Z, 1).numpy()
         found = distortions(self.Z, one_hot(said, 4), self.Y, floor=1e-9)
-        np.testing.assert_allclose(found.numpy(), np.broadcast_to(expected, 50), rtol=1e-5)
+        np.testing.assert_allclose(found.numpy(), log_p[rows, said] / log_p[rows, self.Y], rtol=1e-5)
+        torch.testing.assert_close(distortions(self.Z, one_hot(self.Y, 4), self.Y, floor=1e-9), torch.ones(50))
 
     def test_soft_labels_by_drawing_hard_ones(self) -> None:
         soft = torch.randn(50, 4, generator=draw(1)).softmax(1)
@@ -144,10 +129,6 @@ class TestNeighbours:
         points = torch.rand(40, 2, generator=draw(5))
         assert (distillation_weights(points, Neighbours(points), r) == 1).all()
 
-    def test_at_most_one_vote(self) -> None:
-        points, r = torch.rand(40, 2, generator=draw(5)), torch.rand(40, generator=draw(6))
-        assert (distillation_weights(points, Neighbours(points), r) == 1).all()
-
 
 def noisy_margins(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Margins with ties, and whether the teacher is right, more often where it is sure."""
@@ -156,18 +137,13 @@ def noisy_margins(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class TestIsotonic:
-    @pytest.mark.parametrize("rows", [1, 2, 30, 500])
+    @pytest.mark.parametrize("rows", [1, 2, 500])
     def test_curve_by_scikit_learn(self, rows: int) -> None:
         at, right = noisy_margins(rows)
         model = IsotonicRegression(out_of_bounds="clip").fit(at.numpy(), right.numpy())
         asked = torch.linspace(-0.1, 1.1, 301)
         found = accuracy_curve(at, right)(asked)
         np.testing.assert_allclose(found.numpy(), model.predict(asked.numpy()), atol=1e-5)
-
-    def test_curve_finds_the_truth(self) -> None:
-        at, right = noisy_margins(50_000)
-        asked = torch.linspace(0.05, 0.95, 50)
-        torch.testing.assert_close(accuracy_curve(at, right)(asked), 0.3 + 0.7 * asked, rtol=0, atol=0.04)
 
     @pytest.mark.parametrize("level", [0.2, 0.5, 0.9, 1.0])
     def test_where_a_level_is_reached(self, level: float) -> None:
@@ -199,11 +175,6 @@ class TestIsotonic:
         right = IsotonicRegression(out_of_bounds="clip").fit(at, (order[:, 0] == y).numpy()).predict(asked.numpy())
         np.testing.assert_allclose(rates.alpha(asked).numpy(), np.clip(right, 0.5, 1), atol=1e-5)
 
-    def test_two_classes(self) -> None:
-        logits = torch.randn(50, 2, generator=draw(1))
-        rates = mixing_rates(logits, logits.argmax(1))
-        assert (rates.k(torch.rand(20)) == 2).all()
-
     @pytest.mark.parametrize("right", [True, False])
     def test_a_teacher_that_is_always_right_or_always_wrong(self, right: bool) -> None:
         logits = torch.randn(50, 4, generator=draw(1))
@@ -226,10 +197,6 @@ class TestMixing:
         top, alpha = torch.tensor([[True] * 4 + [False]] * 2), torch.tensor([0.7, 0.5])
         torch.testing.assert_close(slam_mix(sure, top, alpha, normalise=True).sum(1), torch.ones(2))
         torch.testing.assert_close(slam_mix(sure, top, alpha).sum(1), alpha + 3 * (1 - alpha))
-
-    def test_nothing_is_mixed_with_a_teacher_that_is_right(self) -> None:
-        f, top = torch.rand(8, 4, generator=draw(0)).softmax(1), torch.ones(8, 4, dtype=torch.bool)
-        torch.testing.assert_close(slam_mix(f, top, torch.ones(8)), f)
 
     def test_loss_may_be_negative_and_never_infinite(self) -> None:
         assert slam_loss(torch.tensor([[2.0, 0.5]]), torch.tensor([[1.0, 0.0]])).item() < 0

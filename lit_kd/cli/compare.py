@@ -13,6 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -22,11 +23,7 @@ from lit_kd.report.runs import RESULT, Job, Result
 
 
 def main(args: Sequence[str]) -> None:
-    """Run ``lit-kd compare``.
-
-    Args:
-        args: Command line after ``compare``.
-    """
+    """Run ``lit-kd compare`` with the command line after it."""
     parser = argparse.ArgumentParser(
         "lit-kd compare",
         description="Train a recipe's teachers, then every method at every seed. Run again to go on where it stopped.",
@@ -35,7 +32,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--name", help="results go to ROOT/NAME (default: the recipe's name)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
-    parser.add_argument("--max_epochs", type=_positive, help="shorter trainings, to try a recipe out")
+    parser.add_argument("--max_epochs", type=PositiveInt, help="shorter trainings, to try a recipe out")
     parser.add_argument(
         "--set",
         action="append",
@@ -43,7 +40,7 @@ def main(args: Sequence[str]) -> None:
         metavar="KEY=VALUE",
         help="an option of every training, such as data.init_args.root=DIR; may be repeated. Give the results a --name",
     )
-    parser.add_argument("--jobs", type=_positive, help="trainings side by side (default: one a core, one with a GPU)")
+    parser.add_argument("--jobs", type=PositiveInt, help="trainings side by side (default: one a core, one with a GPU)")
     parser.add_argument("--wandb", metavar="PROJECT", help="show each training in this W&B project, grouped by NAME")
     options = parser.parse_args(args)
     if options.wandb is not None and importlib.util.find_spec("wandb") is None:
@@ -53,7 +50,7 @@ def main(args: Sequence[str]) -> None:
     folder = options.root / (options.name or recipe.name)
     overrides = read_overrides(options.set)
     if options.max_epochs:
-        overrides = merge(overrides, {"trainer": {"max_epochs": options.max_epochs}})
+        overrides = merge(overrides, {"trainer": {"max_epochs": int(options.max_epochs)}})
     jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
 
     from lit_kd.cli.training import check, finished
@@ -80,16 +77,9 @@ def main(args: Sequence[str]) -> None:
             for job, result in _train_all(now, options.jobs or _default_jobs()):
                 done[job.method, job.seed] = result
                 progress.advance(bar)
-                accuracy, seconds = result["test_accuracy"], result["seconds"]
-                progress.console.print(escape(f"{job.method}, seed {job.seed}: {accuracy:.4f} ({seconds:.0f} s)"))
+                told = f"{job.method}, seed {job.seed}: {result['test_accuracy']:.4f} ({result['seconds']:.0f} s)"
+                progress.console.print(escape(told))
     write_report(folder, [(job, done[job.method, job.seed]) for job in jobs])
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {number}")
-    return number
 
 
 def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result]]:
@@ -100,8 +90,8 @@ def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result
         return
     # a job that runs alone keeps to its share too: with more threads sums round otherwise
     threads = max(1, (os.cpu_count() or 1) // side_by_side)
-    workers = min(side_by_side, len(jobs))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(side_by_side, len(jobs)), spawn, _start_worker, (threads,))
     try:
         running = {pool.submit(_train, job): job for job in jobs}
         for future in as_completed(running):

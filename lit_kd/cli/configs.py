@@ -19,12 +19,8 @@ def shipped_configs() -> Path:
 def find_config(name: str | Path, *kinds: str) -> Path:
     """A config file: the path itself if it exists, else one that comes with this package, as ``methods/kd.yaml``.
 
-    Args:
-        name: The path; for a shipped config ``configs/`` before it and ``.yaml`` behind it may be left out.
-        *kinds: Folders of shipped configs whose name may be left out too, e.g. ``recipes``.
-
-    Raises:
-        FileNotFoundError: If there is none; names similar ones.
+    Of a shipped one ``configs/``, ``.yaml`` and the folders `kinds` may be left out. If there is none, a
+    FileNotFoundError names similar ones.
 
     Examples:
         >>> [find_config(name).stem for name in ("configs/methods/kd.yaml", "data/digits")]

@@ -12,14 +12,7 @@ from lit_kd.models.files import EXPORTS
 
 
 def main(args: Sequence[str]) -> None:
-    """Run ``lit-kd export``.
-
-    Args:
-        args: Command line after ``export``.
-
-    Raises:
-        ValueError: If the output's name does not fit the format, or no shape of an input is known.
-    """
+    """Run ``lit-kd export`` with the command line after it."""
     parser = argparse.ArgumentParser(
         "lit-kd export",
         description="Write a checkpoint's student alone, with class names and input shape in the file's metadata, and "
@@ -38,9 +31,7 @@ def main(args: Sequence[str]) -> None:
     student = read_student(options.checkpoint)
     shape = options.input_shape or student.input_shape
     if shape is None:
-        raise ValueError(
-            f"{options.checkpoint}: expected the shape of an input, found none: give --input_shape, as 3 32 32"
-        )
+        raise ValueError(f"{options.checkpoint}: expected the shape of an input, found none: give --input_shape")
     apart = export_student(
         student.model,
         output,

@@ -55,14 +55,7 @@ def _as_list(shape: tuple[int, ...] | None) -> list[int] | None:
 
 
 def make_cli(args: ArgsType = None, kind: type[Cli] = Cli, exit_on_error: bool = True, **kwargs: Any) -> Cli:
-    """Parse and, unless ``run=False``, run.
-
-    Args:
-        args: A command line, or with ``run=False`` a mapping.
-        kind: The command line's class.
-        exit_on_error: Whether the parser prints its errors and ends the program; else it raises them.
-        **kwargs: For `lightning.pytorch.cli.LightningCLI`.
-    """
+    """Parse and, unless ``run=False``, run; ``exit_on_error=False`` raises the parser's errors."""
     return kind(
         Distiller,
         DataModule,

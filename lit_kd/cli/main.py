@@ -37,9 +37,8 @@ OURS = {
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``lit-kd``, see `HELP`.
 
-    Args:
-        args: Command line without the program's name. ``None`` reads ``sys.argv`` and turns errors into one message and
-            exit code 1, unless the environment variable ``LIT_KD_TRACEBACK`` is 1.
+    Without ``args`` it reads ``sys.argv`` and turns errors into one message and exit code 1, unless the environment
+    variable ``LIT_KD_TRACEBACK`` is 1.
     """
     if args is not None:
         return _run(list(args))

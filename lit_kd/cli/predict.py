@@ -18,14 +18,7 @@ from lit_kd.models.predict import predict_images
 
 
 def main(args: Sequence[str]) -> None:
-    """Run ``lit-kd predict`` on a directory of images.
-
-    Args:
-        args: Command line after ``predict``, the checkpoint first.
-
-    Raises:
-        ValueError: If not one image can be read.
-    """
+    """Run ``lit-kd predict`` on a directory of images, with the command line after it."""
     parser = argparse.ArgumentParser(
         "lit-kd predict",
         description="Classify the images of a directory and write file, class and probability. Images are resized, "
@@ -57,6 +50,5 @@ def main(args: Sequence[str]) -> None:
         "probability": [round(found.probability, 6) for found in read],
     }
     write_columns(options.output, columns, options.overwrite)
-    left = f", {len(skipped)} unreadable" if skipped else ""
-    left += f", {others} other files left out" if others else ""
-    print(f"{len(read)} images classified, written to {options.output}{left}")
+    left = f"{len(skipped)} unreadable, {others} other files left out"
+    print(f"{len(read)} images classified, written to {options.output}; {left}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jsonargparse import Namespace
 
 from lit_kd.models.files import parse_yaml, read_yaml
 from lit_kd.report.runs import TEACHER, Config, Job, slug
@@ -16,30 +19,16 @@ _PARTS = {"model", "data", "trainer"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe file, read.
+    """A recipe file, read. A row is a teacher or a method, which trains once a seed."""
 
-    Attributes:
-        name: Of the folder that results go to.
-        seeds: Each trains its own teachers.
-        configs: By row of the results, teachers first, the config of its trainings.
-        teachers: The rows of teachers; a teacher comes after those that it learns from.
-        taught_by: By row, the rows of the teachers that it learns from.
-    """
-
-    name: str
+    name: str  # of the folder that results go to
     seeds: list[int]
-    configs: dict[str, Config]
-    teachers: list[str]
-    taught_by: dict[str, tuple[str, ...]]
+    configs: dict[str, Config]  # of each row, teachers first
+    teachers: list[str]  # the rows of teachers; a teacher comes after those that it learns from
+    taught_by: dict[str, tuple[str, ...]]  # by row, the rows of the teachers that it learns from
 
     def jobs(self, folder: Path, seeds: Sequence[int], overrides: Config) -> Iterator[Job]:
-        """Every training: the teachers first, then method by method.
-
-        Args:
-            folder: The comparison's folder.
-            seeds: At which seeds.
-            overrides: Counts more than what the recipe says.
-        """
+        """Every training in a folder, the teachers first; overrides count more than what the recipe says."""
         waves: dict[str, int] = {}
         for row, own in self.configs.items():
             is_teacher, teachers = row in self.teachers, self.taught_by[row]
@@ -53,16 +42,11 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe: YAML with ``seeds``, ``defaults``, ``teacher`` or ``teachers``, and ``methods``.
 
-    Args:
-        path: A YAML file with ``seeds``, ``defaults``, ``teacher`` or ``teachers``, and ``methods``. ``teacher``, and
-            each entry of ``teachers`` and ``methods``, holds what differs from the defaults, in the form of a config
-            for ``lit-kd fit``. Where there are several teachers, an entry may also name its ``teacher``, or a list of
-            them; a teacher may name those above it. A method that names none learns from all.
-
-    Raises:
-        ValueError: If it does not have this form.
+    ``teacher``, and each entry of ``teachers`` and ``methods``, holds what differs from the defaults, in the form of a
+    config for ``lit-kd fit``. Of several teachers an entry may name its ``teacher``, or a list of them; a teacher may
+    name those above it. A method that names none learns from all.
     """
     content = _mapping(read_yaml(path), {"name", "seeds", "defaults", TEACHER, "teachers", "methods"}, f"{path}")
     defaults = _mapping(content.get("defaults") or {}, _PARTS, f"{path}, defaults")
@@ -72,9 +56,8 @@ def read_recipe(path: Path) -> Recipe:
     for key in ("methods", *(["teachers"] if "teachers" in content else [])):
         if not isinstance(content.get(key), Mapping) or not content[key]:
             raise ValueError(f"{path}: expected {key}, a mapping of names to configs; found {content.get(key)!r}")
-    teachers = {f"{TEACHER} {name}": part for name, part in (named or {}).items()}
-    if teacher is not None:
-        teachers = {TEACHER: teacher}
+    single = {} if teacher is None else {TEACHER: teacher}
+    teachers = single or {f"{TEACHER} {name}": part for name, part in (named or {}).items()}
     rows = teachers | {str(name): part for name, part in content["methods"].items()}
     names = [*dict.fromkeys([TEACHER, *teachers]), *map(str, content["methods"])]
     if len({slug(name) for name in names}) < len(names):
@@ -103,14 +86,9 @@ def _mapping(content: Any, keys: set[str], where: str) -> Config:
 
 
 def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: bool, where: str) -> tuple[str, ...]:
-    """The rows of the teachers that a training learns from.
+    """The rows of the teachers that a training learns from: those asked for, else all that are known.
 
-    Args:
-        config: Its config.
-        asked: The teachers that the recipe names for it.
-        known: The teachers that it may name, and their rows.
-        is_teacher: Whether it is a teacher, which learns from nobody unasked.
-        where: For messages.
+    A training that is itself a teacher learns from nobody unasked.
     """
     model = config.get("model", {})
     if "class_path" not in model:
@@ -127,32 +105,20 @@ def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: 
 
 
 def read_overrides(options: Sequence[str]) -> Config:
-    """Options of every training, from the command line.
-
-    Args:
-        options: ``KEY=VALUE``, the key with dots, the value in YAML.
-
-    Raises:
-        ValueError: If one does not have this form, or is about neither model, data nor trainer.
+    """Options of every training from the command line: ``KEY=VALUE``, the key with dots, the value in YAML.
 
     Examples:
         >>> read_overrides(["data.init_args.labeled=50", "trainer.max_epochs=3"])
         {'data': {'init_args': {'labeled': 50}}, 'trainer': {'max_epochs': 3}}
     """
-    overrides: Config = {}
+    overrides = Namespace()  # type: ignore[no-untyped-call]
     for option in options:
         key, equals, value = option.partition("=")
-        names = key.split(".")
-        if not equals or len(names) < 2 or not all(names) or names[0] not in _PARTS:
-            raise ValueError(
-                "expected KEY=VALUE with a key of model, data or trainer, such as data.init_args.labeled=50; "
-                f"found {option!r}"
-            )
-        nested = parse_yaml(value, repr(option))
-        for name in reversed(names):
-            nested = {name: nested}
-        overrides = merge(overrides, nested)
-    return overrides
+        if not equals or not re.fullmatch(rf"({'|'.join(_PARTS)})(\.[^.]+)+", key):
+            expected = "KEY=VALUE with a key of model, data or trainer, such as data.init_args.labeled=50"
+            raise ValueError(f"expected {expected}; found {option!r}")
+        overrides[key] = parse_yaml(value, repr(option))
+    return dict(overrides.as_dict())
 
 
 def check_seeds(seeds: Any, where: str) -> list[int]:

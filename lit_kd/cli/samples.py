@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 from lightning import seed_everything
 from lightning.fabric.utilities import move_data_to_device
 from rich.progress import track
 from torch import Tensor
 
 from lit_kd.data import DataModule
-from lit_kd.data.labels import known_names
 from lit_kd.data.table import SampleTable
 from lit_kd.models import load_student
 from lit_kd.models.files import check_new, check_unused, read_yaml, write_columns, write_whole
+from lit_kd.models.plain import known_names
 from lit_kd.report.pictures import as_pictures, contact_sheet
 from lit_kd.report.samples import (
     any_distrusted,
@@ -35,11 +35,7 @@ from lit_kd.weightings.sample_file import read_table
 
 
 def samples(args: Sequence[str]) -> None:
-    """Run ``lit-kd samples``; it needs no teacher.
-
-    Args:
-        args: Command line after ``samples``.
-    """
+    """Run ``lit-kd samples`` with the command line after it; it needs no teacher."""
     parser = argparse.ArgumentParser(
         "lit-kd samples",
         description="Write what a run learned about each training sample, trusted rows left out.",
@@ -56,11 +52,7 @@ def samples(args: Sequence[str]) -> None:
 
 
 def inspect(args: Sequence[str]) -> None:
-    """Run ``lit-kd inspect``; it needs no teacher.
-
-    Args:
-        args: Command line after ``inspect``.
-    """
+    """Run ``lit-kd inspect`` with the command line after it; it needs no teacher."""
     parser = argparse.ArgumentParser(
         "lit-kd inspect",
         description="Find mislabelled data: rank a run's training samples by how little their labels are believed. "
@@ -70,24 +62,23 @@ def inspect(args: Sequence[str]) -> None:
     parser.add_argument("--config", type=Path, help="the run's config.yaml, if it is not in the directory")
     parser.add_argument("--ckpt_path", type=Path, help="a checkpoint of the run, likewise")
     parser.add_argument("--output", type=Path, help="a .csv or .parquet file (default: inspect.csv in the directory)")
-    parser.add_argument("--samples", type=int, default=48, help="how many the contact sheet shows (default: 48)")
+    parser.add_argument(
+        "--samples", type=PositiveInt, default=48, help="how many the contact sheet shows (default: 48)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(args)
-    run, output = options.run, options.output
-    if run is None and None in (options.config, options.ckpt_path, output):
+    if options.run is None and None in (options.config, options.ckpt_path, options.output):
         parser.error("expected a run's directory, or --config, --ckpt_path and --output")
-    if options.samples < 1:
-        parser.error(f"expected --samples of at least 1, found {options.samples}")
-    output = output or run / "inspect.csv"
+    output = options.output or options.run / "inspect.csv"
     sheet = output.with_suffix(".png")
     check_new(output, options.overwrite)
     check_unused(sheet, options.overwrite)
-    config = options.config or find_config(run)
-    checkpoint = options.ckpt_path or find_checkpoint(config, run)
+    config = options.config or find_config(options.run)
+    checkpoint = options.ckpt_path or find_checkpoint(config, options.run)
     table, data = read_run(config, checkpoint)
     index = most_distrusted(table, data)
     if not len(index):
-        raise ValueError(f"{checkpoint}: expected training samples with a label, found none: there is none to distrust")
+        raise ValueError(f"{checkpoint}: expected training samples with a label, found none")
     found = suspects(table, data, index, _predict(checkpoint, data, index))
 
     names, files = known_names(data.class_names, data.num_classes), file_names(data)
@@ -115,16 +106,7 @@ def inspect(args: Sequence[str]) -> None:
 
 
 def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:
-    """The sample table of a run, and its data, set up.
-
-    Args:
-        config: The run's config.yaml.
-        checkpoint: One of its checkpoints.
-
-    Raises:
-        FileNotFoundError: If one of the files is not there.
-        ValueError: If one is of another kind, or there is no sample table, or it belongs to other data.
-    """
+    """The sample table in a run's checkpoint, and the data of its config.yaml, set up; refuses what does not fit."""
     content = read_yaml(config)
     if not isinstance(content, dict) or "data" not in content:
         raise ValueError(f"{config}: expected the config.yaml that a lit_kd run wrote, found one without data")
@@ -140,13 +122,8 @@ def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:
 
 
 def find_config(run: Path) -> Path:
-    """The config.yaml in a run's directory, or the only one of a logged run below it, whatever the logger.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If there are several.
-    """
-    below = sorted([*run.glob("*/config.yaml"), *run.glob("*/*/config.yaml")], key=_by_number)
+    """The config.yaml in a run's directory, or the only one of a logged run below it, whatever the logger."""
+    below = sorted([*run.glob("*/config.yaml"), *run.glob("*/*/config.yaml")])
     found = [run / "config.yaml"] if (run / "config.yaml").is_file() else below
     if not found:
         raise FileNotFoundError(f"no config.yaml in {run}: expected the directory of a lit_kd run, or give --config")
@@ -156,12 +133,7 @@ def find_config(run: Path) -> Path:
 
 
 def find_checkpoint(config: Path, run: Path | None) -> Path:
-    """The last checkpoint of a run, else its best one: beside its config, in its directory, or where it was sent.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If there are those of several runs.
-    """
+    """The last checkpoint of a run, else its best one: beside its config, in its directory, or where it was sent."""
     sent = (read_yaml(config).get("checkpoint") or {}).get("dirpath")
     folders = [config.parent, *([run] if run else []), *([Path(sent)] if sent else [])]
     places = [each for folder in folders for each in (folder, folder / "checkpoints")]
@@ -169,18 +141,13 @@ def find_checkpoint(config: Path, run: Path | None) -> Path:
     if not found:
         looked = ", ".join(map(str, dict.fromkeys(places)))
         raise FileNotFoundError(f"expected last.ckpt or best.ckpt in one of {looked}; found none: give --ckpt_path")
-    later = sorted(found[0].parent.glob("*-v[0-9]*.ckpt"), key=_by_number)
+    later = sorted(found[0].parent.glob("*-v[0-9]*.ckpt"))
     if later:
         raise ValueError(
             f"{found[0].parent}: expected the checkpoints of one run, found {found[0].name} and {later[-1].name}, "
-            "which a later fit into the same directory wrote: give the one that belongs to the config as --ckpt_path"
+            "which a later fit wrote: give the one that belongs to the config as --ckpt_path"
         )
     return found[0]
-
-
-def _by_number(path: Path) -> list[str | int]:
-    """Sorts version_10 after version_9."""
-    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", str(path))]
 
 
 def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:

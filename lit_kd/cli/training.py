@@ -27,18 +27,14 @@ from lit_kd.version import __version__
 
 
 class ParseOnly(Cli):
-    """Parses a config and makes nothing from it."""
+    """Parses a config."""
 
     def instantiate_classes(self) -> None:
-        """Nothing is made."""
+        """Make nothing from it."""
 
 
 def check(job: Job) -> None:
-    """Refuse a config that the parser refuses, before hours of other trainings.
-
-    Raises:
-        ValueError: If it does.
-    """
+    """Raise a ValueError for a config that the parser refuses, before hours of other trainings."""
     _be_quiet()
     try:
         make_cli(job.config, kind=ParseOnly, run=False, exit_on_error=False)
@@ -47,17 +43,13 @@ def check(job: Job) -> None:
 
 
 def finished(job: Job) -> Result | None:
-    """The result of a training that is done already; ``None`` if it is still to do.
-
-    Raises:
-        ValueError: If the folder holds the result of another config.
-    """
+    """The result of a training; ``None`` if it is still to do, a ValueError if it was done with another config."""
     path = job.folder / RESULT
     if not path.is_file():
         return None
     found = read_yaml(job.folder / "config.yaml")
     options, expected = (config["model"].get("init_args", {}) for config in (found, job.config))
-    if "teacher" in expected and _below(options.get("teacher")) == _below(expected["teacher"]):
+    if job.teachers and _below(options.get("teacher")) == _below(expected["teacher"]):
         options["teacher"] = expected["teacher"]  # the comparison's folder may have been moved, or be spelled otherwise
     if found != job.config:
         now, before = (yaml.safe_dump(config).splitlines() for config in (job.config, found))
@@ -81,7 +73,7 @@ def train(job: Job) -> Result:
     cli = make_cli(config, run=False, save_config_callback=None, trainer_defaults={"callbacks": [kept]})
     trainer = cli.trainer
     if job.project is not None:
-        trainer.loggers = [*trainer.loggers, wandb_logger(job)]
+        trainer.loggers = [*trainer.loggers, _wandb_logger(job)]
     try:
         return _train(job, trainer, cli.model, cli.datamodule, kept)
     finally:  # the next run in this process is another one
@@ -121,9 +113,8 @@ def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence
     return result
 
 
-def wandb_logger(job: Job) -> WandbLogger:
-    """A run of W&B: its group is the comparison, its job type the method."""
-    run: dict[str, Any] = {"group": job.folder.parents[1].name, "job_type": job.method, "settings": {"silent": True}}
+def _wandb_logger(job: Job) -> WandbLogger:
+    run: dict[str, Any] = {"group": job.folder.parents[1].name, "settings": {"silent": True}}
     logger = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **run)
     logger.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
     return logger
@@ -157,8 +148,6 @@ def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None)
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _below(teacher: Any) -> Any:
-    """The part of a teacher's path, or of several, below the comparison's folder."""
-    if isinstance(teacher, list):
-        return [_below(one) for one in teacher]
-    return Path(teacher).parts[-3:] if isinstance(teacher, str) else teacher
+def _below(teacher: str | list[str] | None) -> list[tuple[str, ...]]:
+    """The parts of teachers' paths below the comparison's folder."""
+    return [Path(path).parts[-3:] for path in ([teacher] if isinstance(teacher, str) else teacher or [])]

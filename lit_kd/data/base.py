@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,46 +26,44 @@ from lit_kd.types import UNLABELED, Batch
 
 
 class DataModule(LightningDataModule, ABC):
-    """Gives every method its batches: `Batch(x, y, index)`.
+    """Gives every method its batches, `Batch(x, y, index)`.
 
     It splits the rows into train, meta, val and test, stratified by class, and corrupts training labels only. An index
-    is the position in the training set of ``N`` rows, whatever order they come in; the ``M`` meta rows follow.
+    is a position in the training set of ``N`` rows, whatever their order; the ``M`` meta rows follow.
 
-    A method says what it needs by attributes: with `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
-    `trains_on_meta`, the meta rows join the training rows. Its `rows_of_epoch`, if any, is called when an epoch's first
-    batch is drawn: it returns the indices of the training rows to draw, or None for all.
+    The method tells its needs by attributes. With `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
+    `trains_on_meta`, the meta rows join the training rows. `rows_of_epoch`, if there is one, runs at the first batch
+    of an epoch and returns the indices to draw from, or None for all.
 
-    A subclass sets `num_classes` and `input_shape`, at the latest in its ``__init__``, and implements `load`.
+    A subclass implements `load`, and sets `num_classes` and `input_shape`, at the latest in its ``__init__``.
 
     Args:
-        batch_size: Rows a batch, in each process.
+        batch_size: Rows per batch and process.
         num_workers: Loader processes; 0 loads in the training process.
-        meta: Rows of the meta split, trusted and clean: a fraction (0.1) or a count (500).
-        val: Rows of the validation split, likewise. A data set with validation rows of its own keeps those, and the
-            meta split is cut from them.
+        meta: Size of the meta split, trusted and clean: a fraction (0.1) or a count (500).
+        val: Size of the validation split, likewise. A data set's own validation rows take its place, and then the meta
+            split is cut from them.
         noise: Noise on the training labels, see `lit_kd.data.transition_matrix`.
-        noise_rate: Probability of it. Symmetric noise of rate r redraws a label from all classes, its own included, so
-            that r (C - 1) / C of the labels are wrong: 40% noise is 36% wrong labels with 10 classes. With several
-            labels a sample, each is redrawn from {0, 1}: 40% noise turns 20% of them around.
-        pairs: For asymmetric noise, what each class becomes. Default: the data set's own confusable classes, or the
-            next class.
+        noise_rate: Its probability. Symmetric noise redraws a label from all classes, its own included: a rate r makes
+            r (C - 1) / C of the labels wrong, so 40% noise is 36% wrong labels with 10 classes. With several labels a
+            sample, each is redrawn from {0, 1}: 40% noise flips 20% of them.
+        pairs: What asymmetric noise makes of each class. Default: the data set's confusable classes, or the next class.
         transition: Noise by a matrix instead: row i holds P(given label = j | true label = i).
-        train_on_meta: Let the meta rows join the training rows, with their clean labels: an honest baseline of methods
-            that use them. Default: as the method asks.
+        train_on_meta: Train on the meta rows and their clean labels too, as an honest baseline does. Default: as the
+            method asks.
         seed: Seed of split, noise, kept labels and order. Default: the one of `seed_everything`.
-        drop_last: Leave out the last training batch of an epoch if it is not full, as BatchNorm may need it.
-        labeled: Training rows that keep their label, a fraction (0.1) or a count (500) of those that have one; the
-            others get `UNLABELED`. They are drawn stratified by the given label, noise and all. Meta and validation
-            rows keep theirs. Default: all.
-        on_device: Keep inputs on the device that trains, if they are tensors in memory, which image folders and wrapped
-            data modules do not have. Batches are then cut, and images augmented, on the device.
+        drop_last: Drop the last training batch if it is not full, as BatchNorm may need it.
+        labeled: Training rows that keep their label, a fraction or a count of those that have one; the others get
+            `UNLABELED`. The draw is stratified by the given label, noise included. Default: all.
+        on_device: Keep inputs on the training device, and cut and augment batches there. The inputs must be tensors in
+            memory, so not image folders or wrapped data modules.
 
     Attributes:
         num_classes: Number of classes ``C``.
-        multilabel: Whether a sample has several labels: ``y`` is then 0 or 1 for each class, int64 ``(B, C)``.
-        input_shape: Shape of one input, without the batch axis; None if it is unknown or `x` is a mapping.
+        multilabel: Whether ``y`` is 0 or 1 for each class, int64 ``(B, C)``.
+        input_shape: Shape of one input; None if it is unknown or `x` is a mapping.
         class_names: Names of the classes, if they have any.
-        image_input: How an image file becomes an input in evaluation, where inputs are images; checkpoints carry it.
+        image_input: How an image file becomes an input in evaluation; checkpoints carry it.
     """
 
     confusable: ClassVar[dict[int, int] | None] = None
@@ -94,19 +92,11 @@ class DataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if on_device and num_workers:
-            raise ValueError(
-                f"expected num_workers=0 with on_device, found {num_workers}: a worker cannot cut batches on a device"
-            )
+            raise ValueError(f"expected num_workers=0 with on_device, found {num_workers}: workers have no device")
         if transition is not None and (noise is not None or noise_rate or pairs is not None):
-            raise ValueError(
-                "expected either transition or noise, noise_rate and pairs, found both. "
-                "Remove one: the matrix alone says which noise."
-            )
+            raise ValueError("expected either transition or noise, noise_rate and pairs, found both: remove one")
         if noise_rate and noise is None:
-            raise ValueError(
-                f"expected a kind of noise with noise_rate={noise_rate}, found none. "
-                "Set noise to 'symmetric' or 'asymmetric'."
-            )
+            raise ValueError(f"expected a kind of noise with noise_rate={noise_rate}, found none: set noise too")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
@@ -122,17 +112,16 @@ class DataModule(LightningDataModule, ABC):
         self.on_device = on_device
         self._move: Move | None = None
         self._partition: Partition | None = None
-        self._seed = 0
 
     @abstractmethod
     def load(self) -> Source:
         """Load the rows and their true labels; called once, in each process."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, split, corrupt and take labels away; the first call does it for every stage."""
+        """Load, split, corrupt and hide labels; the first call serves every stage."""
         if self._partition is not None:
             return
-        if self.trainer is None:  # else it has done so
+        if self.trainer is None:  # else the trainer has done so
             self.prepare_data()
         self._seed = resolve_seed(self.seed)
         source, matrix = self.load(), self.noise_matrix()
@@ -140,11 +129,7 @@ class DataModule(LightningDataModule, ABC):
         self._partition = partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
 
     def noise_matrix(self) -> npt.NDArray[np.float64] | None:
-        """The transition matrix of the training labels' noise, ``(C, C)``; of several labels a sample, ``(2, 2)``.
-
-        Raises:
-            ValueError: If it is not one, or several labels a sample have other than symmetric noise.
-        """
+        """The transition matrix of the label noise, ``(C, C)``; with several labels a sample, ``(2, 2)``."""
         if self.multilabel and (self.transition is not None or self.noise == "asymmetric"):
             raise ValueError(
                 "expected symmetric noise or none with several labels a sample, found asymmetric noise or a transition "
@@ -161,7 +146,7 @@ class DataModule(LightningDataModule, ABC):
     def parts(self) -> Partition:
         """The split rows, known after `setup`."""
         if self._partition is None:
-            # AttributeError: so hasattr and getattr with a default work.
+            # AttributeError, so that hasattr and getattr with a default work
             raise AttributeError("expected the data to be split, found it is not yet. Call setup() first.")
         return self._partition
 
@@ -177,59 +162,48 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def labels(self) -> Tensor:
-        """Given labels, noisy or `UNLABELED`, then those of the meta rows: int64 ``(N + M,)`` or ``(N + M, C)``."""
+        """Given labels of training and meta rows, noisy or `UNLABELED`: int64 ``(N + M,)`` or ``(N + M, C)``."""
         return self.parts.given
 
     @property
     def clean_labels(self) -> Tensor:
-        """True labels, of the same shape, taken away or not: for diagnostics, never for a loss."""
+        """True labels of the same rows, hidden or not: for diagnostics, never for a loss."""
         return self.parts.clean
 
     @property
     def noisy(self) -> Tensor:
-        """Which rows have a wrong label, bool ``(N + M,)``: for diagnostics. A missing label is not wrong."""
+        """Which rows have a wrong label, bool ``(N + M,)``; a missing label is not wrong."""
         wrong = (self.labels != self.clean_labels) & (self.labels != UNLABELED)
         return wrong.any(dim=1) if self.multilabel else wrong
 
     @property
     def knows_truth(self) -> bool:
-        """Whether the noise was made here or labels were taken away, so that the true labels are known."""
-        return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
-
-    @property
-    def knows_truth(self) -> bool:
-        """Whether the true labels are known, because the data module made the noise or took labels away."""
+        """Whether the data module made the noise or hid labels, and so knows the true labels."""
         return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
 
     @property
     def trusted(self) -> Tensor:
-        """Which labels are known to be clean, bool ``(N + M,)``: those of the meta rows."""
+        """Which labels are known to be clean, those of the meta rows: bool ``(N + M,)``."""
         return torch.arange(len(self.labels)) >= self.train_size
 
     @property
     def fingerprint(self) -> str:
-        """Hex hash of data set, split and given labels: values kept for each sample belong to one of them."""
+        """Hex hash of data set, split and given labels, which values kept by row belong to."""
         return self.parts.fingerprint
 
     def require_meta(self, who: str) -> None:
-        """Raise a ValueError if there are no meta rows; `who` needs them."""
+        """Raise a ValueError if there are no meta rows, which `who` needs."""
         if self.meta_size == 0:
-            raise ValueError(
-                f"expected a meta split for {who}, found 0 rows. Set the data's argument meta, e.g. meta=0.1."
-            )
+            raise ValueError(f"expected a meta split for {who}, found 0 rows. Set the data's meta, e.g. meta=0.1.")
 
     def train_dataloader(self) -> Any:
-        """The shuffled training batches, with meta batches beside them if the method needs those.
-
-        Raises:
-            ValueError: If the method asks for meta rows, and there are none or `train_on_meta` forbids it.
-        """
+        """The shuffled training batches, with meta batches beside them if the method needs those."""
         module = None if self.trainer is None else self.trainer.lightning_module
         needs_meta, trains_on_meta = (bool(getattr(module, name, False)) for name in ("needs_meta", "trains_on_meta"))
         if trains_on_meta and self.train_on_meta is False:
             raise ValueError(
-                f"expected train_on_meta to be true or unset, as {type(module).__name__} trains on the meta "
-                "rows, found false. Remove train_on_meta from the data's arguments, or change the method's."
+                f"expected train_on_meta to be true or unset, as {type(module).__name__} trains on the meta rows, "
+                "found false. Remove train_on_meta from the data's arguments, or change the method's."
             )
         joined = trains_on_meta or bool(self.train_on_meta)
         if needs_meta or joined:
@@ -243,15 +217,14 @@ class DataModule(LightningDataModule, ABC):
         train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
         if not needs_meta:
             return train
-        # As many draws as the training stream, so as many batches: neither outlasts the other.
+        # as many draws as the training stream, so as many batches
         meta = self._shuffled(self.parts.meta_rows(), len(stream), "meta order")
         return CombinedLoader({"train": train, "meta": meta}, mode="min_size")
 
     def val_dataloader(self) -> Any:
         """The validation batches; no loader if the split is empty, which skips validation."""
-        rows = self.parts.val
-        if len(rows):
-            return self.loader(rows)
+        if len(self.parts.val):
+            return self.loader(self.parts.val)
         rank_zero_warn("there are no validation rows: no best epoch can be told. Give the data a val split.")
         return []
 
@@ -266,10 +239,10 @@ class DataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
-        """Batches of some rows: in their order, or for training in a sampler's."""
+        """Batches of some rows, in their order or, for training, in a sampler's."""
         if self.on_device and self.trainer is not None:
             device = self.trainer.strategy.root_device
-            if self._move is None:  # one copy of each tensor, whichever rows it is in
+            if self._move is None:  # all loaders share one copy of each tensor
                 self._move = cache(partial(Tensor.to, device=device))
             rows = rows.to(device, self._move)
         return EpochLoader(
@@ -298,3 +271,18 @@ class DataModule(LightningDataModule, ABC):
     ) -> DataLoader[Batch]:
         several = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         return self.loader(rows, EpochSampler(len(rows), length, *several, derive_seed(self._seed, purpose), chosen))
+
+
+def data_of(module: LightningModule) -> DataModule:
+    """The data module of lit_kd that a module is trained on.
+
+    Raises:
+        ValueError: If there is none, or another one.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, DataModule):
+        raise ValueError(
+            f"{type(module).__name__} needs sample indices: pass a data module of lit_kd.data, or wrap your own in "
+            f"lit_kd.data.DistillationDataModule(inner); found {'none' if data is None else type(data).__name__}"
+        )
+    return data

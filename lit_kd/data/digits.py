@@ -18,8 +18,8 @@ class DigitsDataModule(DataModule):
     """scikit-learn's digits: 1797 images of 1 x 8 x 8 pixels in ``[0, 1]``, 10 classes.
 
     Args:
-        test: Rows of the test split, a fraction or a count of all; they are the same whatever the seed.
-        **shared: Arguments of every data module, see `DataModule`.
+        test: Size of the test split, a fraction or a count; its rows are the same under every seed.
+        **shared: See `DataModule`.
 
     Examples:
         >>> data = DigitsDataModule(noise="symmetric", noise_rate=0.4, seed=0)
@@ -50,10 +50,7 @@ class DigitsDataModule(DataModule):
 
 
 class DigitAttributesDataModule(DigitsDataModule):
-    """The same images with five labels each, 0 or 1: what is true of the digit.
-
-    The labels are "even", "prime", "above 4", "closed loop" (0, 4, 6, 8 and 9) and "multiple of 3". Noise, if any, is
-    symmetric.
+    """The same images with five labels of 0 or 1: what is true of the digit. Noise must be symmetric.
 
     Examples:
         >>> data = DigitAttributesDataModule(seed=0)
@@ -74,7 +71,7 @@ class DigitAttributesDataModule(DigitsDataModule):
     }
 
     def load(self) -> Source:
-        """Read the images, and look the labels of each digit up."""
+        """Read the images and look up the labels of each digit."""
         source = super().load()
         source.labels = np.stack([np.isin(source.labels, own) for own in self.names.values()], axis=1).astype(np.int64)
         return source

@@ -1,4 +1,4 @@
-"""Image files in one folder a class, decoded as they are needed."""
+"""Image files in one folder per class, decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_kd.data.rows import ItemRows
 from lit_kd.data.splits import Labels
 from lit_kd.models.images import ImageInput
 
-# The usual statistics of natural images, those of ImageNet; pretrained networks expect them.
+# ImageNet's statistics, which pretrained networks expect
 MEAN = [0.485, 0.456, 0.406]
 STD = [0.229, 0.224, 0.225]
 
@@ -26,12 +26,9 @@ class ImageFolderDataModule(DataModule):
 
     Args:
         root: The directory.
-        image_size: Height and width of the images in pixels.
-        augment: Train on random crops of random size, and random mirror images.
-        **shared: Arguments of every data module, see `DataModule`.
-
-    Raises:
-        FileNotFoundError: If a folder is not there.
+        image_size: Height and width in pixels.
+        augment: Train on random crops of random size and on random mirror images.
+        **shared: See `DataModule`.
     """
 
     def __init__(self, root: str = "data", image_size: int = 64, augment: bool = True, **shared: Any) -> None:
@@ -41,7 +38,7 @@ class ImageFolderDataModule(DataModule):
         self.augment = augment
         self.image_input: ImageInput = ImageInput(3, image_size, MEAN, STD)
         self.input_shape = self.image_input.shape
-        # Needed before the model is built, hence read here; the files are listed in setup.
+        # read here, as the model is built before setup lists the files
         self.class_names = _subfolders(self.root / "train")
         self.num_classes = len(self.class_names)
         self.test_folder = "test" if (self.root / "test").is_dir() else "val"
@@ -71,29 +68,24 @@ class ImageFolderDataModule(DataModule):
         known = {c: number for number, c in enumerate(self.class_names or [])}
         unknown = [c for c in folder.classes if c not in known]
         if unknown:
-            raise ValueError(
-                f"expected in {self.root / name} class folders that train has, found also {', '.join(unknown)}. "
-                "Remove or rename them."
-            )
+            raise ValueError(f"expected in {folder.root} class folders of train, found {unknown}: remove or rename")
         # A split may lack a class: its own numbering is then another.
         return ItemRows(folder), np.array([known[folder.classes[c]] for c in folder.targets], dtype=np.int64)
 
     def _names(self, rows: ItemRows) -> bytes:
-        """Names of the files, which tell data sets apart; decoded pixels depend on the library."""
+        """File names, which tell data sets apart; decoded pixels depend on the library."""
         paths = (Path(path).relative_to(self.root).as_posix() for path, _ in rows.dataset.samples)
         return "\n".join(paths).encode()
 
 
 def _read_image(path: str) -> Any:
-    """The decoded file; the decoder's own error would not name it."""
+    """Decode a file; the decoder's own error would not name it."""
     from torchvision.datasets.folder import default_loader
 
     try:
         return default_loader(path)
     except (OSError, ValueError, SyntaxError) as error:  # the last of a PNG with a broken chunk
-        raise ValueError(
-            f"expected an image in {path}, found a damaged file or another ({error}): replace or remove it"
-        ) from error
+        raise ValueError(f"expected an image in {path}, found another file ({error}): replace it") from error
 
 
 def _subfolders(folder: Path, also: str = "") -> list[str]:

@@ -1,10 +1,10 @@
-"""A data module of someone else's, with our splits, noise, indices and meta batches."""
+"""Somebody else's data module with our splits, noise, indices and meta batches."""
 
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,39 +14,48 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
+from rich.progress import track
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from lit_kd.data.base import DataModule
-from lit_kd.data.labels import known_names, read_labels
 from lit_kd.data.partition import Source
-from lit_kd.data.rows import ItemRows
+from lit_kd.data.rows import ItemRows, equal_inputs
+from lit_kd.data.splits import Labels
+from lit_kd.models.plain import known_names
 from lit_kd.types import Batch
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class DistillationDataModule(DataModule):
-    """Wraps any data module whose training and validation data sets are map-style, of ``(x, y)`` items.
+    """Wraps any data module whose training and validation data sets are map-style, with ``(x, y)`` items.
 
     Data sets, batch size, number of workers and collate function come from its loaders, so mappings and tokenised text
-    work. Splits, noise, indices and the order of the training rows are ours. Test and predict loaders are passed
-    through as they are.
+    work. Splits, noise, indices and the order of the training rows are ours. Test and predict loaders stay its own.
 
     Args:
         inner: The data module to wrap.
         num_classes: Number of classes. Default: `inner.num_classes`, or the highest label plus one.
-        meta: Rows of the meta split: a fraction or a count of the validation rows of `inner`; the others remain for
-            validation.
-        batch_size: Default: that of its training loader.
-        num_workers: Default: that of its training loader.
-        drop_last: Default: that of its training loader.
+        meta: Size of the meta split, a fraction or a count of the validation rows of `inner`.
+        batch_size: Default: as in its training loader.
+        num_workers: Default: as in its training loader.
+        drop_last: Default: as in its training loader.
         val_train: The validation data set with the training's augmentation, for methods that train on meta rows.
-            Default: the validation data set with the `transform` of the training data set, where both have one.
-        **shared: Arguments of every data module, see `DataModule`; not `val`.
+            Default: the validation data set with the `transform` of the training data set, if both have one.
+        **shared: See `DataModule`; not `val`.
 
     Examples:
-        >>> from torch.utils.data import TensorDataset
-        >>> rows = TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
+        >>> import torch
+        >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
         >>> inner = LightningDataModule.from_datasets(rows, val_dataset=rows, batch_size=4)
         >>> data = DistillationDataModule(inner)
         >>> data.setup()
@@ -67,10 +76,8 @@ class DistillationDataModule(DataModule):
         **shared: Any,
     ) -> None:
         if isinstance(inner, DataModule):
-            raise ValueError(
-                f"expected a data module to wrap, found {type(inner).__name__}, which is one of lit_kd "
-                "already. Use it as it is."
-            )
+            name = type(inner).__name__
+            raise ValueError(f"expected a data module to wrap, found {name}, which is one of lit_kd already: use it")
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
         self.prepare_data_per_node = inner.prepare_data_per_node
@@ -81,7 +88,7 @@ class DistillationDataModule(DataModule):
             self.num_classes = num_classes
         self._adopt_shapes()
         for hook in HOOKS:
-            # Set only where inner has its own: ours would otherwise take the place of the model's.
+            # set only where inner has its own: ours would otherwise replace the model's
             if is_overridden(hook, inner, DataHooks):
                 setattr(self, hook, partial(self._call_hook, hook))
 
@@ -102,12 +109,7 @@ class DistillationDataModule(DataModule):
         self.inner.teardown(stage)
 
     def load(self) -> Source:
-        """Take the data sets out of the wrapped loaders, and read their labels.
-
-        Raises:
-            TypeError: If they are not what can be wrapped.
-            ValueError: If a meta split is wanted and there are no validation rows.
-        """
+        """Take the data sets out of the wrapped loaders and read their labels."""
         self._setup_inner("fit")
         train = _only_loader(self.inner.train_dataloader(), "train")
         self._adopt_loader(train)
@@ -120,8 +122,8 @@ class DistillationDataModule(DataModule):
             self._augment_meta_rows(source, train, val.dataset)
         elif self.meta:
             raise ValueError(
-                "expected a val_dataloader of the wrapped data module, to cut the meta split from, found "
-                "none. Give it validation rows, or set meta=0 if the method needs no meta split."
+                "expected a val_dataloader of the wrapped data module, to cut the meta split from, found none. Give it "
+                "validation rows, or set meta=0 if the method needs no meta split."
             )
         if not hasattr(self, "num_classes") and getattr(self.inner, "num_classes", None) is None:
             self.num_classes = 1 + int(max(y.max(initial=-1) for y in (labels, source.val_labels) if y is not None))
@@ -146,7 +148,7 @@ class DistillationDataModule(DataModule):
             self._stages.add(stage)
 
     def _adopt_shapes(self) -> None:
-        """Take over what the wrapped module knows of its data, now or only once it is set up."""
+        """Take over what the wrapped module knows of its data so far."""
         for name in ("num_classes", "input_shape", "image_input"):
             value = getattr(self.inner, name, None)
             if value is not None and getattr(self, name, None) is None:
@@ -159,8 +161,8 @@ class DistillationDataModule(DataModule):
             setattr(self, name, getattr(loader, name) if given is None else given)
         if self.batch_size is None:
             raise ValueError(
-                "expected a train_dataloader with a batch_size, found one with a batch sampler of its "
-                "own. Set batch_size of the wrapper."
+                "expected a train_dataloader with a batch_size, found one with a batch sampler of its own: set the "
+                "wrapper's batch_size"
             )
         if not isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
             warnings.warn(
@@ -174,9 +176,7 @@ class DistillationDataModule(DataModule):
         augmented = with_transform_of(train.dataset, val) if self.val_train is None else self.val_train
         if augmented is not None:
             if len(augmented) != len(val):
-                raise ValueError(
-                    f"expected val_train to hold the {len(val)} validation rows, found {len(augmented)} rows"
-                )
+                raise ValueError(f"expected {len(val)} validation rows in val_train, found {len(augmented)} rows")
             source.val_train = ItemRows(augmented, train.collate_fn)
         elif is_random(train.dataset) and not is_random(val):
             source.unlike = (
@@ -186,7 +186,7 @@ class DistillationDataModule(DataModule):
             )
 
     def _call_hook(self, hook: str, batch: Any, *args: Any) -> Any:
-        """Give the wrapped module the ``(x, y)`` that its hook expects, and put the index back."""
+        """Give the wrapped module the ``(x, y)`` that its hook expects, then put the index back."""
         if isinstance(batch, dict) and all(isinstance(part, Batch) for part in batch.values()):
             return {name: self._call_hook(hook, part, *args) for name, part in batch.items()}
         if not isinstance(batch, Batch):
@@ -217,15 +217,7 @@ def with_transform_of(train: Any, val: Any) -> Any:
 def is_random(dataset: Any) -> bool:
     """Whether items differ when they are read again; the global random numbers are left as they were."""
     with isolate_rng():
-        return not all(_equal(dataset[i][0], dataset[i][0]) for i in range(min(2, len(dataset))))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Mapping):
-        return all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(np.array_equal(a, b))
+        return not all(equal_inputs(dataset[i][0], dataset[i][0]) for i in range(min(2, len(dataset))))
 
 
 def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
@@ -241,3 +233,55 @@ def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
         f"expected {name}_dataloader of the wrapped data module to return one DataLoader of a map-style data set, "
         f"found {found}. Let it return one, e.g. over a ConcatDataset; give the data set __getitem__ and __len__."
     )
+
+
+def read_labels(dataset: Any, name: str) -> Labels:
+    """Read the class number of every ``(x, y)`` item of a map-style data set, ``(n,)``; messages call it `name`.
+
+    They come from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`, also through
+    `Subset` and `ConcatDataset`, if a few items confirm them. Otherwise every item is read once.
+    """
+    n = len(dataset)
+    known = _known(dataset)
+    with isolate_rng():  # items may be augmented
+        some = np.unique(np.linspace(0, n - 1, num=min(n, 8)).astype(int))
+        seen = [_label(dataset, int(i), name) for i in some]
+        if known is not None and len(known) == n and known[some].tolist() == seen:
+            return known
+        walk = track(range(n), description=f"Reading labels of the {name} data", disable=n <= 2000)
+        return np.array([_label(dataset, i, name) for i in walk], dtype=np.int64)
+
+
+def _known(dataset: Any) -> Labels | None:
+    """Labels that the data set gives without reading items, or None."""
+    if isinstance(dataset, Subset):
+        whole = _known(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [labels for labels in map(_known, dataset.datasets) if labels is not None]
+        return np.concatenate(parts) if len(parts) == len(dataset.datasets) else None
+    if isinstance(dataset, TensorDataset):
+        found: Any = dataset.tensors[1] if len(dataset.tensors) == 2 else None
+    else:
+        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if found is None:
+        return None
+    try:
+        labels = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    except ValueError:  # a ragged list, e.g. of boxes
+        return None
+    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
+
+
+def _label(dataset: Any, i: int, name: str) -> int:
+    item = dataset[i]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        found = type(item).__name__ + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+        raise TypeError(f"expected items (x, y) of the {name} data set, found a {found}: return such pairs")
+    try:
+        return operator.index(item[1])
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"expected class numbers as labels of the {name} data set, found {item[1]!r} in item {i}. "
+            "Let its items be (x, y), y an integer."
+        ) from None

@@ -1,4 +1,4 @@
-"""Label noise: every kind is a transition matrix, and one function draws labels from it."""
+"""Label noise: each kind is a transition matrix, and one function draws labels from it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,10 @@ def transition_matrix(
 ) -> npt.NDArray[np.float64]:
     """The matrix ``T`` with ``T[i, j] = P(given label = j | true label = i)``.
 
-    - ``symmetric``: with probability `rate` a label is redrawn from ALL classes, its own included. So ``rate * (C -
-      1) / C`` of the labels are wrong: 40% noise is 36% wrong labels with 10 classes. This is the convention of the
-      ALM-KD code [code].
-    - ``asymmetric``: with probability `rate` class ``c`` becomes ``pairs[c]``; classes without a pair stay clean.
-
-    Args:
-        kind: Which noise.
-        num_classes: Number of classes ``C``.
-        rate: Probability in ``[0, 1]``; not the share of wrong labels, see above.
-        pairs: For asymmetric noise, what each class becomes. Default: the next class, and 0 after the last.
-
-    Returns:
-        float64 array ``(C, C)``, each row a distribution.
-
-    Raises:
-        ValueError: If `kind` is unknown, `rate` is not in ``[0, 1]``, or a class in `pairs` does not exist.
+    - ``symmetric``: with probability `rate` in ``[0, 1]`` a label is redrawn from ALL classes, its own included. So
+      ``rate * (C - 1) / C`` of the labels are wrong: 40% noise is 36% wrong labels with 10 classes [code of ALM-KD].
+    - ``asymmetric``: with probability `rate` class ``c`` becomes ``pairs[c]``; classes without a pair stay clean. By
+      default it becomes the next class, and the last one becomes 0.
 
     Examples:
         >>> transition_matrix("asymmetric", 3, 0.5, {2: 0}).tolist()
@@ -51,22 +39,16 @@ def transition_matrix(
     wrong = np.roll(eye, 1, axis=1) if pairs is None else eye.copy()
     for true, mistaken in (pairs or {}).items():
         if not (0 <= true < num_classes and 0 <= mistaken < num_classes):
-            raise ValueError(
-                f"expected pairs of classes in [0, {num_classes}), found {true}: {mistaken}. "
-                "Name each class by its number, from 0."
-            )
+            raise ValueError(f"expected pairs of classes in [0, {num_classes}), found {true}: {mistaken}: count from 0")
         wrong[true] = eye[mistaken]
     return (1 - rate) * eye + rate * wrong
 
 
 def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
-    """`matrix` as a float64 array; raises a ValueError if it is no transition matrix of `num_classes` classes."""
+    """Return `matrix` as a float64 array; raise a ValueError if it is no transition matrix of so many classes."""
     expected = f"expected a {num_classes} x {num_classes} transition matrix"
     meaning = "Entry [i][j] is P(given label = j | true label = i)."
-    try:
-        array = np.asarray(matrix, dtype=np.float64)
-    except ValueError:
-        raise ValueError(f"{expected}, found rows of unequal length. {meaning}") from None
+    array = np.asarray(matrix, dtype=np.float64)
     if array.shape != (num_classes, num_classes):
         raise ValueError(f"{expected}, found shape {array.shape}. {meaning}")
     good = (array >= 0).all(axis=1) & np.isclose(array.sum(axis=1), 1, rtol=0, atol=1e-6)
@@ -81,12 +63,7 @@ def check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
 def corrupt(
     labels: Labels, matrix: Sequence[Sequence[float]] | npt.NDArray[np.float64], seed: int | np.random.Generator
 ) -> Labels:
-    """Draw each label anew from its row of a transition matrix ``(C, C)``; `UNLABELED` ones stay missing.
-
-    Labels are an int64 array of any shape; the result is a new one.
-
-    Raises:
-        ValueError: If the matrix is none, or a label has no row in it.
+    """Draw each label, int64 of any shape, anew from its row of a transition matrix ``(C, C)``; missing ones stay.
 
     Examples:
         >>> corrupt(np.array([0, 1, -1]), [[0, 1], [1, 0]], seed=0).tolist()
@@ -96,11 +73,8 @@ def corrupt(
     given = np.array(labels)
     classes = np.unique(given[given != UNLABELED])
     if len(classes) and not 0 <= classes[0] <= classes[-1] < len(array):
-        raise ValueError(
-            f"expected labels in [0, {len(array)}), found {classes[0]} to {classes[-1]}. "
-            "Give a transition matrix with a row for each class."
-        )
-    # One draw a label, missing ones too: whether a label is missing never changes the noise of another.
+        raise ValueError(f"expected labels in [0, {len(array)}) of the matrix, found {classes[0]} to {classes[-1]}")
+    # one draw per label, missing or not: a missing label never changes the noise of another
     draws = np.random.default_rng(seed).random(given.shape)
     rows = [given == c for c in classes]
     for c, own in zip(classes, rows, strict=True):

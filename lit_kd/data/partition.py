@@ -1,4 +1,4 @@
-"""From a source of rows to the train, meta, val and test parts, with noisy and clean labels."""
+"""Splits a source of rows into train, meta, val and test parts, with noisy and clean labels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Source:
     """What a data module loads, before it is split.
 
     Attributes:
-        train: The pool: ``n`` rows for training, augmented if they are to be.
+        train: The pool of ``n`` training rows, with augmentation if any.
         plain: The same rows without augmentation; may be the same object.
-        labels: True labels of the pool, integers ``(n,)``; of a data module that is `multilabel`, 0 or 1, ``(n, C)``.
-            `UNLABELED`, in a whole row, marks a missing label. Rows without a label are always training rows.
-        test: Test rows, if the data set has its own.
+        labels: True labels of the pool, integers ``(n,)``; of a `multilabel` data module, 0 or 1, ``(n, C)``. A row of
+            `UNLABELED` marks a missing label, and is always a training row.
+        test: The data set's own test rows, if any.
         test_labels: Their labels.
-        test_size: If it has none: the fraction or count of the pool to hold out as test rows.
-        val: Validation rows, if the data set has its own; then the meta rows are cut from them.
+        test_size: Without own test rows, the fraction or count of the pool to hold out as such.
+        val: The data set's own validation rows, if any; the meta rows are then cut from them.
         val_labels: Their labels.
         val_train: The validation rows augmented, for meta rows that are trained on. Default: `val`.
-        unlike: Why meta rows must not be trained on, if so: a message.
-        identity: Some bytes that tell this data set from another; they go into the fingerprint.
+        unlike: The error message if meta rows must not be trained on.
+        identity: Bytes that tell this data set from another, for the fingerprint.
     """
 
     train: Rows
@@ -55,15 +55,15 @@ class Partition:
 
     Attributes:
         augmented: Rows to train on.
-        plain: The same rows, not augmented.
-        positions: For each of train, meta and val, positions in both of these.
-        given: Labels that the training sees, of training rows, then of meta rows: ``(N + M,)`` or ``(N + M, C)``.
-        clean: The true ones.
+        plain: The same rows without augmentation.
+        positions: Positions of train, meta and val in both of these.
+        given: Labels that the training sees, of training, then of meta rows: ``(N + M,)`` or ``(N + M, C)``.
+        clean: The true labels of the same rows.
         val: Validation rows.
         test: Test rows.
-        fingerprint: Hash of which row has which index and given label, and of the source's `identity`.
+        fingerprint: Hash of indices, given labels and the source's `identity`.
         rows_fingerprint: The same without labels.
-        unlike: As of `Source`.
+        unlike: See `Source`.
     """
 
     augmented: Rows
@@ -78,11 +78,7 @@ class Partition:
     unlike: str | None = None
 
     def train_rows(self, meta: bool) -> Indexed:
-        """The training rows, followed by the meta rows if `meta`.
-
-        Raises:
-            ValueError: If the meta rows must not be trained on.
-        """
+        """The training rows, followed by the meta rows if `meta`; a ValueError if those must not be trained on."""
         if meta and self.unlike is not None:
             raise ValueError(self.unlike)
         parts = ("train", "meta") if meta else ("train",)
@@ -90,7 +86,7 @@ class Partition:
         return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
 
     def meta_rows(self) -> Indexed:
-        """The meta rows, not augmented."""
+        """The meta rows without augmentation."""
         first = len(self.positions["train"])
         return Indexed(self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given)))
 
@@ -105,13 +101,7 @@ def partition(
     labeled: int | float | None = None,
     multilabel: bool = False,
 ) -> Partition:
-    """Split a source, corrupt its training labels, and take some of them away.
-
-    The arguments are those of `DataModule`; `matrix` is its `noise_matrix`.
-
-    Raises:
-        ValueError: If a label is out of range, or the sizes do not fit.
-    """
+    """Split a source, corrupt its training labels and hide some; arguments as of `DataModule`, with its matrix."""
 
     def checked(labels: Labels | None, rows: Rows, name: str, missing: bool = False) -> Labels:
         assert labels is not None, f"a Source with {name} rows has their labels"
@@ -120,24 +110,22 @@ def partition(
 
     labels = checked(source.labels, source.train, "training", missing=True)
     if len(source.plain) != len(source.train):
-        raise ValueError(
-            f"expected the same rows with and without augmentation, found {len(source.train)} and {len(source.plain)}"
-        )
+        raise ValueError(f"expected as many plain as augmented rows, found {len(source.plain)} and {len(source.train)}")
     augmented, plain, clean = source.train, source.plain, labels
     split_seed = derive_seed(seed, "split")
     known = np.flatnonzero(has_label(labels))
     total = len(known)
-    # The test rows are the same under every seed: no teacher was trained, under another seed, on what tests a student.
+    # the same test rows under every seed: no teacher of another seed was trained on what tests a student
     held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
     test_positions, known = known[held["test"]], known[held["pool"]]
     if source.val is None:
-        # Fractions are of all labeled rows, before the test rows are taken away.
+        # fractions are of all labeled rows, test rows included
         sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
         parts = stratified_split(labels[known], sizes, split_seed)
         positions = {name: known[part] for name, part in parts.items()}
     else:
         own = checked(source.val_labels, source.val, "validation")
-        # One numbering for both: the validation rows follow the pool.
+        # one numbering for both: the validation rows follow the pool
         augmented = JoinedRows(augmented, source.val_train or source.val)
         plain = JoinedRows(plain, source.val)
         clean = np.concatenate([labels, own])
@@ -150,7 +138,7 @@ def partition(
     if matrix is not None:
         given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
     if labeled is not None:
-        # Chosen by the given labels, after the noise: the truth must not show in the choice.
+        # chosen by the given labels, after the noise: the choice must not show the truth
         given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
 
     if source.test is None:
@@ -181,9 +169,6 @@ def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
 def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
     """Keep a fraction or count of the labels, about the same share of each class; the others become `UNLABELED`.
 
-    Raises:
-        ValueError: If that is less than one label a class, or more than there are.
-
     Examples:
         >>> (keep_labels(np.arange(12) % 3, 0.5, seed=0) != UNLABELED).sum()
         np.int64(6)
@@ -207,18 +192,14 @@ def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
 def check_labels(
     labels: npt.ArrayLike, shape: tuple[int, ...], num_classes: int, name: str, missing: bool = False
 ) -> Labels:
-    """Return labels as int64, if they have this shape and lie in ``[0, num_classes)``.
+    """Return labels as int64; raise a ValueError unless they have this shape and lie in ``[0, num_classes)``.
 
-    Raises:
-        ValueError: If not. Rows of `UNLABELED` pass where `missing` labels are allowed.
+    Rows of `UNLABELED` pass where labels may be `missing`.
     """
     y = np.asarray(labels)
     if y.shape != shape or y.dtype.kind not in "iu":
         each = "one integer label" if len(shape) == 1 else f"{shape[1]} labels, 0 or 1,"
-        raise ValueError(
-            f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}. "
-            "Give class numbers, or 0 and 1 where the data module is multilabel."
-        )
+        raise ValueError(f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}")
     table = y[:, None] if y.ndim == 1 else y
     wrong = ((table < 0) | (table >= num_classes)).any(axis=1)
     if missing:

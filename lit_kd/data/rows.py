@@ -1,10 +1,12 @@
-"""Rows of inputs, fetched many at a time, and the data set that puts our labels and indices beside them."""
+"""Rows of inputs, fetched many at a time, and the data set that adds our labels and indices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -22,25 +24,23 @@ class Rows(Protocol):
 
     def __len__(self) -> int:
         """The number of rows."""
-        ...
 
     def fetch(self, positions: list[int]) -> Inputs:
         """The inputs at `positions`, batched: a tensor ``(B, ...)``, or a mapping of such tensors."""
-        ...
 
 
+@dataclass(eq=False)
 class TensorRows:
     """Rows of one tensor in memory.
 
-    Args:
+    Attributes:
         x: Tensor ``(n, ...)``.
-        transform: Called on each fetched batch ``(B, ...)``, e.g. to turn bytes into floats and to augment. It must
-            be picklable, for loader workers.
+        transform: Called on each fetched batch ``(B, ...)``, e.g. to augment it. Loader workers must be able to pickle
+            it.
     """
 
-    def __init__(self, x: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.x = x
-        self.transform = transform
+    x: Tensor
+    transform: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -51,17 +51,12 @@ class TensorRows:
         return x if self.transform is None else self.transform(x)
 
 
+@dataclass(eq=False)
 class ItemRows:
-    """Rows of a map-style data set of ``(x, y)`` items; its own ``y`` is dropped, as ours takes its place.
+    """Inputs of a map-style data set of ``(x, y)`` items, collated to such batches; our labels replace its own."""
 
-    Args:
-        dataset: Has ``__len__`` and ``__getitem__``.
-        collate: Turns a list of items into a batch ``(x, y)``.
-    """
-
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any] = default_collate) -> None:
-        self.dataset = dataset
-        self.collate = collate
+    dataset: Any
+    collate: Callable[[list[Any]], Any] = default_collate
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,19 +69,16 @@ class ItemRows:
         """Collate items and keep the inputs."""
         batch = self.collate(items)
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError(
-                f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}. "
-                "Let it return such a pair; x may be a tensor or a mapping of tensors."
-            )
+            raise TypeError(f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}")
         return cast(Inputs, batch[0])
 
 
+@dataclass(eq=False)
 class JoinedRows:
     """Two `Rows`, one after the other."""
 
-    def __init__(self, first: Rows, second: Rows) -> None:
-        self.first = first
-        self.second = second
+    first: Rows
+    second: Rows
 
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
@@ -100,11 +92,11 @@ class JoinedRows:
         if not front:
             return self.second.fetch(back)
         if isinstance(self.first, ItemRows) and isinstance(self.second, ItemRows):
-            # Merge items, not batches: only the collate function can pad texts of unequal length.
+            # merge items, not batches: only the collate function can pad texts of unequal length
             first, second = self.first, self.second
             return first.merge([second.dataset[p - n] if p >= n else first.dataset[p] for p in positions])
         a, b = self.first.fetch(front), self.second.fetch(back)
-        # The front rows come first now: undo that.
+        # undo that the front rows come first now
         order = torch.tensor([p >= n for p in positions]).int().argsort(stable=True).argsort()
         if isinstance(a, Tensor):
             return torch.cat([a, cast(Tensor, b)])[order]
@@ -112,45 +104,53 @@ class JoinedRows:
 
 
 def on_device(rows: Rows, move: Move) -> Rows:
-    """The same rows with their tensors on a device; raises a ValueError if they are not made of tensors in memory."""
+    """The same rows with their tensors on a device; a ValueError if they are not made of tensors in memory."""
     if isinstance(rows, JoinedRows):
         return JoinedRows(on_device(rows.first, move), on_device(rows.second, move))
     if isinstance(rows, TensorRows):
         return TensorRows(move(rows.x), rows.transform)
-    raise ValueError(
-        f"expected rows of tensors in memory with on_device, found {type(rows).__name__}, which are read one by one: "
-        "set on_device=false"
-    )
+    raise ValueError(f"expected rows of tensors in memory with on_device, found {type(rows).__name__}: set it to false")
 
 
 def in_memory(rows: Rows) -> list[Tensor]:
-    """The tensors in memory that rows are made of; none where they come from elsewhere."""
+    """The tensors in memory that rows are made of; none for rows from elsewhere."""
     if isinstance(rows, JoinedRows):
         return in_memory(rows.first) + in_memory(rows.second)
     return [rows.x] if isinstance(rows, TensorRows) else []
 
 
-class Indexed(Dataset[Batch]):
-    """Some rows, with labels and indices: what the loaders read.
+def equal_inputs(a: Any, b: Any) -> bool:
+    """Whether two inputs hold the same values: tensors, arrays, or mappings and lists of them."""
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and a.keys() == b.keys() and all(equal_inputs(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(equal_inputs, a, b))
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    return bool(np.array_equal(a, b))
 
-    Args:
+
+@dataclass(eq=False)
+class Indexed(Dataset[Batch]):
+    """Some rows with labels and indices, as the loaders read them.
+
+    Attributes:
         rows: The inputs.
         positions: Which of the rows, ``(n,)``.
-        labels: Labels of each chosen row, int64, ``(n,)`` or ``(n, C)``.
-        indices: Index in the training set of each chosen row, int64, ``(n,)``; None if they have none.
+        labels: Labels of the chosen rows, int64, ``(n,)`` or ``(n, C)``.
+        indices: Their indices in the training set, int64, ``(n,)``, if they have any.
     """
 
-    def __init__(self, rows: Rows, positions: Positions, labels: Tensor, indices: Tensor | None) -> None:
-        self.rows = rows
-        self.positions = positions
-        self.labels = labels
-        self.indices = indices
+    rows: Rows
+    positions: Positions
+    labels: Tensor
+    indices: Tensor | None
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def to(self, device: torch.device, move: Move) -> Indexed:
-        """The same rows with all tensors on a device, the inputs by `move`; raises as `on_device`."""
+        """The same rows with all tensors on a device, the inputs by `move`; see `on_device`."""
         indices = None if self.indices is None else self.indices.to(device)
         return Indexed(on_device(self.rows, move), self.positions, self.labels.to(device), indices)
 
@@ -168,5 +168,5 @@ class Indexed(Dataset[Batch]):
 
 
 def as_is(batch: T) -> T:
-    """Return the batch: the collate function of a data set that hands out whole batches."""
+    """Return the batch: the collate function of a data set that gives whole batches."""
     return batch

@@ -1,9 +1,9 @@
-"""The order in which the training rows come."""
+"""The order in which rows come, and which of them a distributed sampler repeats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
@@ -16,20 +16,17 @@ class EpochSampler(DistributedSampler[int]):
     """Shuffles anew each epoch, in an order that depends on the seed and the epoch alone.
 
     Rank ``r`` of ``R`` takes every ``R``-th row from the ``r``-th on. So the ``k``-th batches of all ranks together are
-    the ``k``-th batch of one process with their summed batch size, and a resumed run sees what an uninterrupted one
-    would have seen. Lightning keeps a `DistributedSampler` and calls its `set_epoch`; in your own loop, call it.
+    the ``k``-th batch of one process with their summed batch size, and a resumed run sees the rows of an uninterrupted
+    one. Lightning calls `set_epoch`; your own loop must call it too.
 
     Args:
         size: Number of rows to draw from.
-        length: Number of draws an epoch; default `size`. For more draws than rows, permutations follow one another.
+        length: Number of draws per epoch; default `size`. More draws than rows come from several permutations.
         num_replicas: Number of processes ``R``. The draws are padded, from their start, to a multiple of it.
         rank: This process, in ``[0, R)``.
         seed: Seed, at least 0.
-        rows: Asked at each epoch's start which rows to draw from, int64; rows of `size` or more do not count. None, or
-            a returned None: all rows.
-
-    Raises:
-        ValueError: If there is no row to draw from.
+        rows: Returns at each epoch's start the rows to draw from, int64, or None for all; rows from `size` on do not
+            count.
 
     Examples:
         >>> sampler = EpochSampler(3, length=5, seed=0)
@@ -85,12 +82,24 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class EpochLoader(DataLoader[Batch]):
-    """Seeds and starts its workers when the first batch is asked for.
+    """Seeds and starts its workers at the first `next`.
 
-    Lightning makes the iterator earlier than that: before a resumed run has told the sampler its epoch, and before the
-    epoch's seed is set. torch would draw the workers' seed and start them right there.
+    Lightning makes the iterator before a resumed run has told the sampler its epoch, and before it sets the epoch's
+    seed. torch would draw the workers' seed and start them right there.
     """
 
     def __iter__(self) -> Any:
-        """Make torch's own iterator at the first `next`."""
         yield from super().__iter__()
+
+
+def own_rows(loaders: Any, which: int, seen: int, rows: int) -> int:
+    """How many of a batch's first `rows` rows are not repeated.
+
+    The batch comes from loader `which` of the trainer's loader or loaders; `seen` rows came before it.
+    """
+    loader = loaders[which] if isinstance(loaders, (list, tuple)) else loaders
+    sampler = loader.sampler if isinstance(loader, DataLoader) else None
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return rows
+    own = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
+    return max(0, min(rows, own - seen))

@@ -14,24 +14,14 @@ Labels = npt.NDArray[np.int64]
 
 
 def count_rows(size: int | float, total: int, name: str) -> int:
-    """Read the size of a split, a fraction of `total` or a count, as a count; 100.0 is a count, 1.0 is neither.
-
-    Raises:
-        ValueError: If it is negative, a fraction of 1 or more, or a fraction so small that it holds no row.
-    """
+    """Turn the size of a split, a fraction of `total` or a count, into a count; 100.0 is a count, 1.0 is neither."""
     if size > 1 and float(size).is_integer():
         size = int(size)  # a config's 100 may arrive as 100.0
     if not size >= 0 or (isinstance(size, float) and size >= 1):
-        raise ValueError(
-            f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}. "
-            "Write a count without a decimal point."
-        )
+        raise ValueError(f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}")
     count = round(size * total) if isinstance(size, float) else size
     if count == 0 and size > 0:
-        raise ValueError(
-            f"expected rows in {name}, found an empty split: {size} of {total} rows is less than one. "
-            "Give a larger fraction or a count, or 0 for no such split."
-        )
+        raise ValueError(f"expected rows in {name} or 0, found an empty split: {size} of {total} rows is less than one")
     return count
 
 
@@ -40,21 +30,18 @@ def stratified_split(
 ) -> dict[str, Positions]:
     """Split rows so that each part has about the same class shares.
 
-    Each part takes from every class its share of the rows that remain, rounded by largest remainders; ties are drawn.
+    Each part takes from every class its share of the remaining rows, rounded by largest remainders with random ties.
     So a class too small for every part goes to the larger ones. Rows with several labels are split by combination of
-    labels; if a part cannot hold every combination, by how many labels are set; else at random.
+    labels; if a part cannot hold every combination, by the number of labels set; else at random.
 
     Args:
-        labels: Class of each row, ``(n,)``, or several labels a row, 0 or 1, ``(n, C)``.
-        sizes: Size of each part but the first: a fraction in ``[0, 1)`` of all rows, or a count. 0: an empty part.
+        labels: Class of each row, ``(n,)``, or several labels of 0 or 1 per row, ``(n, C)``.
+        sizes: Size of each part but the first: a fraction in ``[0, 1)`` of all rows, a count, or 0 for an empty part.
         seed: Seed of the draw.
         rest: Name of the first part, which takes what the others leave.
 
     Returns:
-        Positions of each part, ascending: disjoint, and together all rows. `rest` comes first.
-
-    Raises:
-        ValueError: If a size is no fraction or count, is below the number of classes, or nothing is left.
+        Ascending positions of each part, `rest` first: disjoint, and together all rows.
 
     Examples:
         >>> parts = stratified_split([0, 1] * 10, {"val": 0.2}, seed=0)
@@ -67,9 +54,7 @@ def stratified_split(
         return {rest: np.arange(len(y)), **{name: np.arange(0) for name in counts}}
     if sum(counts.values()) >= len(y):
         asked = ", ".join(f"{name}={count}" for name, count in counts.items())
-        raise ValueError(
-            f"expected rows left for {rest}, found {len(y)} rows in all and {asked} asked for. Lower these sizes."
-        )
+        raise ValueError(f"expected rows left for {rest}, found {len(y)} rows in all and {asked}: lower these sizes")
     smallest = min(count for count in counts.values() if count)
     strata, per_stratum = _strata(y, smallest)
     if smallest < len(per_stratum):
@@ -80,7 +65,7 @@ def stratified_split(
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(y))
-    # A queue for each class, in random order: each part takes its share from the front.
+    # a queue for each class, in random order: each part takes its share from the front
     grouped = order[np.argsort(strata[order], kind="stable")]
     queues = np.split(grouped, np.cumsum(per_stratum)[:-1])
     taken = np.zeros_like(per_stratum)
@@ -105,9 +90,9 @@ def _strata(y: Labels, smallest: int) -> tuple[Positions, Positions]:
 
 def _apportion(count: int, available: Positions, rng: np.random.Generator) -> Positions:
     """Divide `count` rows among classes in proportion to `available`, by largest remainders."""
-    # Whole numbers throughout: a floating-point quota of 2.9999 would cost a class a row.
+    # whole numbers throughout: a floating-point quota of 2.9999 would cost a class a row
     floor, remainder = np.divmod(count * available, available.sum())
-    # A class gets one more only where its remainder is positive, so never more than it has.
+    # a class gets one more only where its remainder is positive, so never more than it has
     largest = np.lexsort((rng.random(len(available)), -remainder))[: count - floor.sum()]
     floor[largest] += 1
     return np.asarray(floor, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The drawn data of the ALM-KD code's synthetic studies: a study in seconds, and inputs that can be looked at."""
+"""The data of the ALM-KD code's synthetic studies: a study in seconds, and inputs that can be plotted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Points = npt.NDArray[np.float64]
 
 
 class _SyntheticDataModule(DataModule):
-    """The points and test rows are the same whatever the seed; it draws split, label noise and order.
+    """The points and test rows are the same under every seed, which draws split, label noise and order.
 
     Args:
-        test: Rows of the test split, a fraction or a count of all.
-        meta: Rows of the meta split. The GMM's 8100/900/1000 rows for train, validation and test are [code]; there,
-            weights are learned and epochs selected on the same 900. Here, half of them are meta and half val [ours].
-        val: Rows of the validation split.
-        batch_size: Rows a batch.
-        **shared: Arguments of every data module, see `DataModule`.
+        test: Size of the test split, a fraction or a count.
+        meta: Size of the meta split. The GMM's 8100/900/1000 rows for train, validation and test are [code]; there, the
+            same 900 serve to learn weights and to select epochs. Here, half of them are meta and half val [ours].
+        val: Size of the validation split.
+        batch_size: Rows per batch and process.
+        **shared: See `DataModule`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class _SyntheticDataModule(DataModule):
 
     @abstractmethod
     def draw(self) -> tuple[Points, Labels]:
-        """Draw the points, ``(n, F)``, and their classes, ``(n,)``; always the same ones."""
+        """Draw the points, ``(n, F)``, and their classes, ``(n,)``, always the same ones."""
 
     def load(self) -> Source:
         """Draw the points; they are not standardised, as in the source."""
@@ -55,8 +55,8 @@ class _SyntheticDataModule(DataModule):
 class GMMDataModule(_SyntheticDataModule):
     """20 Gaussian clusters at corners of a cube, one a class: 10000 points of 14 features [code].
 
-    The source's noisy variant redraws labels with probability 0.2 (``flip_y`` of scikit-learn), those of validation
-    and test rows too. Here, ``noise="symmetric", noise_rate=0.2`` is the same draw, of training labels only [ours].
+    The source's noisy variant redraws labels with probability 0.2 (scikit-learn's ``flip_y``), also in validation and
+    test. Here, ``noise="symmetric", noise_rate=0.2`` makes the same draw, for training labels only [ours].
 
     Examples:
         >>> data = GMMDataModule(noise="symmetric", noise_rate=0.2, seed=0)

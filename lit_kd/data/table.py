@@ -1,4 +1,4 @@
-"""What a method keeps about each training sample, across processes and resumes."""
+"""Values that a method keeps for each training sample, across processes and resumes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def _several() -> bool:
 
 
 def process() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
+    """This process's rank and the number of processes."""
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _several() else (0, 1)
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, written into the tensor itself."""
+    """Sum a tensor over all processes, in place."""
     if _several():
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def all_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, equally many each; the same rows where there is one process."""
+    """Concatenate the rows of all processes, equally many each."""
     if not _several():
         return rows
     parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
@@ -35,22 +35,21 @@ def all_rows(rows: Tensor) -> Tensor:
 
 
 def of_first_process(tensor: Tensor) -> Tensor:
-    """The first process's values, of the same shape in all; written into the tensor itself."""
+    """Replace a tensor by the first process's, in place."""
     if _several():
         torch.distributed.broadcast(tensor, src=0)
     return tensor
 
 
 class SampleTable:
-    """Named columns with one row for each training sample, addressed by sample index.
+    """Named columns with one row per training sample, addressed by sample index.
 
-    Each process either calls `write` for the rows of its own batches and `sync` now and then, or `exchange` for both
-    at once. The table is not a `torch.nn.Module`: DDP would overwrite a buffer with the first process's copy at each
-    forward.
+    Each process calls `write` for the rows of its own batches and `sync` now and then, or `exchange` for both at once.
+    The table is not a `torch.nn.Module`, as DDP would overwrite a buffer with the first process's copy at each forward.
 
     Args:
         size: Number of rows: the training samples, then the trusted meta rows.
-        fingerprint: Names the data set that the rows belong to, see `lit_kd.data.DataModule.fingerprint`.
+        fingerprint: Of the data set that the rows belong to, see `lit_kd.data.DataModule.fingerprint`.
 
     Examples:
         >>> table = SampleTable(4, "digits")
@@ -66,10 +65,10 @@ class SampleTable:
         self.fingerprint = fingerprint
         self.columns: dict[str, Tensor] = {}
         self.shared: dict[str, Tensor] = {}
-        """Small values that concern all rows; every process must set the same."""
-        self._written: dict[str, Tensor] = {}
+        """Small values that concern all rows, equal in all processes."""
         self.maker = ""
-        """By what the weights are made: another rule cannot go on with them."""
+        """What makes the weights: another rule cannot continue with them."""
+        self._written: dict[str, Tensor] = {}
         self._unsaved: set[str] = set()
 
     def add(self, name: str, start: Tensor, saved: bool = True, rows: bool = False) -> None:
@@ -77,13 +76,10 @@ class SampleTable:
 
         Args:
             name: Its name.
-            start: What each row holds at first, ``(...)``; with `rows`, the whole column, ``(N, ...)``, which must be
-                the same in every process.
+            start: First value of each row, ``(...)``; with `rows`, the whole column, ``(N, ...)``, equal in all
+                processes.
             saved: Whether `state_dict` holds it; false for what the method can rebuild.
             rows: Whether `start` is a whole column.
-
-        Raises:
-            ValueError: If the column is there with another shape, or `start` has another number of rows.
         """
         shape = start.shape if rows else (self.size, *start.shape)
         if not saved:
@@ -101,7 +97,7 @@ class SampleTable:
         return self.columns[name]
 
     def __setitem__(self, name: str, column: Tensor) -> None:
-        """Replace a whole column: every process must do the same."""
+        """Replace a whole column; every process must do the same."""
         self.columns[name] = column
         self._written.pop(name, None)
 
@@ -109,7 +105,7 @@ class SampleTable:
         return name in self.columns
 
     def write(self, index: Tensor, **values: Tensor) -> None:
-        """Set the rows ``index``, ``(B,)``, of columns to ``(B, ...)``, in this process until `sync`."""
+        """Set rows ``index``, ``(B,)``, of columns to ``(B, ...)``, in this process alone until `sync`."""
         for name, rows in values.items():
             column = self.columns[name]
             column[index] = rows.to(column.dtype)
@@ -118,9 +114,9 @@ class SampleTable:
             self._written[name][index] = True
 
     def sync(self) -> None:
-        """Give every process the rows that others wrote since the last time: call it in all of them together.
+        """Give every process the rows that others wrote since the last call; all processes must call it together.
 
-        A row that several processes wrote, a duplicate that pads uneven data, gets the mean of their values.
+        A row that several processes wrote, as padding repeats rows, gets the mean of their values.
         """
         for name, written in self._written.items():
             column = self.columns[name]
@@ -132,9 +128,9 @@ class SampleTable:
         self._written = {}
 
     def exchange(self, index: Tensor, **values: Tensor) -> None:
-        """As `write`, in all processes at once: call it in all of them together, with equally many rows each.
+        """Write in all processes at once; all must call it together, with equally many rows each.
 
-        Where an index comes several times, the last row of the last process counts; so all copies stay equal.
+        Of a repeated index, the last row of the last process counts, so all copies stay equal.
         """
         index, order = all_rows(index).sort(stable=True)
         last = index.diff(append=index.new_full((1,), -1)) != 0
@@ -142,13 +138,21 @@ class SampleTable:
             column = self.columns[name]
             column[index[last]] = all_rows(rows.to(column.dtype))[order[last]]
 
+    def means(self, rows: int) -> dict[str, Tensor]:
+        """The mean weights of label and teachers over the first rows, and the noise rate; where these are known."""
+        found = {"noise_rate": self.shared["noise_rate"]} if "noise_rate" in self.shared else {}
+        if "weights" in self:
+            label, *teachers = self["weights"][:rows].mean(0)
+            found |= {"label_weight": label, "teacher_weight": label.new_zeros(()) + sum(teachers)}
+        return found
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Map every column, for example to another device."""
+        """Map every column, e.g. to another device."""
         for values in (self.columns, self.shared, self._written):
             values.update({name: fn(value) for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The table as primitives and tensors, for a checkpoint; without columns that can be rebuilt."""
+        """The saved columns, as plain values and tensors."""
         columns = {name: column.cpu() for name, column in self.columns.items() if name not in self._unsaved}
         shared = {name: value.cpu() for name, value in self.shared.items()}
         about = {"size": self.size, "fingerprint": self.fingerprint, "maker": self.maker}
@@ -156,7 +160,7 @@ class SampleTable:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> SampleTable:
-        """The table that `state_dict` described."""
+        """Rebuild a table from its `state_dict`."""
         table = cls(state["size"], state["fingerprint"])
         table.columns = dict(state["columns"])
         table.shared = dict(state["shared"])
@@ -164,11 +168,7 @@ class SampleTable:
         return table
 
     def check(self, size: int, fingerprint: str) -> None:
-        """Refuse data other than the table's own.
-
-        Raises:
-            ValueError: If size or fingerprint differ.
-        """
+        """Raise a ValueError for data other than the table's own."""
         if (self.size, self.fingerprint) != (size, fingerprint):
             raise ValueError(
                 f"the sample table belongs to another data set: expected {self.size} rows with fingerprint "

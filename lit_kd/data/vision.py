@@ -1,4 +1,4 @@
-"""Image data sets that torchvision reads, held in memory as bytes and transformed a batch at a time."""
+"""Image data sets that torchvision reads, held in memory as bytes and transformed by batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_kd.data.rows import TensorRows
 from lit_kd.data.splits import stratified_split
 from lit_kd.models.images import ImageInput
 
-# The superclass of each of CIFAR-100's 100 classes, as in the data set's own files.
+# superclass of each class, as in the data set's own files
 CIFAR100_SUPERCLASS = [
     *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
     *(6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10),
@@ -38,21 +38,16 @@ def next_in_group(groups: Sequence[int]) -> dict[int, int]:
 
 
 class ImageTransform:
-    """Bytes to normalised floats, with random crops and flips if asked for.
+    """Turns bytes into normalised floats, with random crops after `padding` and random flips if asked for.
 
-    Draws come from torch's global generator on the CPU, wherever the images are.
-
-    Args:
-        mean: Mean of each channel, on the scale ``[0, 1]``.
-        std: Standard deviation of each channel, on that scale.
-        padding: Pad with black pixels on every side, then crop a random window of the old size; 0: no crop.
-        flip: Mirror a random half of the images left to right.
+    `mean` and `std` of each channel are on the scale ``[0, 1]``. Draws come from torch's global generator on the CPU,
+    wherever the images are.
     """
 
     def __init__(self, mean: list[float], std: list[float], padding: int = 0, flip: bool = False) -> None:
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
-        self.white = torch.tensor(255.0)  # no number: a GPU would multiply by its reciprocal, and round otherwise
+        self.white = torch.tensor(255.0)  # no number: a GPU would multiply by its reciprocal and round differently
         self.padding = padding
         self.flip = flip
 
@@ -72,7 +67,7 @@ def random_crop(x: Tensor, padding: int) -> Tensor:
     top, left = torch.randint(0, 2 * padding + 1, (2, b)).to(x.device)
     rows = top[:, None] + torch.arange(h, device=x.device)
     columns = left[:, None] + torch.arange(w, device=x.device)
-    # The channel axis moves to the end while three index tensors pick image, row and column.
+    # the channel axis moves to the end while three index tensors pick image, row and column
     padded = pad(x, (padding,) * 4).permute(0, 2, 3, 1)
     image = torch.arange(b, device=x.device)
     return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -85,18 +80,19 @@ def random_flip(x: Tensor) -> Tensor:
 
 
 class _TorchvisionDataModule(DataModule):
-    """A subclass names its class in `torchvision.datasets`, and the folder below the root that holds its files.
+    """A subclass names its class in `torchvision.datasets` and the folder below the root that holds its files.
 
     Args:
         root: Directory of the data sets, in torchvision's layout.
-        download: Download the files if they are not there.
-        limit: Use this many rows for train, meta and val, stratified; they are the same whatever the seed.
-        **shared: Arguments of every data module, see `DataModule`.
+        download: Download missing files.
+        limit: Use so many rows for train, meta and val, stratified and the same under every seed.
+        **shared: See `DataModule`.
     """
 
     dataset: ClassVar[str]
     folder: ClassVar[str]
     names: ClassVar[str] = ""
+    num_classes = 10
     input_shape: tuple[int, int, int]
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
@@ -108,20 +104,15 @@ class _TorchvisionDataModule(DataModule):
         self.limit = limit
         self.augment = False
         self.class_names = self.names.split(", ") if self.names else None
-        self.image_input: ImageInput = ImageInput(self.input_shape[0], self.input_shape[1], self.mean, self.std)
+        self.image_input: ImageInput = ImageInput(*self.input_shape[:2], self.mean, self.std)
 
     def prepare_data(self) -> None:
-        """Download the files, if that is wanted."""
+        """Download the files if asked to."""
         if self.download:
             self._class()(self.root, download=True)
 
     def load(self) -> Source:
-        """Read both files into memory.
-
-        Raises:
-            FileNotFoundError: If they are not there, or their checksum is wrong.
-            ValueError: If they are damaged.
-        """
+        """Read all files into memory; a FileNotFoundError or ValueError if some are missing or damaged."""
         pool, test = self._open(train=True), self._open(train=False)
         if self.class_names is None:
             self.class_names = list(pool.classes)
@@ -141,7 +132,7 @@ class _TorchvisionDataModule(DataModule):
         )
 
     def _class(self) -> Any:
-        from torchvision import datasets  # imported late: it takes a second that other data sets need not pay
+        from torchvision import datasets  # late, as it takes a second
 
         return getattr(datasets, self.dataset)
 
@@ -161,7 +152,6 @@ class MNISTDataModule(_TorchvisionDataModule):
     """MNIST: 60000 + 10000 handwritten digits of 1 x 28 x 28 pixels, in ``root/MNIST/raw``."""
 
     confusable: ClassVar[dict[int, int] | None] = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
-    num_classes = 10
     input_shape = (1, 28, 28)
     dataset = "MNIST"
     folder = "MNIST/raw"
@@ -173,9 +163,8 @@ class MNISTDataModule(_TorchvisionDataModule):
 class FashionMNISTDataModule(_TorchvisionDataModule):
     """Fashion-MNIST: 60000 + 10000 pieces of clothing of 1 x 28 x 28 pixels, in ``root/FashionMNIST/raw``."""
 
-    # Shirt and T-shirt, pullover and coat, sandal and sneaker, ankle boot taken for a sneaker.
+    # shirt and T-shirt, pullover and coat, sandal and sneaker, ankle boot for sneaker
     confusable: ClassVar[dict[int, int] | None] = {6: 0, 0: 6, 2: 4, 4: 2, 5: 7, 7: 5, 9: 7}
-    num_classes = 10
     input_shape = (1, 28, 28)
     dataset = "FashionMNIST"
     folder = "FashionMNIST/raw"
@@ -188,14 +177,13 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     """CIFAR-10: 50000 + 10000 photographs of 3 x 32 x 32 pixels, in ``root/cifar-10-batches-py``.
 
     Args:
-        augment: Train on random crops, after padding by 4 pixels, and random mirror images.
+        augment: Train on random crops after padding by 4 pixels, and on random mirror images.
         root: Directory of the data sets, in torchvision's layout.
         **shared: Arguments of every image data set and of every data module.
     """
 
-    # Truck for car, bird for plane, deer for horse, cat and dog for each other.
+    # truck for car, bird for plane, deer for horse, cat and dog for each other
     confusable: ClassVar[dict[int, int] | None] = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-    num_classes = 10
     input_shape = (3, 32, 32)
     dataset = "CIFAR10"
     folder = "cifar-10-batches-py"
@@ -211,7 +199,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
 class CIFAR100DataModule(CIFAR10DataModule):
     """CIFAR-100: as CIFAR-10, with 100 classes, in ``root/cifar-100-python``.
 
-    By asymmetric noise without pairs, each class becomes the next one of its superclass, the last the first.
+    Asymmetric noise without pairs turns each class into the next one of its superclass, and the last into the first.
     """
 
     confusable: ClassVar[dict[int, int] | None] = next_in_group(CIFAR100_SUPERCLASS)

@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_kd.data import DataModule
-from lit_kd.data.padding import own_rows
+from lit_kd.data import DataModule, SampleTable, data_of
 from lit_kd.data.rows import Indexed
-from lit_kd.data.seeds import seed_epoch
-from lit_kd.data.table import SampleTable
+from lit_kd.data.seeds import seed_epoch, seeded
+from lit_kd.distiller.evaluated import Evaluated
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.models import Network, resolve_model, student_name
-from lit_kd.models.plain import about_data, keep_plain
+from lit_kd.models.plain import about_data, drop_unknown, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
-from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers, missing_files
-from lit_kd.teachers.speed import Speed, channels_last, compile_in_place, reads_channels_last
+from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers
+from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
+from lit_kd.teachers.speed import Speed, channels_last, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
+from lit_kd.terms.base import Weights, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import Batch, Inputs, Outputs, as_batch
-
-Weights = Sequence[float] | Tensor
-"""Of the label, then of each source: numbers, or ``(B, S + 1)``."""
+from lit_kd.types import Batch, Outputs, as_batch, check_choice, evaluating
 
 
-class Distiller(LightningModule):
+class Distiller(Evaluated):
     """Trains a student with the help of frozen teachers.
 
-    The loss is ``w_0 label + sum_k w_k term_k``, the mean over the batch, plus extra terms. A method says how much each
-    counts, in `weigh`; what is learned from each is a `lit_kd.terms.Term`. Checkpoints hold the student and never a
-    teacher; ``load_from_checkpoint`` needs no teacher's file.
+    The loss is the mean of ``w_0 label + sum_k w_k term_k``, plus extra terms: what is learned from each source is a
+    `lit_kd.terms.Term`, and how much of it `weigh` says. Checkpoints hold the student and never a teacher.
 
     Args:
         student: A module that gives logits ``(B, C)`` (or an object with ``.logits``), or a name such as
@@ -90,20 +83,17 @@ class Distiller(LightningModule):
         teacher_precision: Literal["bf16"] | None = None,
     ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"expected a task of {list(TASKS)}, found {task!r}")
+        check_choice("task", task, TASKS)
         self.task = TASKS[task]
         if num_classes < self.task.least_classes:
             raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape)
-        if isinstance(student, (str, os.PathLike)) and is_path(os.fspath(student)):
+        if not isinstance(student, nn.Module) and is_path(student):
             # its name and not its path, so that the checkpoint of this training stands by itself
             self.hparams["student"], self.hparams["input_shape"] = student_name(student)
-        self.num_classes = num_classes
-        self.input_shape = input_shape
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.num_classes, self.input_shape = num_classes, input_shape
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.lr_interval = lr_interval
         self.teacher_cache = TeacherCache.of(teacher_cache)
         self.speed = Speed(channels_last, compile, teacher_precision)
@@ -114,7 +104,6 @@ class Distiller(LightningModule):
         self._teacher_specs = as_specs(teacher)  # in a tuple, modules are no submodules
         self._templates = (term, label_term, tuple(extra or ()))
         self._restored: dict[str, Any] | None = None  # the table of a checkpoint
-        self._seen = 0  # rows of an evaluation so far
         self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
         self._begun = False  # whether this epoch is prepared
 
@@ -122,10 +111,8 @@ class Distiller(LightningModule):
         super()._set_hparams(hp)
         keep_plain(self.hparams)
 
-    # what a method is
-
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
-        """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. A method must override it."""
+        """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. Methods override it."""
         raise NotImplementedError(f"{type(self).__name__} must override weigh()")
 
     def default_term(self) -> Term:
@@ -140,11 +127,6 @@ class Distiller(LightningModule):
     def num_sources(self) -> int:
         """S."""
         return len(self._teacher_specs)
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether a term compares more than logits."""
-        return any(one is not None and one.reads_features for one in (self._templates[0], *self._templates[2]))
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Change a training batch before teachers and student see it."""
@@ -163,61 +145,43 @@ class Distiller(LightningModule):
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """Add columns to the table; those of a table that is not fresh but restored keep their values."""
 
-    # what a method may use
-
     @property
     def data(self) -> DataModule:
         """The data module of `lit_kd.data` that is trained on; a ValueError if there is none."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, DataModule):
-            raise ValueError(
-                f"{type(self).__name__} needs sample indices: pass a data module of lit_kd.data, or wrap your own in "
-                f"lit_kd.data.DistillationDataModule(inner); found {'none' if data is None else type(data).__name__}"
-            )
-        return data
+        return data_of(self)
 
     def predict_rows(self, rows: Indexed, teachers: bool = True) -> RowOutputs:
         """Student and, unless ``teachers`` is false, teachers over chosen rows: see `lit_kd.teachers.rows`."""
         return predict_rows(self, self.teachers if teachers else Teachers(), rows)
-
-    def planned_length(self) -> tuple[int | None, int | None]:
-        """How many epochs and how many updates the training has; ``None``: not known."""
-        return planned_length(self)
 
     @property
     def schedule_length(self) -> int | None:
         """How often the scheduler will step; ``None``: not known."""
         return planned_length(self)[self.lr_interval == "step"]
 
-    # before the training
-
     def setup(self, stage: str) -> None:
         """Make the terms, and load the teachers: required for training, used for evaluation where they are at hand."""
-        training, name = stage == "fit", type(self).__name__
+        training = stage == "fit"
         if training and self.needs_teacher and not self._teacher_specs:
-            raise ValueError(
-                f"{name} needs a teacher, found none: pass teacher=..., a module or the path of a lit_kd checkpoint, or "
-                "a list of these"
-            )
-        if training and self.teacher_cache and self.changes_batches:
-            raise ValueError(f"expected no teacher_cache with {name}, which changes what teachers see: unset it")
+            name = type(self).__name__
+            raise ValueError(f"{name} needs a teacher, found none: pass teacher=..., a module or a checkpoint's path")
         self._begun, new = False, training and self.terms is None
         if new:
             self.terms = self.make_terms()
         if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
-            self._load_teachers(training)
+            teacher_taps = self.terms.taps("teacher") if self.terms else ()
+            self.teachers = load_teachers(self, self._teacher_specs, teacher_taps, required=training)
         if training:
-            self.complete_student()
+            with seeded("parts of the student"):
+                self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
-        self._channels_last = reads_channels_last(self.student, taps, self.speed)
-        if self.speed.compile:
-            compile_in_place(self.student, taps)
+        self._channels_last = prepare_student(self.student, taps, self.speed)
         self.tapped_student = Tapped(self.student, taps)
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
         if new and self.terms is not None and self.terms.has_parts:
             batch = first_batch(self)
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.student), seeded("parts of terms"):
                 student = self.tapped_student(batch.x)
                 self.terms.build(student, self.sources(student, self.teachers(batch.x), batch))
 
@@ -227,17 +191,8 @@ class Distiller(LightningModule):
     def make_terms(self) -> TermSet:
         """Copies of the user's terms, or the default ones."""
         term, label, extra = self._templates
-        return TermSet(label or self.task.label_term(), term or self.default_term(), extra, self.num_sources)
-
-    def _load_teachers(self, training: bool) -> None:
-        missing = missing_files(self._teacher_specs)
-        if missing and not training:
-            rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
-            return
-        models = load_teachers(self._teacher_specs, self.student, self.num_classes, self.input_shape)
-        self.teachers = Teachers(models, self.terms.taps("teacher") if self.terms else (), self.speed)
-        dtype = cast(torch.dtype, self.dtype)
-        self.teachers.apply(lambda t: t.to(self.device, dtype if t.is_floating_point() else None))
+        label, term = label or self.task.label_term(), term or self.default_term()
+        return TermSet(label, term, extra, self.num_sources, self.task.name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # torch's; teachers follow
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -268,12 +223,6 @@ class Distiller(LightningModule):
         table.apply(lambda column: column.to(self.device))
         self.table, self._restored = table, None
 
-    # the steps
-
-    def forward(self, x: Inputs) -> Tensor:
-        """The student's logits, ``(B, C)``."""
-        return Tapped(self.student)(x).logits
-
     def ask(self, batch: Batch) -> list[Outputs]:
         """The teachers' outputs for a batch, from the cache where there is one."""
         return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
@@ -294,14 +243,11 @@ class Distiller(LightningModule):
         return student, teachers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Weigh the terms and sum them."""
+        """Weigh the terms and sum them; let them renew what they keep of each sample."""
+        assert self.terms is not None
         batch = self.prepare_batch(as_batch(batch))
         student, teachers = self.outputs(batch)
-        return self.loss(student, self.sources(student, teachers, batch), batch)
-
-    def loss(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
-        """The training loss, a scalar; logs its terms, and renews what these keep of each sample."""
-        assert self.terms is not None
+        sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
         loss = self.total(losses, self.weigh(student, sources, batch), extra, len(batch.y))
         self.terms.update(student, sources, batch)
@@ -311,65 +257,13 @@ class Distiller(LightningModule):
         self, losses: list[Tensor], weights: Weights, extra: Mapping[str, Tensor], rows: int, learner: str = ""
     ) -> Tensor:
         """The sum of the weighted terms' means; logs the epoch's means as ``train/TERM`` and ``train/loss``."""
-        if isinstance(weights, Tensor) and any(loss.dim() == 0 for loss in losses):
-            raise ValueError(
-                f"expected terms of one number a sample, which {type(self).__name__} weighs by sample, found one that "
-                "couples the batch: pass it as extra, which has a constant weight"
-            )
-        each = weights.unbind(1) if isinstance(weights, Tensor) else weights
-        label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
-        terms = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
-        terms |= {name: term.mean() for name, term in extra.items()}
-        terms["loss"] = torch.stack(list(terms.values())).sum()
-        reads = label.device.type == "cpu" or self.trainer.is_last_batch  # to read a value stalls an accelerator
+        terms = weighted_means(losses, weights, extra)
+        reads = self.device.type == "cpu" or self.trainer.is_last_batch  # to read a value stalls an accelerator
         if reads and not math.isfinite(terms["loss"].detach()):
             raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
         for name, value in terms.items():
-            bar = name == "loss" and not learner
-            self.log(
-                f"train/{learner}{name}",
-                value,
-                on_step=False,
-                on_epoch=True,
-                sync_dist=True,
-                prog_bar=bar,
-                batch_size=rows,
-            )
+            self._log_mean(f"train/{learner}{name}", value, rows)
         return terms["loss"]
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Measure on a validation batch."""
-        return self.evaluate(as_batch(batch), "val", batch_idx, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Measure on a test batch; callbacks are given ``logits``, ``y``, and each of the ``teachers``' logits."""
-        return self.evaluate(as_batch(batch), "test", batch_idx, dataloader_idx)
-
-    def evaluate(self, batch: Batch, stage: str, batch_idx: int, loader: int) -> dict[str, Any]:
-        """Measure on the rows of a batch that no other process has."""
-        student, teachers = self.outputs(batch)
-        self._seen = self._seen if batch_idx else 0
-        rows = own_rows(getattr(self.trainer, f"{stage}_dataloaders"), loader, self._seen, len(batch.y))
-        self._seen += rows
-        y = batch.y[:rows]
-        found = {"logits": student.logits[:rows], "y": y, "teachers": [t.logits[:rows] for t in teachers]}
-        logged: dict[str, Any] = dict(cast(EvaluationMetrics, self.metrics[f"at_{stage}"]).update(**found))
-        for name, peer in self.peers.items():
-            said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
-            logged[f"{stage}/{name}_accuracy"] = (said == y).float().mean()
-        for name, metric in logged.items():
-            bar = name == "val/accuracy"
-            self.log(
-                name, metric, on_step=False, on_epoch=True, prog_bar=bar, batch_size=rows, add_dataloader_idx=False
-            )
-        return found
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
-        x = batch if isinstance(batch, (Tensor, Mapping)) else as_batch(batch).x
-        return self.task.predict(self(x).float())
-
-    # epochs and checkpoints
 
     def on_train_epoch_start(self) -> None:
         """Draw the epoch's randomness from (seed, epoch, rank): a run resumed at an epoch's start repeats it."""
@@ -394,11 +288,7 @@ class Distiller(LightningModule):
         self._begun = False
         if self.table is not None:
             self.table.sync()
-            if "weights" in self.table:
-                weights = self.table["weights"][: self.data.train_size].mean(0)
-                self.log_dict({"samples/label_weight": weights[0], "samples/teacher_weight": weights[1:].sum()})
-            if "noise_rate" in self.table.shared:
-                self.log("samples/noise_rate", self.table.shared["noise_rate"])
+            self.log_dict({f"samples/{name}": mean for name, mean in self.table.means(self.data.train_size).items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What who uses the student must know of the data, and the table; an override calls ``super()``."""
@@ -411,7 +301,4 @@ class Distiller(LightningModule):
         """Take the table up again; outside of training, leave out what was trained beside the student."""
         self._restored = checkpoint.get("sample_table")
         if self._trainer is None or not self.trainer.training:
-            own = self.state_dict()
-            beside = [k for k in checkpoint["state_dict"] if k.startswith(("terms.", "peers.")) and k not in own]
-            for key in beside:
-                del checkpoint["state_dict"][key]
+            drop_unknown(checkpoint["state_dict"], self.state_dict(), ("terms.", "peers."))

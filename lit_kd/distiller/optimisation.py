@@ -31,8 +31,8 @@ def configure(module: Distiller) -> Any:
     optimizer = module.optimizer(groups if peers else own)
     if module.lr_scheduler is None:
         return optimizer
-    cosine = module.lr_scheduler == "cosine"
-    scheduler: Any = anneal(optimizer, module.schedule_length) if cosine else module.lr_scheduler(optimizer)
+    given = module.lr_scheduler
+    scheduler = anneal(optimizer, module.schedule_length) if given == "cosine" else given(optimizer)
     config: dict[str, Any] = {"scheduler": scheduler, "interval": module.lr_interval}
     if isinstance(scheduler, ReduceLROnPlateau) and module.automatic_optimization:
         config["monitor"] = scheduler.monitor
@@ -40,7 +40,7 @@ def configure(module: Distiller) -> Any:
 
 
 def anneal(optimizer: Optimizer, length: int | None) -> LambdaLR:
-    """A cosine to 0 over so many steps of the scheduler; torch's own keeps the length of a resumed, shorter run."""
+    """A cosine to 0 over so many steps; torch's own keeps the length of a resumed, shorter run."""
     if length is None:
         raise ValueError("lr_scheduler 'cosine' needs to know the end: set the trainer's max_epochs or max_steps")
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, length) / length)))

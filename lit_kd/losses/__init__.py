@@ -1,22 +1,16 @@
 """Losses as pure functions of tensors, one unweighted value a sample.
 
-Shapes: B samples, C classes. Logits are unnormalised; temperatures are dimensionless.
+Shapes: B samples, C classes. Logits are unnormalised, temperatures T > 0 dimensionless, losses ``(B,)``, in nats.
 """
 
 from lit_kd.losses.bernoulli import bernoulli_cross_entropy, bernoulli_kd_loss
 from lit_kd.losses.features import contrastive_loss, hint_loss
-from lit_kd.losses.labels import (
-    generalized_cross_entropy,
-    lambert_w,
-    superloss,
-    taylor_cross_entropy,
-)
+from lit_kd.losses.labels import generalized_cross_entropy, superloss, taylor_cross_entropy
 from lit_kd.losses.logits import (
     contradicts,
     cross_entropy,
     decoupled_kd_loss,
     kd_loss,
-    kl_divergence,
     mean_teacher,
     revise_labels,
     revised_teacher,
@@ -35,8 +29,6 @@ __all__ = [
     "generalized_cross_entropy",
     "hint_loss",
     "kd_loss",
-    "kl_divergence",
-    "lambert_w",
     "mean_teacher",
     "revise_labels",
     "revised_teacher",

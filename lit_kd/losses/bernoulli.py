@@ -1,4 +1,4 @@
-"""Losses for several labels a sample: each of C classes is there or not, by itself."""
+"""Losses for several labels a sample: each of C classes is there or not, independently."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from lit_kd.types import UNLABELED
 
 
 def bernoulli_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Binary cross-entropy of each sample, the mean over its C labels; a missing label adds 0.
+    """Binary cross-entropy of each sample, the mean over its C labels, which are 0, 1 or `UNLABELED`, ``(B, C)``.
 
-    Args:
-        logits: Student logits, ``(B, C)``.
-        y: 0, 1 or `UNLABELED` for each class, ``(B, C)``.
-
-    Returns:
-        Losses in nats, ``(B,)``.
+    A missing label adds 0.
 
     Examples:
         >>> bernoulli_cross_entropy(torch.zeros(1, 4), torch.tensor([[1, 0, UNLABELED, UNLABELED]]))
@@ -29,15 +24,7 @@ def bernoulli_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def bernoulli_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Distillation loss of each sample: ``T^2`` times the mean over C of ``KL(sigmoid(t / T) || sigmoid(z / T))``.
-
-    Args:
-        student_logits: z, ``(B, C)``.
-        teacher_logits: t, ``(B, C)``.
-        temperature: T > 0, dimensionless.
-
-    Returns:
-        Losses in nats, ``(B,)``.
+    """Distillation loss: ``T^2`` times the mean over classes of ``KL(sigmoid(t / T) || sigmoid(z / T))``.
 
     Examples:
         >>> bernoulli_kd_loss(torch.zeros(1, 2), torch.tensor([[0.0, 1.0986]]))

@@ -6,14 +6,7 @@ from torch import Tensor
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of each sample's features (FitNet, arXiv 1412.6550) [code].
-
-    Args:
-        student: ``(B, ...)``.
-        teacher: Of the same shape.
-
-    Returns:
-        Losses, ``(B,)``.
+    """Mean squared error of each sample's features, ``(B, ...)`` (FitNet, arXiv 1412.6550) [code].
 
     Raises:
         ValueError: If the shapes differ.
@@ -39,10 +32,7 @@ def contrastive_loss(positive: Tensor, negatives: Tensor, rows: int) -> Tensor:
     Args:
         positive: Normalised scores P+ of each sample and its counterpart, ``(B,)``, above 0.
         negatives: The same of K other rows, ``(B, K)``.
-        rows: N, how many rows negatives are drawn from.
-
-    Returns:
-        Losses in nats, ``(B,)``.
+        rows: N, how many rows the negatives are drawn from.
 
     Examples:
         >>> import torch

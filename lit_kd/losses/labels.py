@@ -1,6 +1,6 @@
-"""Losses with a label that may be wrong, in the place of cross-entropy: one value a sample, 0 where it is missing.
+"""Losses for labels that may be wrong, in place of cross-entropy.
 
-All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABELED`.
+All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABELED`, and give 0 where one is missing.
 """
 
 from __future__ import annotations
@@ -15,15 +15,9 @@ from lit_kd.types import UNLABELED
 
 
 def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
-    """``(1 - p_y^q) / q`` (Zhang and Sabuncu, 2018), between cross-entropy, q to 0, and mean absolute error, q = 1.
+    """``(1 - p_y^q) / q`` with q in (0, 1] (Zhang and Sabuncu, 2018).
 
-    Args:
-        logits: Student logits, ``(B, C)``.
-        y: Labels, ``(B,)``.
-        q: In (0, 1]; the paper's 0.7.
-
-    Returns:
-        Losses in [0, 1 / q], ``(B,)``.
+    It goes from cross-entropy, q to 0, to mean absolute error, q = 1. The default is the paper's.
 
     Examples:
         >>> generalized_cross_entropy(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([0]), q=0.5)
@@ -35,44 +29,27 @@ def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tens
 def taylor_cross_entropy(logits: Tensor, y: Tensor, order: int = 2) -> Tensor:
     """The first terms of the Taylor series of ``-log p_y``: ``sum_i (1 - p_y)^i / i`` (Feng et al., 2020).
 
-    Args:
-        logits: Student logits, ``(B, C)``.
-        y: Labels, ``(B,)``.
-        order: How many terms, at least 1; cross-entropy in the limit.
-
-    Returns:
-        Losses in [0, sum_i 1 / i], ``(B,)``.
-
     Examples:
         >>> taylor_cross_entropy(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0]))
         tensor([0.6250])
     """
-    # 0 where the label is missing, as the cross-entropy is 0 there
-    miss = -torch.expm1(-cross_entropy(logits, y))
+    miss = -torch.expm1(-cross_entropy(logits, y))  # 0 where the label is missing, as the cross-entropy is
     return torch.stack([miss**i / i for i in range(1, order + 1)]).sum(0)
 
 
 def superloss(logits: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
     """SuperLoss (Castells et al., 2020) of the cross-entropy l: hard samples, whose labels may be wrong, count less.
 
-    ``min over s of (l - tau) s + strength (log s)^2``, which is at ``s = exp(-W(b / 2))`` with Lambert's W and
-    ``b = max(-2 / e, (l - tau) / strength)``. ``tau = log C``, the loss of a guess, is one of the paper's choices.
-
-    Args:
-        logits: Student logits, ``(B, C)``.
-        y: Labels, ``(B,)``.
-        strength: lambda > 0: the larger, the nearer to ``l - tau``. The paper takes 1 for CIFAR-10, 0.25 for
-            CIFAR-100.
-
-    Returns:
-        Losses, ``(B,)``; below 0 where l is below tau.
+    ``min over s of (l - tau) s + strength (log s)^2``, reached at ``s = exp(-W(b / 2))`` with Lambert's W and
+    ``b = max(-2 / e, (l - tau) / strength)``. ``tau = log C``, the loss of a guess, is one of the paper's choices; its
+    strength is 1 for CIFAR-10 and 0.25 for CIFAR-100. Losses are below 0 where l is below tau.
 
     Examples:
         >>> superloss(torch.zeros(1, 4), torch.tensor([2])).abs() < 1e-6
         tensor([True])
     """
     excess = cross_entropy(logits, y) - math.log(logits.shape[-1])
-    # the minimum's derivative by l is s: none flows through s itself
+    # at the minimum the derivative by l is s, so no gradient needs to flow through s
     log_s = -lambert_w((excess.detach() / strength).clamp(min=-2 / math.e) / 2)
     return (excess * log_s.exp() + strength * log_s**2) * (y != UNLABELED)
 

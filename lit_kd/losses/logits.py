@@ -1,7 +1,4 @@
-"""Losses on logits, and the targets that they compare with.
-
-Shapes: B samples, C classes. Logits are unnormalised; temperatures are dimensionless.
-"""
+"""Losses on logits ``(B, C)``, and the targets that they compare with."""
 
 from __future__ import annotations
 
@@ -18,15 +15,9 @@ from lit_kd.types import UNLABELED
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of each sample; 0 where the label is missing.
 
-    Args:
-        logits: Student logits, ``(B, C)``.
-        y: Labels ``(B,)``, in ``[0, C)`` or `UNLABELED`; or floating soft labels ``(B, C)``, a missing one all zeros.
-
-    Returns:
-        Losses in nats, ``(B,)``.
+    Labels are ``(B,)``, in ``[0, C)`` or `UNLABELED`; or floating soft labels ``(B, C)``, a missing one all zeros.
 
     Examples:
-        >>> import torch
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
         tensor([1.3863, 0.0000])
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
@@ -48,20 +39,10 @@ def kd_loss(
 ) -> Tensor:
     """Distillation loss of each sample (Hinton et al., 2015, the paper's own): ``T^2 KL(p^T || p^S)``.
 
-    Both distributions are softened, ``softmax(logits / T)``. The factor ``T^2`` keeps the size of the gradient
-    independent of the temperature.
-
-    Args:
-        student_logits: z, ``(B, C)``.
-        teacher_logits: t, ``(B, C)``; -inf rules a class out.
-        temperature: T > 0, dimensionless.
-        weight: Multiplies the loss, a number or ``(B,)``.
-
-    Returns:
-        Losses in nats, ``(B,)``; 0 where both agree.
+    Both distributions are softened, ``softmax(logits / T)``; the factor ``T^2`` makes the size of the gradient
+    independent of T. A teacher's logit of -inf rules the class out. The weight is a number or ``(B,)``.
 
     Examples:
-        >>> import torch
         >>> kd_loss(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
         tensor([0.1308])
     """
@@ -80,33 +61,25 @@ def decoupled_kd_loss(
     """Decoupled distillation of each sample (DKD, arXiv 2203.08679): ``T^2 (alpha TCKD + beta NCKD)`` [code].
 
     With softened probabilities p, TCKD is the divergence of ``(p_y, 1 - p_y)``, the label's class against the others;
-    NCKD that of the distribution over the others. ``alpha = 1, beta = 1 - p^T_y`` gives `kd_loss` [derived].
-
-    Args:
-        student_logits: ``(B, C)``.
-        teacher_logits: ``(B, C)``.
-        y: Labels ``(B,)``; a sample without one has `kd_loss` [ours].
-        alpha: Weight of TCKD.
-        beta: Weight of NCKD, a number or ``(B,)``.
-        temperature: T > 0, dimensionless.
-
-    Returns:
-        Losses in nats, ``(B,)``.
+    NCKD that of the distribution over the others, 0 where the teacher rules all of them out [ours]. ``alpha = 1,
+    beta = 1 - p^T_y`` gives `kd_loss` [derived], and so does a missing label [ours]. Labels are ``(B,)``, beta is a
+    number or ``(B,)``.
 
     Examples:
-        >>> import torch
         >>> decoupled_kd_loss(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), torch.tensor([1]), temperature=1.0)
         tensor([0.1308])
     """
     labelled = y != UNLABELED
     is_label = F.one_hot(y.where(labelled, 0), student_logits.shape[-1]).bool()
+    certain = teacher_logits.masked_fill(is_label, -torch.inf).isneginf().all(-1, keepdim=True)
     whole, binary, others = [], [], []
     for logits in (teacher_logits / temperature, student_logits / temperature):
         log_p = logits.log_softmax(-1)
         rest = log_p.masked_fill(is_label, -torch.inf).logsumexp(-1)  # log(1 - p_y) has no digits where p_y is near 1
         whole.append(log_p)
         binary.append(torch.stack([log_p.masked_fill(~is_label, 0).sum(-1), rest], dim=-1))
-        others.append(logits.masked_fill(is_label, -torch.inf).log_softmax(-1))
+        # nothing is left to compare where the teacher is certain: any equal logits do
+        others.append(logits.masked_fill(certain, 0).masked_fill(is_label, -torch.inf).log_softmax(-1))
     decoupled = alpha * kl_divergence(*binary) + beta * kl_divergence(*others)
     return temperature**2 * decoupled.where(labelled, kl_divergence(*whole))
 
@@ -114,22 +87,14 @@ def decoupled_kd_loss(
 def mean_teacher(
     teachers: Sequence[Tensor], temperature: float = 1.0, of: Literal["probabilities", "logits"] = "probabilities"
 ) -> Tensor:
-    r"""One teacher in the place of several, for `kd_loss`.
+    """The logits of one teacher in place of several, for `kd_loss` at this temperature.
 
     With ``of="probabilities"`` its softened distribution is the mean of theirs, ``mean_k softmax(t_k / T)``: the loss
     differs from the mean of the K losses by what does not depend on the student, so the gradient is the same [derived].
-    With ``of="logits"`` its logits are the mean of theirs, so a teacher that is very sure outvotes the others.
-
-    Args:
-        teachers: K tensors of logits, ``(B, C)``.
-        temperature: T > 0 that the loss is taken at, dimensionless.
-        of: What is averaged.
-
-    Returns:
-        Logits, ``(B, C)``; those of a single teacher as they are.
+    With ``of="logits"`` its logits are the mean of theirs, so a teacher that is very sure outvotes the others. A single
+    teacher stays as it is.
 
     Examples:
-        >>> import torch
         >>> t = [torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()]
         >>> mean_teacher(t).softmax(-1)
         tensor([[0.6000, 0.4000]])
@@ -139,22 +104,14 @@ def mean_teacher(
     logits = torch.stack(list(teachers))
     if of == "logits":
         return logits.mean(0)
-    # a constant less than the logarithm of the mean, which no softmax sees
+    # the logarithm of the mean but for a constant, which no softmax sees
     return temperature * F.log_softmax(logits / temperature, dim=-1).logsumexp(0)
 
 
 def teacher_labels(logits: Tensor, hard: bool) -> Tensor:
-    """What a teacher says of each row, as a distribution over classes: its most probable class, or its probabilities.
-
-    Args:
-        logits: The teacher's, ``(B, C)``.
-        hard: Whether all probability is its most probable class's.
-
-    Returns:
-        ``(B, C)``.
+    """What a teacher says of each row, as a distribution ``(B, C)``: its most probable class, or its probabilities.
 
     Examples:
-        >>> import torch
         >>> teacher_labels(torch.tensor([[0.0, 2.0, 1.0]]), hard=True)
         tensor([[0., 1., 0.]])
     """
@@ -163,24 +120,22 @@ def teacher_labels(logits: Tensor, hard: bool) -> Tensor:
 
 
 def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: bool = False) -> Tensor:
-    r"""The student's output as a teacher that errs would repeat it: student-label mixing (SLaM, arXiv 2302.03806).
+    """The student's output as a teacher that errs would repeat it: student-label mixing (SLaM, arXiv 2302.03806).
 
     ``mix = alpha f + (1 - alpha) (1 - f) * top`` [text]: with probability alpha the teacher is right, else it says one
-    of the other classes among its first k. With two classes and k = 2 this is ``alpha f + (1 - alpha) (1 - f)``.
+    of the other classes among its first k.
 
     Args:
         probabilities: The student's f, ``(B, C)``.
         top_mask: The teacher's first k classes, bool ``(B, C)``.
         alpha: Probability that the teacher is right, ``(B,)``.
-        normalise: Divide the second part by k - 1, as is right where the teacher errs uniformly over the other k - 1: a
-            student sure of one of the k classes then has a mix of mass 1 [derived]. The paper does not divide [text],
-            so that the mass can exceed 1.
+        normalise: Divide the second part by k - 1, which is right if the teacher errs uniformly: a student sure of one
+            of the k classes has a mix of mass 1 [derived]. The paper does not divide [text]; its mass can exceed 1.
 
     Returns:
         ``(B, C)``, not negative.
 
     Examples:
-        >>> import torch
         >>> f, top = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])
         >>> slam_mix(f, top, torch.tensor([0.6]), normalise=True)
         tensor([[0.6000, 0.2000, 0.2000, 0.0000]])
@@ -193,29 +148,15 @@ def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: 
 
 
 def slam_loss(mix: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
-    """Cross-entropy of the teacher's label with the mixed output: ``-sum_c y_T,c log max(mix_c, eps)``.
+    """Cross-entropy of the teacher's labels, distributions ``(B, C)``, with the output of `slam_mix`, at least eps.
 
-    Args:
-        mix: See `slam_mix`, ``(B, C)``.
-        teacher: The teacher's labels, distributions ``(B, C)``: softmax, or one-hot for hard labels.
-        eps: Least probability.
-
-    Returns:
-        Losses in nats, ``(B,)``; below 0 where the mass of the mix exceeds 1, which is no error.
+    It is below 0 where the mass of the mix exceeds 1, which is no error.
     """
     return -(teacher * mix.clamp(min=eps).log()).sum(-1)
 
 
 def contradicts(teacher: Tensor, y: Tensor) -> Tensor:
-    """Where a teacher takes a sample for another class than its label says.
-
-    Args:
-        teacher: Logits or probabilities, ``(B, C)``.
-        y: Labels, ``(B,)``; nobody contradicts one that is missing.
-
-    Returns:
-        Bool, ``(B,)``.
-    """
+    """Where a teacher's logits or probabilities name another class than the label, if there is one, bool ``(B,)``."""
     return (teacher.argmax(-1) != y) & (y != UNLABELED)
 
 
@@ -223,21 +164,12 @@ def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) ->
     """Label Revision (arXiv 2404.03693): a teacher's probabilities, mixed with the label where they contradict it.
 
     There ``p = beta p^T + (1 - beta) e(y)`` with ``beta = eta / (p^T_max - p^T_y + 1)`` [text]: the label's class comes
-    out on top by ``1 - eta`` [derived].
-
-    Args:
-        teacher_probabilities: p^T, ``(B, C)``.
-        y: Labels, ``(B,)``; where one is missing, the teacher's probabilities stay as they are.
-        eta: In [0, 1); 0 leaves the label alone.
-
-    Returns:
-        Probabilities, ``(B, C)``.
+    out on top by ``1 - eta`` [derived]. Elsewhere, and where the label is missing, they stay as they are; ``(B, C)``.
 
     Raises:
         ValueError: If eta is not in [0, 1).
 
     Examples:
-        >>> import torch
         >>> revise_labels(torch.tensor([[0.2, 0.7, 0.1]]), torch.tensor([0]))
         tensor([[0.5733, 0.3733, 0.0533]])
     """
@@ -252,16 +184,9 @@ def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) ->
 
 
 def revised_teacher(teacher_logits: Tensor, y: Tensor, eta: float, temperature: float = 1.0) -> Tensor:
-    """`revise_labels` for `kd_loss`: the softened probabilities that it compares with are revised [ours].
+    """The logits ``(B, C)`` whose probabilities, softened at this temperature, are those of `revise_labels` [ours].
 
-    Args:
-        teacher_logits: t, ``(B, C)``.
-        y: Labels, ``(B,)``.
-        eta: See `revise_labels`.
-        temperature: T > 0 that the loss is taken at, dimensionless.
-
-    Returns:
-        Logits, ``(B, C)``; those of the teacher where it does not contradict the label.
+    The teacher's own where it does not contradict the label.
     """
     revised = revise_labels(F.softmax(teacher_logits / temperature, -1), y, eta)
     # where a probability is 0 in float32, any logit that is low enough will do

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.models import Network
-from lit_kd.terms import Contrastive, Term
+from lit_kd.terms import Contrastive, Term, Weights
 from lit_kd.types import PENULTIMATE, Batch, Outputs
 
 

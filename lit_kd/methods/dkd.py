@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
-from lit_kd.terms import DecoupledKL, Term
+from lit_kd.terms import DecoupledKL, Term, Weights
 from lit_kd.types import Batch, Outputs
 
 

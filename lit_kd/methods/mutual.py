@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.taps import Tapped
-from lit_kd.terms import Term
+from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, Outputs, as_batch
 
 
 class MutualLearning(Distiller):
     """Deep mutual learning (DML, arXiv 1706.00384): each network learns from the label and from all others.
 
-    ``L_k = CE_k + 1 / (K - 1) sum_j KL(p_j || p_k)`` at temperature 1 [from memory]; no gradient flows into p_j. All take
-    a step at once. The student is the one that is exported; the others' accuracy is logged as
-    ``val/peer_1_accuracy``, ... Each has its own group of the optimizer.
+    ``L_k = CE_k + 1 / (K - 1) sum_j KL(p_j || p_k)`` at temperature 1 [from memory]; no gradient flows into p_j. All
+    take a step at once, each with its own group of the optimizer. The student is the one that is exported; the others'
+    accuracy is logged as ``val/peer_1_accuracy``, ...
 
     Args:
         student: The network to train, a module or a name.
-        peers: The others, modules or names. Networks of the same name start from different weights.
+        peers: The others, modules or names; ``load_from_checkpoint`` must be given modules again. Networks of the same
+            name start from different weights.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -35,6 +35,13 @@ class MutualLearning(Distiller):
         self.hparams.pop("teacher", None)
         if not peers:
             raise ValueError("expected at least one peer, found none: alone, a network is trained by Supervised")
+        term, label, extra = self._templates
+        for one in (term, label, *extra):
+            if one is not None and (one.reads_features or one.keeps_rows):
+                raise ValueError(
+                    f"expected terms of the logits, as all networks share them, found {type(one).__name__}, which "
+                    "compares features or keeps state by sample"
+                )
         for k, peer in enumerate(peers, start=1):
             self.peers[f"peer_{k}"] = resolve_model(peer, self.num_classes, self.input_shape)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
-from lit_kd.teachers.rows import first_batch
 from lit_kd.models import Network, last_linear
 from lit_kd.models.composite import Composite
 from lit_kd.models.taps import Tapped
-from lit_kd.terms import Hint, Term
-from lit_kd.types import PENULTIMATE, Batch, Outputs
+from lit_kd.teachers.rows import first_batch
+from lit_kd.terms import Hint, Term, Weights
+from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating
 
 
 class SimKD(Distiller):
@@ -59,20 +59,28 @@ class SimKD(Distiller):
 
     def complete_student(self) -> None:
         """Make the projector, and take the teacher's head."""
-        if self.student.built:
-            return
-        batch, tap = first_batch(self), self.student.tap
-        with torch.no_grad():
-            ours, theirs = Tapped(self.student.body, (tap,))(batch.x), self.teachers(batch.x)[0]
-        features, head = theirs.features[self.teacher_tap], last_linear(self.teachers.models[0])[1]
+        batch, body, tap = first_batch(self), self.student.body, self.student.tap
+        with evaluating(body):
+            ours = Tapped(body, (tap,))(batch.x).features[tap]
+        if not self.student.built:
+            self._build(batch, ours)
+        # what lies behind the tap learns nothing, and DDP would wait for its gradient
+        learning = [p for p in body.parameters() if p.requires_grad]
+        read = torch.autograd.grad(ours.sum(), learning, allow_unused=True) if ours.requires_grad else ()
+        for parameter, gradient in zip(learning, read or [None] * len(learning), strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def _build(self, batch: Batch, ours: Tensor) -> None:
+        theirs, head = self.teachers(batch.x)[0], last_linear(self.teachers.models[0])[1]
+        features = theirs.features[self.teacher_tap]
         pooled = features.mean((2, 3)) if features.dim() == 4 else features
         fits = pooled.dim() == 2 and pooled.shape[1] == head.in_features
         if not fits or (head(pooled) - theirs.logits).abs().max() > 0.01 * theirs.logits.abs().max():
             raise ValueError(
-                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found that "
-                "it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
+                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found "
+                "that it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
             )
-        self.student.build(ours.features[tap].shape[1:], features.shape[1:], head)
+        self.student.build(ours.shape[1:], features.shape[1:], head)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The shapes of the projector and the head go with the student."""

@@ -7,25 +7,23 @@ from typing import Any, Literal
 import torch
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
-from lit_kd.terms import Term
-from lit_kd.terms.mixing import Mixed
+from lit_kd.terms import Mixed, Term, Weights
 from lit_kd.trust.reliability import MixingRates, mixing_rates
-from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.few_labels import require_trusted
+from lit_kd.weightings.mean_teacher import as_one
 
 
 class SLaM(Distiller):
     """Student-label mixing (SLaM, arXiv 2302.03806): the student learns what a teacher that errs would make of it.
 
     On rows without a label the student's output is mixed, as far as the teacher errs there, with the teacher's first k
-    classes, and the mix predicts the teacher's label; on rows with one the output itself predicts it. At inference
-    nothing is mixed. How often the teacher is right at a margin, alpha, and how many of its classes hold the true one,
-    k, are estimated once, before the training, on the meta split: see `lit_kd.trust.reliability.mixing_rates`.
-
-    Needs a data module of `lit_kd.data` with a meta split that the teacher was not trained on.
+    classes, and the mix predicts the teacher's label; on rows with one the output itself predicts it. The trained
+    student predicts without mixing. How often the teacher is right at a margin, alpha, and how many of its classes hold
+    the true one, k, are estimated once, on the meta split, see `lit_kd.trust.reliability.mixing_rates`. Needs a data
+    module of `lit_kd.data` with a meta split that the teacher was not trained on.
 
     Args:
         student: The network to train, a module or a name.
@@ -50,10 +48,9 @@ class SLaM(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        if labels not in ("hard", "soft"):
-            raise ValueError(f"expected labels 'hard' or 'soft', found {labels!r}")
         if not 0 <= lower_bound <= 1:
             raise ValueError(f"expected a lower_bound in [0, 1], of a probability; found {lower_bound}")
+        check_choice("labels", labels, ("hard", "soft"))
         self.hard = labels == "hard"
         self.normalise = normalise
         self.lower_bound = lower_bound
@@ -63,12 +60,11 @@ class SLaM(Distiller):
         """The mixed output with the teacher's label."""
         return Mixed(self.hard, self.normalise)
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         """Refuse data without trusted rows."""
-        super().setup(stage)
-        if stage == "fit":
-            self.rates = None  # the teacher, or the data, may be another
-            require_trusted(self)
+        super().on_fit_start()
+        require_trusted(self)
+        self.rates = None  # the teacher, or the data, may be another
 
     def prepare_epoch(self) -> None:
         """Before the first one: where the teacher errs, on the meta rows."""
@@ -81,7 +77,7 @@ class SLaM(Distiller):
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The mean of the teachers' probabilities."""
-        return [teachers[0]._replace(logits=mean_teacher([t.logits for t in teachers]))]
+        return [as_one(teachers)]
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The label, or where there is none the teacher."""

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
 from lit_kd.models import Network
+from lit_kd.terms import Weights
 from lit_kd.types import UNLABELED, Batch, Outputs
 
 

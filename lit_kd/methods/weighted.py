@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.base import Weights
+from lit_kd.distiller.optimisation import planned_length
 from lit_kd.losses import mean_teacher, teacher_labels
 from lit_kd.models import Network
-from lit_kd.terms import HardLabel, TeacherLabel, Term
+from lit_kd.terms import HardLabel, TeacherLabel, Term, Weights
 from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
-from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 from lit_kd.weightings.few_labels import require_trusted, warn_of_warmup
+from lit_kd.weightings.mean_teacher import as_one
 
 
 class WeightedDistillation(Distiller):
     """Distils rows without a label, weighing each by how far the teacher can be trusted there (arXiv 2210.06711).
 
     A row with a label costs the cross-entropy with it; one without costs w times the cross-entropy with the teacher's
-    label, so that in the mean the loss is that with the true labels [text]. The weights come from the k nearest
-    neighbours in the meta split, of trusted labels, in the plane of the teacher's and the student's margin; they are
-    estimated anew at the start of each epoch, see `lit_kd.trust.reliability` [ours in detail]. There is nothing to tune.
-
-    Needs a data module of `lit_kd.data` with a meta split that neither teacher nor student was trained on.
+    label, so that in the mean the loss is that with the true labels [text]. The weights follow from the nearest
+    neighbours among the trusted meta rows, in the plane of the teacher's and the student's margin; each epoch estimates
+    them anew, see `lit_kd.trust.reliability` [ours in detail]. There is nothing to tune. Needs a data module of
+    `lit_kd.data` with a meta split that neither teacher nor student was trained on.
 
     Args:
         student: The network to train, a module or a name.
@@ -48,33 +48,24 @@ class WeightedDistillation(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        if labels not in ("hard", "soft"):
-            raise ValueError(f"expected labels 'hard' or 'soft', found {labels!r}")
-        if warmup_epochs < 0:
-            raise ValueError(f"expected warmup_epochs of at least 0, found {warmup_epochs}")
-        self.hard = labels == "hard"
-        self.warmup_epochs = warmup_epochs
+        check_choice("labels", labels, ("hard", "soft"))
+        self.hard, self.warmup_epochs = labels == "hard", warmup_epochs
         self._votes = torch.zeros(2)  # the weights of the epoch's rows without a label, and how many there were
 
     def default_term(self) -> Term:
         """Cross-entropy with the teacher's label."""
         return HardLabel() if self.hard else TeacherLabel()
 
-    def setup(self, stage: str) -> None:
-        """Refuse data without trusted rows that the student does not see."""
-        super().setup(stage)
-        if stage == "fit":
-            require_trusted(self)
-            if self.data.train_on_meta:
-                raise ValueError(
-                    "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
-                    "student's loss there; found train_on_meta. Remove it from the data's arguments"
-                )
-
     def on_fit_start(self) -> None:
-        """Warn of a training that is all warm-up."""
+        """Refuse data without trusted rows that the student does not see; warn of a training that is all warm-up."""
         super().on_fit_start()
-        warn_of_warmup(self.warmup_epochs, self.planned_length()[0])
+        require_trusted(self)
+        if self.data.train_on_meta:
+            raise ValueError(
+                "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
+                "student's loss there; found train_on_meta. Remove it from the data's arguments"
+            )
+        warn_of_warmup(self.warmup_epochs, planned_length(self)[0])
 
     def training_rows(self) -> Tensor | None:
         """Rows with a label, while the student warms up, if there are any."""
@@ -82,7 +73,7 @@ class WeightedDistillation(Distiller):
         return labeled if self.current_epoch < self.warmup_epochs and len(labeled) else None
 
     def prepare_epoch(self) -> None:
-        """Where the teacher errs and what that costs the student, on the meta rows."""
+        """Estimate where the teacher errs, and what that costs the student, on the meta rows."""
         meta = self.predict_rows(self.data.parts.meta_rows())
         teacher = mean_teacher([t.logits for t in meta.teachers])
         self._neighbours = Neighbours(torch.stack([margin(teacher), margin(meta.student.logits)], dim=1))
@@ -91,7 +82,7 @@ class WeightedDistillation(Distiller):
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The mean of the teachers' probabilities."""
-        return [teachers[0]._replace(logits=mean_teacher([t.logits for t in teachers]))]
+        return [as_one(teachers)]
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """1 for labels; for the teacher of rows without one, how far it can be trusted."""
@@ -102,7 +93,7 @@ class WeightedDistillation(Distiller):
         return torch.stack([torch.ones_like(weights), weights], dim=1)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean weight of the epoch's rows without a label, where there were any, too."""
+        """Log the mean weight of the epoch's rows without a label, too."""
         super().on_train_epoch_end()
         weight, rows = self.trainer.strategy.reduce(self._votes.to(self.device), reduce_op="sum")
         if rows:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from .files import optional
 from .networks import ConvNet, ResNet, WideResNet, mlp
 
 _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
@@ -21,21 +22,17 @@ _FAMILIES = {
     "cnn": "cnn-W with a first width W of 1 or more, as cnn-16",
     "wrn": "wrn-D-W with a depth D of 6n + 4 (10, 16, 22, 28, 40) and a factor W of 1 or more, as wrn-40-2",
 }
-# members to compare an unknown name with, as patterns resemble nothing
+# compared with an unknown name, as patterns resemble nothing
 _EXAMPLES = ["mlp-32", "mlp-256-128", "cnn-16", "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "wrn-28-10"]
 
 
 def model_names() -> list[str]:
-    """The names that `build_model` knows: the fixed ones, and a pattern for each family.
-
-    >>> "resnet8x4" in model_names(), "wrn-D-W" in model_names()
-    (True, True)
-    """
+    """The names that `build_model` knows: fixed ones, and a pattern for each family."""
     return ["mlp-H[-H...]", "cnn-W", *_RESNETS, "wrn-D-W", "torchvision/NAME", "timm/NAME"]
 
 
 def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
-    """Build a network with fresh weights; none are ever downloaded.
+    """Build a network from (B, *input_shape) to logits (B, K), with fresh weights; none are ever downloaded.
 
     Args:
         name: One of `model_names`, as ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``
@@ -43,17 +40,8 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
         num_classes: The number of logits K.
         input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
 
-    Returns:
-        A network in training mode from (B, *input_shape) to logits (B, K).
-
-    Raises:
-        ValueError: If the name is unknown, or the network cannot take such inputs.
-        ImportError: If the name is timm's, and timm is not installed.
-
     >>> build_model("mlp-32", num_classes=10, input_shape=(1, 8, 8))[-1]
     Linear(in_features=32, out_features=10, bias=True)
-    >>> sum(p.numel() for p in build_model("resnet20", num_classes=100).parameters())
-    278324
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be 1 or more, found {num_classes}")
@@ -80,26 +68,14 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
             return WideResNet(sizes[0], sizes[1], _image_shape(name, shape)[0], num_classes)
     if numbers and family in _FAMILIES:
         raise ValueError(f"unknown model {name!r}: expected {_FAMILIES[family]}")
-    known = [*_RESNETS, *_EXAMPLES, *(f"torchvision/{member}" for member in _torchvision_names())]
-    # the commonest slip: torchvision's resnet18 and resnet50 are not among the CIFAR networks
-    exact = [f"torchvision/{name}"] if f"torchvision/{name}" in known else []
-    raise _unknown(name, [*exact, *_nearest(name, known)])
+    raise _unknown(name, [*_RESNETS, *_EXAMPLES, *(f"torchvision/{other}" for other in _torchvision_names())])
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Find the layer that gives the logits: the last `nn.Linear` in registration order.
+    """The path and the layer that gives the logits: the last `nn.Linear` in registration order.
 
-    That holds for all networks here and nearly all of torchvision and timm; not for one that registers a second head
-    later (timm's ``deit_*_distilled``) or ends in a convolution (SqueezeNet).
-
-    Returns:
-        The layer's path, as for ``model.get_submodule``, and the layer.
-
-    Raises:
-        ValueError: If the network has no `nn.Linear`.
-
-    >>> last_linear(build_model("cnn-16", num_classes=10))
-    ('fc', Linear(in_features=64, out_features=10, bias=True))
+    That is right for all networks here and nearly all of torchvision and timm, but not for one that registers a second
+    head later (timm's ``deit_*_distilled``) or ends in a convolution (SqueezeNet).
     """
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
@@ -108,24 +84,22 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def _torchvision_names() -> list[str]:
-    import torchvision  # it is slow to import
+    from torchvision import models  # slow to import
 
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = models.list_models(module=models)
     return names
 
 
 def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     if member not in _torchvision_names():
-        raise _unknown(f"torchvision/{member}", [f"torchvision/{n}" for n in _nearest(member, _torchvision_names())])
+        raise _unknown(member, _torchvision_names(), "torchvision/")
     if shape[0] != 3:
-        raise ValueError(
-            f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name, which adapts"
-        )
+        raise ValueError(f"torchvision/{member} takes 3 channels, found input_shape {shape}: use a timm/ name")
     import torchvision
 
     options: dict[str, Any] = {}
     if member in ("googlenet", "inception_v3"):
-        # auxiliary heads would make them return a tuple; init_weights is their default, without it they warn
+        # auxiliary heads would make them return a tuple; without init_weights, their default, they warn
         options = {"aux_logits": False, "init_weights": True}
     elif member.startswith("vit_"):
         options = {"image_size": shape[1]}
@@ -139,18 +113,15 @@ def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) ->
 
 
 def _timm_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
-    try:
-        import timm
-    except ImportError as err:
-        raise ImportError(f"timm/{member} needs timm, an optional extra: pip install 'lit_kd[timm]'") from err
+    timm = optional("timm", "timm", f"timm/{member}")
     if not timm.is_model(member):  # "hf-hub:" names too, which timm would look for on the network
-        raise _unknown(f"timm/{member}", [f"timm/{n}" for n in _nearest(member, timm.list_models())])
+        raise _unknown(member, timm.list_models(), "timm/")
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": shape[0]}
     try:
         config = timm.get_pretrained_cfg(member)
-        options: dict[str, Any] = {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
-        model: nn.Module = timm.create_model(
-            member, pretrained=False, num_classes=num_classes, in_chans=shape[0], **options
-        )
+        if config is not None and config.fixed_input_size:
+            options["img_size"] = shape[1:]
+        model: nn.Module = timm.create_model(member, pretrained=False, **options)
     except (AssertionError, RuntimeError, ValueError) as err:  # RuntimeError: a tag of weights it has not
         raise ValueError(f"timm/{member} cannot be built for input_shape {shape}: {err}") from err
     return model
@@ -162,11 +133,10 @@ def _image_shape(name: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     return shape or (3, 32, 32)
 
 
-def _unknown(name: str, near: Sequence[str]) -> ValueError:
-    hint = f"; did you mean {', '.join(near)}?" if near else "."
-    return ValueError(f"unknown model {name!r}{hint} Known: {', '.join(model_names())}")
-
-
-def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    near = difflib.get_close_matches(name.lower(), list(names))
-    return sorted(near, key=lambda other: -sum(a == b for a, b in zip(other, name.lower(), strict=False)))
+def _unknown(name: str, known: Sequence[str], library: str = "") -> ValueError:
+    near = difflib.get_close_matches(name.lower(), known)
+    near.sort(key=lambda other: -sum(a == b for a, b in zip(other, name.lower(), strict=False)))
+    if f"torchvision/{name}" in known:  # as resnet18 and resnet50, which are not among the CIFAR networks
+        near.insert(0, f"torchvision/{name}")
+    hint = f"; did you mean {', '.join(library + other for other in near)}?" if near else "."
+    return ValueError(f"unknown model {library + name!r}{hint} Known: {', '.join(model_names())}")

@@ -1,4 +1,4 @@
-"""The student of a finished run, read back from its checkpoint: today's student is tomorrow's teacher."""
+"""The student of a finished run, read from its checkpoint: today's student is tomorrow's teacher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .composite import Composite
 if TYPE_CHECKING:
     Network: TypeAlias = nn.Module | str
 else:
-    # what a config can say; with nn.Module here, the help of every method would list each module known to Python
+    # what a config can say; with nn.Module, the help of every method would list each known module
     Network = str
 
 _PREFIX = "student."
@@ -31,16 +31,7 @@ _IN_PYTHON = "rebuild the network in Python, load its weights and pass the nn.Mo
 
 @dataclass(frozen=True)
 class SavedStudent:
-    """A finished run's student, and what its checkpoint tells about it.
-
-    Attributes:
-        model: On the CPU, in eval mode.
-        name: As for `build_model`.
-        num_classes: K.
-        input_shape: (C, H, W) or (F,), if known.
-        class_names: K names, if known.
-        image_input: How an image file becomes an input, if known.
-    """
+    """A finished run's student, on the CPU in eval mode, and what its checkpoint tells about it."""
 
     model: nn.Module
     name: str
@@ -51,12 +42,12 @@ class SavedStudent:
 
 
 def load_student(path: str | Path) -> nn.Module:
-    """The student of a lit_kd checkpoint, on the CPU in eval mode; see `read_student`."""
+    """The student of a lit_kd checkpoint, on the CPU in eval mode."""
     return read_student(Path(path)).model
 
 
 def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
-    """The name of a checkpoint's student and the input shape it was built for, as for `build_model`."""
+    """A checkpoint's student's name and input shape, as for `build_model`."""
     hparams = read_checkpoint(Path(path))["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 
@@ -64,18 +55,8 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
 def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
     """Turn what a user gave as a student or teacher into a network.
 
-    Args:
-        spec: A network, the path of a lit_kd checkpoint (an existing file, or a name with a checkpoint's suffix), or a
-            name for `build_model`.
-        num_classes: The number of logits K.
-        input_shape: (C, H, W) or (F,), as for `build_model`; a checkpoint brings its own.
-
-    Raises:
-        FileNotFoundError: If a checkpoint's file is missing.
-        ValueError: If the name is unknown, or the checkpoint is unfit or of another number of classes.
-
-    >>> resolve_model("mlp-8", num_classes=3, input_shape=(4,))[-1].out_features
-    3
+    It is a network, a name for `build_model`, or the path of a lit_kd checkpoint (an existing file, or a name with a
+    checkpoint's suffix), which brings its own `input_shape`.
     """
     if isinstance(spec, nn.Module):
         return spec
@@ -86,21 +67,15 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
         return build_model(os.fspath(spec), num_classes, input_shape)
     student = read_student(path)
     if student.num_classes != num_classes:
-        raise ValueError(
-            f"{spec}: a network with another class count: it gives {student.num_classes} logits, this task has "
-            f"{num_classes} classes"
-        )
+        found = f"it gives {student.num_classes} logits, this task has {num_classes} classes"
+        raise ValueError(f"{spec}: a network with another class count: {found}")
     return student.model
 
 
 def read_student(path: Path) -> SavedStudent:
     """Rebuild a checkpoint's student from its name in ``hyper_parameters`` and the weights under ``student.``.
 
-    The file is read with ``weights_only=True``: it cannot run code. Global random numbers stay as they are.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of a student that can be built by name.
+    The file cannot run code. Global random numbers stay as they are.
     """
     checkpoint = read_checkpoint(path)
     state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters")
@@ -142,7 +117,7 @@ def read_student(path: Path) -> SavedStudent:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The file's dict, read without running any code that it may hold."""
+    """The file's dict, read without running any code in it."""
     check_checkpoint_file(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

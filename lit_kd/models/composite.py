@@ -1,4 +1,4 @@
-"""A student made of a network's body, a projector and a borrowed head (SimKD, 2203.14001)."""
+"""A student with a projector and a borrowed head (SimKD, 2203.14001)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Composite(nn.Module):
     """Runs a body up to a tapped layer, projects the features and classifies them with another network's head.
 
     Args:
-        body: The network whose features are projected; `build` freezes its own last linear layer.
-        tap: The layer, see `lit_kd.models.taps.Tapped`; it gives vectors (d,) or maps (c, h, w).
+        body: The network; `build` freezes its own last linear layer.
+        tap: The layer, see `lit_kd.models.taps.Tapped`; it gives vectors (d,) or maps (c, h, w) per sample.
 
     Examples:
         >>> student = Composite(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), "1")
@@ -39,16 +39,11 @@ class Composite(nn.Module):
         self._shapes: list[list[int]] = []
 
     def build(self, student_features: Shape, teacher_features: Shape, head: nn.Linear | tuple[int, int]) -> None:
-        """Make the projector, and take a copy of the head, which stays as it is.
+        """Make the projector and a frozen copy of the head, a layer or its number of inputs and outputs.
 
-        Maps go through a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU [code]; vectors through linear
-        layers with ReLU [ours]. The student's maps are pooled if they are larger; larger ones of the teacher are the
-        loss's to pool.
-
-        Args:
-            student_features: Shape of one sample's features at the tap, (d,) or (c, h, w).
-            teacher_features: Shape of one sample's features before the head, of as many axes.
-            head: The layer, or its number of inputs and outputs.
+        Maps go through a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU [code]; vectors through two
+        linear layers with a ReLU between them [ours]. The student's maps are pooled if they are larger than the
+        teacher's; the loss pools larger ones of the teacher.
         """
         given, wanted = tuple(student_features), tuple(teacher_features)
         head = copy.deepcopy(head) if isinstance(head, nn.Linear) else nn.Linear(*head)
@@ -65,25 +60,27 @@ class Composite(nn.Module):
             layers += [nn.AdaptiveAvgPool2d(size)] if size != given[1:] else []
             layers += [*_conv(given[0], middle, 1), *_conv(middle, middle, 3), *_conv(middle, wanted[0], 1)]
         else:
-            for inputs, outputs in ((given[0], middle), (middle, middle), (middle, wanted[0])):
-                layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            # no last ReLU, which could not reach negative features
+            layers += [nn.Linear(given[0], wanted[0]), nn.ReLU(), nn.Linear(wanted[0], wanted[0])]
         self.projector = nn.Sequential(*layers)
         self.head = head.requires_grad_(False)  # after the projector: it is the last linear layer
         last_linear(self.body)[1].requires_grad_(False)  # nothing reads its outputs
 
     @property
     def built(self) -> bool:
-        """Whether projector and head are there."""
+        """Whether there are a projector and a head."""
         return bool(self._shapes)
 
     def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
         """The logits ``(B, K)`` for one tensor, or for a mapping that is passed as keywords."""
+        if not self.built:
+            raise ValueError("expected a student whose projector is built, found none: train it, or load a checkpoint")
         features: Tensor = self.projector(self._tapped(x[0] if x else named).features[self.tap])
         logits: Tensor = self.head(features.mean((2, 3)) if features.dim() == 4 else features)
         return logits
 
     def spec(self) -> dict[str, Any]:
-        """What `from_spec` needs, in plain values."""
+        """The plain values that `from_spec` needs."""
         student, teacher = self._shapes
         head = [self.head.in_features, self.head.out_features]
         return {"tap": self.tap, "student_features": student, "teacher_features": teacher, "head": head}

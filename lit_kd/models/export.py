@@ -6,20 +6,18 @@ import copy
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_kd.models.files import EXPORTS, check_unused, write_whole
+from lit_kd.models.files import EXPORTS, check_unused, optional, write_whole
 from lit_kd.models.images import ImageInput
 from lit_kd.types import evaluating, logits_of
 from lit_kd.version import __version__
 
 TOLERANCE = 1e-5
-"""How far logits may be apart, relative to the largest if that is above 1."""
+"""Largest difference of logits, relative to the largest logit if that is above 1."""
 
 
 def export_student(
@@ -35,24 +33,15 @@ def export_student(
 ) -> float:
     """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
 
-    The file's metadata hold JSON texts under ``class_names``, ``input_shape``, ``image_input``, ``student`` (the name)
-    and ``lit_kd`` (the version). A .safetensors file holds weights only, for `lit_kd.models.build_model`.
-
-    Args:
-        student: The network; it is left as it is.
-        path: Where to.
-        format: ``"onnx"``, ``"torch_export"`` or ``"safetensors"``.
-        input_shape: Shape of one input, without the batch axis.
-        class_names: K names.
-        image_input: How an image file becomes an input.
-        name: The network's name.
-        overwrite: Whether an existing file may be replaced.
+    `format` is ``"onnx"``, ``"torch_export"`` or ``"safetensors"``; the last holds weights only, for
+    `lit_kd.models.build_model`. The file's metadata hold JSON texts under ``class_names``, ``input_shape``,
+    ``image_input``, ``student`` (the name) and ``lit_kd`` (the version).
 
     Returns:
         The largest difference between the logits of file and student for random inputs.
 
     Raises:
-        FileExistsError: If the file is there, and may not be overwritten.
+        FileExistsError: If the file exists and may not be overwritten.
         ImportError: If a package of the extra ``export`` is missing.
         ValueError: If the student cannot be exported, or its logits differ afterwards.
     """
@@ -78,7 +67,7 @@ def export_student(
             found = [run(x) for x in inputs]
         except ImportError:
             raise
-        except Exception as error:  # whatever an exporter or a runtime makes of an operator that it does not know
+        except Exception as error:  # an exporter or runtime may raise anything for an operator that it does not know
             told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"this student cannot be exported as {format}: {type(error).__name__}: {told}") from error
     apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
@@ -90,7 +79,7 @@ def export_student(
 
 
 class _Logits(nn.Module):
-    """The network, without what may be around its logits."""
+    """The network with plain logits."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -100,7 +89,7 @@ class _Logits(nn.Module):
         return logits_of(self.student, x)
 
 
-# From the network, an example input and the metadata to the file's content, and to a function that runs that content.
+# from the network, an example input and the metadata to the file's content, and a function that runs that content
 Run = Callable[[Tensor], Tensor]
 Exporter = Callable[[_Logits, Tensor, Mapping[str, str]], tuple[bytes, Run]]
 
@@ -113,8 +102,8 @@ def _torch_export(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tupl
 
 
 def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
-    runtime = _optional("onnxruntime")
-    _optional("onnxscript")  # which torch's exporter needs
+    runtime = optional("onnxruntime", "export", "this format")
+    optional("onnxscript", "export", "this format")  # which torch's exporter needs
     program = torch.onnx.export(
         network,
         (x,),
@@ -132,7 +121,7 @@ def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes,
 
 
 def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
-    safetensors = _optional("safetensors.torch")
+    safetensors = optional("safetensors.torch", "export", "this format")
     # cloned, as the format knows no weights that layers share
     weights = {key: weight.clone().contiguous() for key, weight in network.student.state_dict().items()}
     content: bytes = safetensors.save(weights, dict(texts))
@@ -142,13 +131,3 @@ def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple
 
 
 _EXPORTERS: dict[str, Exporter] = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}
-
-
-def _optional(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(
-            f"this format needs {package}, which is not installed: pip install 'lit_kd[export]'"
-        ) from error

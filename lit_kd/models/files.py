@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and columns in .csv and .parquet files."""
+"""Files that are written whole or not at all, and columns in .csv and .parquet files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,16 +18,11 @@ CHECKPOINTS = {".ckpt", ".pt", ".pth"}
 
 
 def write_whole(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut.
+    """Write a file whole or not at all, even in a power cut: after an OSError, an existing file is unchanged.
 
-    Args:
-        path: Where to.
-        content: Bytes, a text (file names in it that are no UTF-8 stay as they are), or what writes to an open file.
-
-    Raises:
-        OSError: If it cannot be written, as on a full disk: then a file of this name is as it was before.
+    The content is bytes, a text (file names in it may be no UTF-8), or a function that writes to an open file.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # beside it: only there is a file replaced at once
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # beside it, as only there a rename is atomic
     try:
         with part.open("wb") as file:
             if callable(content):
@@ -58,12 +54,12 @@ def check_checkpoint_file(path: Path) -> None:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file's plain values, see `parse_yaml`."""
+    """Read the plain values of a YAML file, see `parse_yaml`."""
     return parse_yaml(path.read_bytes(), str(path))
 
 
 def parse_yaml(text: str | bytes, name: str) -> Any:
-    """The plain values of YAML, without running code; a ValueError that begins with the name if it is none."""
+    """Parse the plain values of YAML, without running code; a ValueError for a mistake begins with the name."""
     import yaml
 
     try:
@@ -82,29 +78,25 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
 def check_unused(path: Path, overwrite: bool) -> None:
     """Raise FileExistsError if a path is taken, unless it may be overwritten."""
     if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} is there already: give another path (--output), or overwrite it (--overwrite; overwrite=True)"
-        )
+        raise FileExistsError(f"{path} is there already: give another path, or allow it (--overwrite, overwrite=True)")
 
 
 def check_new(path: Path, overwrite: bool) -> None:
-    """Refuse a table's path before the work that would fill it: another suffix, a file that exists, no pyarrow."""
+    """Refuse a table's path before the work that fills it: another suffix, an existing file, no pyarrow."""
     if path.suffix not in TABLES:
         raise ValueError(f"expected a path that ends in {' or '.join(TABLES)}, found {path}")
     check_unused(path, overwrite)
     if path.suffix == ".parquet":
-        _pyarrow()
+        _parquet()
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: bool = False) -> None:
-    """Write columns of equal length, floats in full precision; raises as `check_new`."""
+    """Write columns of equal length, floats in full precision; see `check_new`."""
     check_new(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        pyarrow = _pyarrow()
-        binary = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), binary)
-        write_whole(path, binary.getvalue())
+        parquet, table = _parquet(), import_module("pyarrow").table(dict(columns))
+        write_whole(path, lambda file: parquet.write_table(table, file))
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -114,14 +106,14 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: b
 
 
 def read_columns(path: Path) -> dict[str, list[Any]]:
-    """Read the columns of a .csv file, as strings, or of a .parquet file; a ValueError if it is damaged."""
+    """Read the columns of a .csv file, as strings, or of a .parquet file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}: expected a table with a row a sample")
     if path.suffix == ".parquet":
-        pyarrow = _pyarrow()
+        parquet, damaged = _parquet(), import_module("pyarrow").ArrowException
         try:
-            found: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
-        except pyarrow.ArrowException as error:
+            found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+        except damaged as error:
             raise ValueError(f"{path}: expected a parquet file, found another or a damaged one ({error})") from error
         return found
     try:
@@ -133,12 +125,15 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         raise ValueError(f"{path}: expected a csv file, found another or a damaged one ({error})") from error
 
 
-def _pyarrow() -> Any:
+def optional(module: str, extra: str, what: str) -> Any:
+    """Import a module of one of lit_kd's extras, which `what` needs."""
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return import_module(module)
     except ImportError as error:
-        raise ImportError(
-            "expected pyarrow for a .parquet file, found none: install it (lit_kd's extra parquet), or use .csv"
-        ) from error
-    return pyarrow
+        package = module.split(".")[0]
+        raise ImportError(f"{what} needs {package}, which is not installed: pip install 'lit_kd[{extra}]'") from error
+
+
+def _parquet() -> Any:
+    optional("pyarrow", "parquet", "a .parquet file")
+    return import_module("pyarrow.parquet")

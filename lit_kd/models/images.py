@@ -1,4 +1,4 @@
-"""How an image file becomes a model's input in evaluation, in plain values for a checkpoint."""
+"""How an image file becomes a model's input in evaluation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 class ImageInput:
     """Resize the shorter side, crop the centre, scale to ``[0, 1]``, normalise.
 
-    Args:
-        channels: 1 for grey images, 3 for RGB.
-        size: Height and width in pixels.
-        mean: Mean of each channel, in ``[0, 1]``.
-        std: Standard deviation of each channel.
-
-    Examples:
-        >>> ImageInput(1, 28, [0.1307], [0.3081]).shape
-        (1, 28, 28)
+    There are 1 (grey) or 3 channels (RGB), each with its mean and standard deviation, and `size` squared pixels.
     """
 
     channels: int
@@ -48,16 +40,16 @@ class ImageInput:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one input, ``(C, H, W)``."""
+        """Shape of one input, ``(C, H, W)``."""
         return self.channels, self.size, self.size
 
     def plain(self) -> dict[str, Any]:
-        """The arguments, as numbers and lists."""
+        """The arguments as plain values, for a checkpoint."""
         return asdict(self)
 
     def transform(self) -> Callable[[Any], Tensor]:
-        """From a PIL image in the right mode to a float tensor ``(C, H, W)``."""
-        from torchvision import transforms as t  # imported late: it takes a second
+        """Maps a PIL image in the right mode to a float tensor ``(C, H, W)``."""
+        from torchvision import transforms as t  # late, as it takes a second
 
         resize = [t.Resize(self.size), t.CenterCrop(self.size)]
         transform: Callable[[Any], Tensor] = t.Compose([*resize, t.ToTensor(), t.Normalize(self.mean, self.std)])
@@ -72,11 +64,7 @@ class ImageInput:
 
 
 def image_files(folder: Path) -> tuple[list[Path], int]:
-    """The images below a folder, in order, and the number of its other files.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or no image in it.
-    """
+    """The images below a folder, in order, and the number of its other files."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no directory at {folder}: expected one with images, in any subfolders")
     files = sorted(path for path in folder.rglob("*") if path.is_file())

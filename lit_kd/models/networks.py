@@ -1,19 +1,19 @@
 """The distillation literature's networks for 32x32 images, which neither torchvision nor timm has.
 
-They map (B, C, H, W) to logits (B, K). The convolutional ones share their layers' names: ``layer1`` to ``layer3``,
-``pool`` (the mean over the image, (B, D)) and ``fc``. No ReLU works in place: tapped features stay as they are.
+They map (B, C, H, W) to logits (B, K). Convolutional ones have layers ``layer1`` to ``layer3``, ``pool`` (the mean over
+the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU, from (B, ...) with F values each to (B, K); it ends in an `nn.Linear`."""
+    """A multilayer perceptron with ReLU, from (B, ...) with F values each to (B, K)."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
         layers += [nn.Linear(in_features, width), nn.ReLU()]
@@ -22,10 +22,10 @@ def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequent
 
 
 class GlobalPool(nn.Module):
-    """The mean over the image: (B, D, H, W) to (B, D)."""
+    """The mean over the image."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average over the last two axes."""
+        """(B, D, H, W) to (B, D)."""
         return x.mean(dim=(2, 3))
 
 
@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (B, K) for (B, C, H, W), H and W at least 4."""
+        """(B, C, H, W) to logits (B, K), H and W at least 4."""
         logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
         return logits
 
@@ -54,31 +54,22 @@ class ConvNet(nn.Module):
 class ResNet(nn.Module):
     """A CIFAR ResNet of basic blocks (He et al., "Deep residual learning for image recognition", 4.2).
 
-    As in distillation benchmarks (Tian et al., "Contrastive representation distillation", and the RepDistiller code), a
+    Its depth is 6n + 2, for three stages of n blocks; `widths` are the channels after the stem and in each stage. As in
+    distillation benchmarks (Tian et al., "Contrastive representation distillation", and the RepDistiller code), a
     shortcut that changes shape is a 1x1 convolution with BN, where He et al. pad with zeros.
-
-    Args:
-        depth: 6n + 2, for three stages of n blocks.
-        widths: Channels after the stem and in each stage.
-        in_channels: C of the input.
-        num_classes: The number of logits K.
     """
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int) -> None:
         super().__init__()
-        stem, *stages = widths
-        self.conv1 = _conv3x3(in_channels, stem)
-        self.bn1 = nn.BatchNorm2d(stem)
-        blocks = (depth - 2) // 6
-        self.layer1 = _stage(_BasicBlock, blocks, stem, stages[0], 1)
-        self.layer2 = _stage(_BasicBlock, blocks, stages[0], stages[1], 2)
-        self.layer3 = _stage(_BasicBlock, blocks, stages[1], stages[2], 2)
+        self.conv1 = _conv3x3(in_channels, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1, self.layer2, self.layer3 = _stages(_BasicBlock, (depth - 2) // 6, widths)
         self.pool = GlobalPool()
-        self.fc = nn.Linear(stages[2], num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         _init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (B, K) for (B, C, H, W)."""
+        """(B, C, H, W) to logits (B, K)."""
         x = F.relu(self.bn1(self.conv1(x)))
         logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
         return logits
@@ -87,20 +78,14 @@ class ResNet(nn.Module):
 class WideResNet(nn.Module):
     """A wide ResNet of pre-activation blocks (Zagoruyko and Komodakis, "Wide residual networks"), no dropout.
 
-    Args:
-        depth: 6n + 4, for three stages of n blocks.
-        widen: The factor W on the stages' widths 16, 32 and 64; the stem stays at 16.
-        in_channels: C of the input.
-        num_classes: The number of logits K.
+    Its depth is 6n + 4, for three stages of n blocks; `widen` multiplies the stages' widths 16, 32 and 64.
     """
 
     def __init__(self, depth: int, widen: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, 16)
-        blocks = (depth - 4) // 6
-        self.layer1 = _stage(_PreActBlock, blocks, 16, 16 * widen, 1)
-        self.layer2 = _stage(_PreActBlock, blocks, 16 * widen, 32 * widen, 2)
-        self.layer3 = _stage(_PreActBlock, blocks, 32 * widen, 64 * widen, 2)
+        widths = (16, 16 * widen, 32 * widen, 64 * widen)
+        self.layer1, self.layer2, self.layer3 = _stages(_PreActBlock, (depth - 4) // 6, widths)
         # pre-activation blocks end in a sum, which BN and ReLU follow here
         self.bn1 = nn.BatchNorm2d(64 * widen)
         self.pool = GlobalPool()
@@ -109,7 +94,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (B, K) for (B, C, H, W)."""
+        """(B, C, H, W) to logits (B, K)."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         logits: Tensor = self.fc(self.pool(F.relu(self.bn1(x))))
         return logits
@@ -159,16 +144,17 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
-def _stage(
-    block: type[_BasicBlock] | type[_PreActBlock], blocks: int, inputs: int, outputs: int, stride: int
-) -> nn.Sequential:
-    """``blocks`` blocks, the first of which changes width and resolution."""
-    first = block(inputs, outputs, stride)
-    return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
+def _stages(
+    block: type[_BasicBlock] | type[_PreActBlock], blocks: int, widths: Sequence[int]
+) -> Iterator[nn.Sequential]:
+    """Three stages of blocks, from a stem's width on; the second and the third halve the resolution."""
+    for inputs, outputs, stride in zip(widths[:3], widths[1:], (1, 2, 2), strict=True):
+        first = block(inputs, outputs, stride)
+        yield nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 def _init_convs(model: nn.Module) -> None:
-    """He et al.'s normal initialisation of convolutions; BN and linear layers keep PyTorch's."""
+    """He et al.'s normal initialisation of convolutions; other layers keep PyTorch's."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

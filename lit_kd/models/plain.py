@@ -1,4 +1,4 @@
-"""What a checkpoint that is loaded with ``weights_only`` can hold: plain values."""
+"""Plain values, which a checkpoint that is loaded with ``weights_only`` can hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_plain(value: Any) -> bool:
 
 
 def keep_plain(values: MutableMapping[str, Any]) -> None:
-    """Remove what is not plain; paths, numpy's numbers and dataclasses become plain values."""
+    """Convert paths, numpy's numbers and dataclasses to plain values, and remove the rest."""
     for name, value in list(values.items()):
         if isinstance(value, os.PathLike):
             values[name] = os.fspath(value)
@@ -39,12 +39,29 @@ def keep_plain(values: MutableMapping[str, Any]) -> None:
             del values[name]
 
 
+def known_names(names: object, num_classes: int) -> list[str] | None:
+    r"""Class names as a list of one-line texts; None if they are not one name per class.
+
+    Examples:
+        >>> known_names(np.array(["a", "b\n c"]), 2), known_names({0: "a", 1: "b"}, 2)
+        (['a', 'b c'], None)
+    """
+    if not isinstance(names, (list, tuple, np.ndarray)) or len(names) != num_classes:
+        return None
+    return [" ".join(str(name).split()) for name in names]
+
+
 def about_data(data: Any, num_classes: int) -> dict[str, Any]:
-    """What a user of a student must know of its data: class names, input shape, how an image becomes an input."""
+    """What a student's user must know of its data: class names, input shape and how an image becomes an input."""
     names, shape, images = (getattr(data, name, None) for name in ("class_names", "input_shape", "image_input"))
-    known = isinstance(names, (list, tuple, np.ndarray)) and len(names) == num_classes
     return {
-        "class_names": [" ".join(str(name).split()) for name in names] if known and names is not None else None,
+        "class_names": known_names(names, num_classes),
         "input_shape": [int(size) for size in shape] if shape else None,
         "image_input": images.plain() if isinstance(images, ImageInput) else None,
     }
+
+
+def drop_unknown(state: dict[str, Any], own: Mapping[str, Any], prefixes: tuple[str, ...]) -> None:
+    """Remove what a state has under some prefixes and a module lacks."""
+    for key in [key for key in state if key.startswith(prefixes) and key not in own]:
+        del state[key]

@@ -16,13 +16,7 @@ from lit_kd.types import evaluating, logits_of
 
 
 class Prediction(NamedTuple):
-    """What a student makes of a file.
-
-    Attributes:
-        file: The image.
-        label: The most probable class, or why the file cannot be read.
-        probability: Of that class, or 0.
-    """
+    """An image file's most probable class and its probability, or why it cannot be read and 0."""
 
     file: Path
     label: int | str
@@ -32,11 +26,7 @@ class Prediction(NamedTuple):
 def predict_images(
     student: SavedStudent, files: Sequence[Path], batch_size: int = 64, num_workers: int = 0
 ) -> Iterator[Prediction]:
-    """Classify images, on the GPU if there is one, with ``num_workers`` processes that decode.
-
-    Raises:
-        ValueError: If the student's checkpoint does not tell how an image becomes an input.
-    """
+    """Classify images, on the GPU if there is one, with ``num_workers`` processes that decode."""
     images = student.image_input
     if images is None or (student.input_shape or images.shape) != images.shape:
         raise ValueError(
@@ -59,7 +49,7 @@ def predict_images(
 
 
 class _Images(Dataset[Tensor | str]):
-    """Inputs ``(C, H, W)``, or why there is none."""
+    """Inputs ``(C, H, W)``, or why there is no input."""
 
     def __init__(self, files: Sequence[Path], images: ImageInput) -> None:
         self.files, self.images, self.transform = files, images, images.transform()
@@ -70,5 +60,5 @@ class _Images(Dataset[Tensor | str]):
     def __getitem__(self, index: int) -> Tensor | str:
         try:
             return self.transform(self.images.open(self.files[index]))
-        except Exception as error:  # a damaged file makes the decoders raise anything: SyntaxError, struct.error, ...
+        except Exception as error:  # for a damaged file, decoders raise anything: SyntaxError, struct.error, ...
             return f"{type(error).__name__}: {error}"

@@ -10,19 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_kd.models.taps import Tapped
-from lit_kd.types import Inputs, Outputs
+from lit_kd.types import Inputs, Outputs, full
 
 Named = Mapping[str, Tensor]
 """Tensors by the names of the network's parameters or buffers."""
 
 
 class Replay:
-    """What a network's pass depends on besides inputs and parameters, kept so that the pass can be repeated.
-
-    Args:
-        model: The network, just before the pass.
-        taps: Layers whose features are wanted.
-    """
+    """Keeps a network's buffers and the random numbers just before a pass, so that the pass can be repeated."""
 
     def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
         self.model = model
@@ -32,24 +27,19 @@ class Replay:
 
     @property
     def gpus(self) -> list[torch.device]:
-        """The GPU that the network is on, if it is on one."""
+        """The network's GPU, if it is on one."""
         device = next(self.model.parameters()).device
         return [device] if device.type == "cuda" else []
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The trainable ones, detached, in at least float32: bfloat16 cannot hold a small change of them."""
+        """The trainable ones, detached, in at least float32, as bfloat16 cannot hold a small change of them."""
         return {name: full(p.detach()) for name, p in self.model.named_parameters() if p.requires_grad}
 
     def __call__(self, x: Inputs, changed: Named | None = None) -> Outputs:
-        """Repeat the pass on copies of the buffers, with the same random numbers; parts in training mode stay in it.
+        """Repeat the pass on copies of the buffers, with the same random numbers, in at least float32.
 
-        Args:
-            x: The batch.
-            changed: Parameters to use instead of the network's own. Where they are float64, the pass is.
-
-        Returns:
-            Outputs in at least float32, in float32 where the pass is in float64 but the network is not.
+        `changed` replaces some of the network's own parameters; if they are float64, so is the pass.
         """
         changed = dict(changed or {})
         double = any(value.dtype == torch.float64 for value in changed.values())
@@ -71,8 +61,3 @@ class Replay:
                 torch.cuda.set_rng_state(state, gpu)
             inputs = {k: cast(v) for k, v in x.items()} if isinstance(x, Mapping) else cast(x)
             return Tapped(self.model, self.taps)(inputs, call)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """A tensor in at least float32."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -14,14 +14,9 @@ from lit_kd.types import PENULTIMATE, Inputs, Outputs, read_logits, run_model
 
 
 class Tapped:
-    """A model that also gives the features of some layers. Its hooks live only while it runs.
+    """A model that also gives the features of some layers; its hooks live only while it runs.
 
-    Args:
-        model: The model.
-        taps: Module paths, as ``"layer3.0"``, or `lit_kd.types.PENULTIMATE`.
-
-    Raises:
-        ValueError: If the model has no such layer.
+    Taps are module paths, as ``"layer3.0"``, or `lit_kd.types.PENULTIMATE`.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
@@ -38,18 +33,12 @@ class Tapped:
         return layers[tap]
 
     def __call__(self, x: Inputs, call: Callable[..., Any] | None = None) -> Outputs:
-        """Run the model on a batch, or ``call`` in its place; a ValueError says that it does not take the batch."""
+        """Run the model on a batch, or ``call`` in its place; a ValueError if it does not take the batch."""
         features: dict[str, Tensor] = {}
         hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
         try:
             out = run_model(call or self.model, x)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-        ) as error:  # what layers say of a shape
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # layers may raise any
             if "memory" in str(error):
                 raise
             raise ValueError(

@@ -22,10 +22,10 @@ from lit_kd.models.files import write_columns, write_whole
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes ``predictions.csv`` with the columns row, class, probability into the trainer's default_root_dir.
+    """Writes row, class and probability into ``predictions.csv`` in the trainer's default_root_dir.
 
-    With several processes each writes its own rows, into ``predictions-RANK.csv``. Where such a file exists, the new
-    one gets a number.
+    Each of several processes writes its own rows into ``predictions-RANK.csv``. Where such a file exists, the new one
+    gets a number.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,7 @@ def unused(path: Path) -> Path:
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """The directory of a run; to be asked by the first process.
-
-    `Trainer.log_dir` does not do: with the loggers of W&B and others it is the same for all runs.
-    """
+    """A run's directory, for the first process; `Trainer.log_dir` is the same for all runs of W&B's logger."""
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
     first = trainer.loggers[0]
@@ -70,7 +67,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves a training's resolved config as config.yaml in `run_directory`, and shows it in W&B and TensorBoard."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the config of a fit: only trainings are read again, as by ``lit-kd inspect``."""
+        """Save the config of a training alone."""
         if stage == TrainerFn.FITTING:
             super().setup(trainer, pl_module, stage)
 
@@ -88,18 +85,14 @@ class SaveConfig(SaveConfigCallback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Replaces a local checkpoint at once: whatever happens, either the old or the new one is there.
+    """Replaces a local checkpoint at once: either the old or the new one is there.
 
-    Lightning writes into the system's temporary folder and moves the file. Between file systems a move is a copy, which
-    a kill or a full disk leaves half done.
+    Lightning moves the file from the system's temporary folder. Between file systems this is a copy, which a kill or a
+    full disk leaves half done.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: If it cannot be written; see `lit_kd.models.files.write_whole`.
-        """
+        """Write a checkpoint; see `lit_kd.models.files.write_whole`."""
         if storage_options is not None or "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -115,14 +108,8 @@ class ResumeAsBefore(Callback):
     """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare the options.
-
-        Raises:
-            ValueError: If they differ.
-        """
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
-        before = checkpoint.get("hyper_parameters", {})
+        """Compare the options."""
+        before = checkpoint.get("hyper_parameters", {}) if trainer.state.fn == TrainerFn.FITTING else {}
         for name in ("optimizer", "lr_scheduler", "lr_interval"):
             now = pl_module.hparams.get(name)
             if name in before and _options(before[name], now) != _options(now, before[name]):

@@ -10,7 +10,6 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,16 +17,16 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-
-from lit_kd.models.files import write_whole
 
 RIGHT, WRONG, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
 _INK = "#010203"
 """Stands for the text colour of the page."""
 STYLE: Any = {
-    **{"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"font.size": 9, "axes.titlesize": 10, "axes.axisbelow": True},
+    **{"axes.spines.top": False, "axes.spines.right": False},
     "text.parse_math": False,  # names are not formulas
 }
 PAGE: Any = {
@@ -44,6 +43,7 @@ DOTS = 400
 _TICKS = {0.0001: "0.01", 0.01: "1", 0.1: "10", 0.5: "50", 0.9: "90", 0.99: "99", 0.9999: "99.99", 0.999999: "99.9999"}
 Arrays = Mapping[str, npt.NDArray[Any]]
 Curve = Sequence[tuple[int, float]]
+"""Pairs of a place on the x axis and a fraction."""
 
 
 def to_png(figure: Figure) -> bytes:
@@ -54,25 +54,13 @@ def to_png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file."""
-    write_whole(path, to_png(figure))
-
-
 def to_svg(figure: Figure, description: str) -> Markup:
-    """A figure as an ``<svg>`` element in the text colour of the page; the description serves readers who cannot see.
-
-    Args:
-        figure: Drawn in the style `PAGE`.
-        description: Plain text.
-    """
+    """A figure in the style `PAGE` as an ``<svg>`` element in the page's text colour, with a description."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    title = f' role="img"><title>{html.escape(description)}</title>'
-    return Markup(re.sub(r"<svg[^>]*>", lambda tag: tag[0][:-1] + title, svg, count=1))
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL).replace(_INK, "currentColor")
+    head, _, rest = svg[svg.index("<svg") :].partition(">")
+    return Markup(f'{head} role="img"><title>{html.escape(description)}</title>{rest}')
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
@@ -84,34 +72,34 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     """
     if not values:
         return ""
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{deviation}"
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def new_chart(size: tuple[float, float], **axes: Any) -> tuple[Figure, Axes]:
+    """An empty figure of a size in inches, and its axes with some properties, such as ``xlabel``."""
+    figure = Figure(figsize=size, layout="constrained")
+    drawn: Axes = figure.subplots()
+    drawn.set(**axes)
+    return figure, drawn
 
 
 def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], width: float = 7.5) -> Figure:
-    """The mean and standard deviation of every method, and each seed as a dot; a single teacher as a dashed line.
-
-    Args:
-        accuracies: By method and teacher, the test accuracies (fractions) of the seeds.
-        teachers: Which of them are teachers.
-        width: In inches.
-    """
-    line = teachers[0] if len(teachers) == 1 else None
-    rows = {name: [100 * a for a in values] for name, values in accuracies.items() if name != line}
+    """The mean and standard deviation of every method's seeds, and each seed as a dot; a single teacher is a line."""
+    single = teachers[0] if len(teachers) == 1 else None
+    rows = {name: [100 * a for a in values] for name, values in accuracies.items() if name != single}
     best = max((name for name in rows if name not in teachers), key=lambda name: mean(rows[name]), default=None)
     ink, paper = mpl.rcParams["text.color"], mpl.rcParams["axes.facecolor"]
-    figure = Figure(figsize=(width, max(2.0, 1.2 + 0.36 * len(rows))), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_chart((width, max(2.0, 1.2 + 0.36 * len(rows))))
     for row, (name, values) in enumerate(rows.items()):
         color = RIGHT if name == best else ink
         fill = paper if name in teachers else color
         error = stdev(values) if len(values) > 1 else 0.0
         axes.errorbar(mean(values), row, xerr=error, fmt="o", color=color, mfc=fill, ms=7, capsize=3, lw=1.4)
         axes.plot(values, [row] * len(values), "o", color=PLAIN, ms=3.5, zorder=3)
-    if line is not None:
-        teacher = 100 * mean(accuracies[line])
+    if single is not None:
+        teacher = 100 * mean(accuracies[single])
         axes.axvline(teacher, color=ink, ls="--", lw=1)
-        axes.set_title(f"dashed: {line} {teacher:.1f}", fontsize=8)
+        axes.set_title(f"dashed: {single} {teacher:.1f}", fontsize=8)
     axes.margins(x=0.1)
     axes.grid(axis="y", color=PLAIN, alpha=0.25)
     axes.set_yticks(range(len(rows)), [f"{name}  {mean(values):.1f}" for name, values in rows.items()])
@@ -124,17 +112,8 @@ def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence
 def curves_chart(
     curves: Mapping[str, Sequence[Curve]], x: str, y: str, dashed: Sequence[str] = (), width: float = WIDE
 ) -> Figure:
-    """For each method the mean of its seeds, in %, with a band of one standard deviation.
-
-    Args:
-        curves: By method, for each seed, pairs of a place on the x axis and a fraction.
-        x: Label of that axis.
-        y: Label of the other.
-        dashed: Methods whose lines are dashed: the teachers.
-        width: In inches.
-    """
-    figure = Figure(figsize=(width, 0.62 * width + 0.1 * len(curves)), layout="constrained")
-    axes = figure.subplots()
+    """For each method the mean of its seeds' curves, in %, with a band of one standard deviation."""
+    figure, axes = new_chart((width, 0.62 * width + 0.1 * len(curves)), xlabel=x, ylabel=y)
     lines = []
     for number, (method, seeds) in enumerate(curves.items()):
         values: dict[int, list[float]] = {}
@@ -146,7 +125,6 @@ def curves_chart(
         color, style = (mpl.rcParams["text.color"], "--") if method in dashed else (f"C{number % 10}", "-")
         lines += axes.plot(places, means, style, color=color, lw=1.5, marker="." * (len(places) < 20))
         axes.fill_between(places, means - errors, means + errors, color=color, alpha=0.06, lw=0)
-    axes.set(xlabel=x, ylabel=y)
     axes.grid(color=PLAIN, alpha=0.25)
     # given by name, because matplotlib leaves out names that begin with an underscore
     figure.legend(lines, list(curves), frameon=False, loc="outside lower center", ncols=2)
@@ -154,57 +132,29 @@ def curves_chart(
 
 
 def reliability_chart(seeds: Sequence[Arrays]) -> Figure:
-    """How often a student is right, against how sure it is; all seeds together.
-
-    Args:
-        seeds: For each seed ``confidence``, ``(n,)``, and whether it was ``correct``, ``(n,)``.
-    """
+    """How often a student is right, against how sure it is, from the `lit_kd.report.evidence` of all seeds."""
     confidence, correct = (np.concatenate([seed[name] for seed in seeds]) for name in ("confidence", "correct"))
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     full = np.flatnonzero(count)
     sure, right = (100 * np.bincount(bins, values, BINS)[full] / count[full] for values in (confidence, correct))
-    figure = Figure(figsize=SMALL, layout="constrained")
-    axes = figure.subplots()
+    labels = {"xlabel": "how sure, %", "ylabel": "how often right, %"}
+    figure, axes = new_chart(SMALL, xlim=(0, 103), ylim=(0, 103), **labels)
     axes.plot([0, 100], [0, 100], "--", color=PLAIN, lw=1)
     axes.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=WRONG, lw=1.5, alpha=0.7)
     axes.plot(sure, right, color=RIGHT, lw=1)
     axes.scatter(sure, right, s=8 + 120 * count[full] / count.sum(), color=RIGHT, zorder=3)
-    axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="how sure, %", ylabel="how often right, %")
     return figure
 
 
-def slopes(seeds: Sequence[Arrays]) -> list[float]:
-    """For each seed, the slope of the least-squares line of the student's log-odds on the teacher's.
-
-    Examples:
-        >>> lines = [{"teacher_log_odds": np.arange(4.0), "student_log_odds": 0.5 * np.arange(4.0) + 1}]
-        >>> [round(slope, 6) for slope in slopes(lines)]
-        [0.5]
-    """
-    return [_line(seed["teacher_log_odds"], seed["student_log_odds"])[0] for seed in seeds]
-
-
-def _line(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line."""
-    away = x.astype(float) - x.mean(dtype=float)
-    spread = float((away**2).sum())
-    slope = float((away * y).sum()) / spread if spread else 0.0
-    return slope, float(y.mean(dtype=float) - slope * x.mean(dtype=float))
-
-
 def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
-    """The student's log-odds of the teacher's class against the teacher's own; all seeds together.
-
-    Args:
-        seeds: For each seed ``teacher_log_odds`` and ``student_log_odds``, ``(n,)``.
-    """
+    """The student's log-odds of the teacher's class against the teacher's own, from the evidence of all seeds."""
     x, y = (np.concatenate([seed[f"{who}_log_odds"] for seed in seeds]) for who in ("teacher", "student"))
-    slope, intercept = _line(x, y)
+    slope, intercept = line(x, y)
     shown = np.random.default_rng(0).permutation(len(x))[:DOTS]
     ends = np.array([x[shown].min(), x[shown].max()])
-    figure = Figure(figsize=SMALL, layout="constrained")
-    axes = figure.subplots()
+    labels = {"xlabel": "teacher: how sure of its class, %", "ylabel": "student of the same class, %"}
+    figure, axes = new_chart(SMALL, **labels)
     axes.scatter(x[shown], y[shown], s=5, color=RIGHT, alpha=0.4, lw=0)
     axes.plot(ends, ends, "--", color=PLAIN, lw=1)
     axes.plot(ends, slope * ends + intercept, color=WRONG, lw=1.8)
@@ -212,5 +162,10 @@ def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
         at = {np.log(p / (1 - p)): name for p, name in _TICKS.items()}
         at = {place: name for place, name in at.items() if values.min() - 1 <= place <= values.max() + 1}
         axis.set_ticks(list(at), list(at.values()))
-    axes.set(xlabel="teacher: how sure of its class, %", ylabel="student of the same class, %")
     return figure
+
+
+def line(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    slope, intercept = np.polyfit(x.astype(float), y, 1)
+    return float(slope), float(intercept)

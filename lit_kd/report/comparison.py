@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from lit_kd.models.files import write_whole
-from lit_kd.report.charts import STYLE, accuracy_chart, curves_chart, mean_and_deviation, save
+from lit_kd.report.charts import STYLE, accuracy_chart, curves_chart, mean_and_deviation, to_png
 from lit_kd.report.page import write_page
 from lit_kd.report.regions import regions_chart
 from lit_kd.report.runs import SAMPLES, Job, Result, slug
@@ -34,19 +34,15 @@ _HEADS = {
 
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
-    """Write ``results.csv``, ``table.md``, ``report.html`` and pictures, and print the table.
+    """Write ``results.csv``, ``table.md``, ``report.html`` and pictures into a comparison's folder; print the table.
 
     Pictures: ``accuracy.png``; ``weights-*.png`` of methods with sample weights, and ``teachers-*.png`` if they have
     several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for methods that query the teacher.
-
-    Args:
-        folder: The comparison's folder.
-        done: Trainings and their results, in the recipe's order.
     """
     results = [result for _, result in done]
     columns = COLUMNS + [name for name in OPTIONAL if any(name in result for result in results)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(results)
     write_whole(folder / "results.csv", text.getvalue())
@@ -62,64 +58,57 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     with mpl.rc_context(STYLE):
         more = _draw(folder, done, by_method, teachers)
     write_page(folder / "report.html", done, (head, rows), more)
-    _print(folder, table)
+    console = Console()
+    console.print(Markdown(table))
+    console.print(
+        "Test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)\n"
+        f"report.html, results.csv, table.md and pictures are in {folder}"
+    )
 
 
 def _draw(
     folder: Path, done: Sequence[tuple[Job, Result]], by_method: dict[str, list[Result]], teachers: list[str]
 ) -> dict[str, Path]:
     """Draw all pictures; return those that the page shows too, by caption."""
-    more: dict[str, Path] = {}
-    accuracies = {m: [r["test_accuracy"] for r in rs] for m, rs in by_method.items()}
-    save(accuracy_chart(accuracies, teachers), folder / "accuracy.png")
+    accuracies = {method: [result["test_accuracy"] for result in each] for method, each in by_method.items()}
+    figures = {"accuracy.png": accuracy_chart(accuracies, teachers)}
+    shown: dict[str, Path] = {}
     asked = {m: [r["accuracy_by_queries"] for r in rs if "accuracy_by_queries" in r] for m, rs in by_method.items()}
     asked = {method: curves for method, curves in asked.items() if curves}
     if asked:
-        more["Accuracy against questions to the teacher"] = folder / "queries.png"
-        chart = curves_chart(asked, "rows that the teacher was asked about", "validation accuracy, %", width=7.5)
-        save(chart, folder / "queries.png")
+        x, y = "rows that the teacher was asked about", "validation accuracy, %"
+        figures["queries.png"] = curves_chart(asked, x, y, width=7.5)
+        shown["Accuracy against questions to the teacher"] = folder / "queries.png"
     regions = regions_chart(done)
     if regions is not None:
-        more["Which class is decided for where, side by side"] = folder / "regions.png"
-        save(regions, folder / "regions.png")
+        figures["regions.png"] = regions
+        shown["Which class is decided for where, side by side"] = folder / "regions.png"
     for method in by_method:
         jobs = [job for job, _ in done if job.method == method]
         if not all((job.folder / SAMPLES).is_file() for job in jobs):
             continue
         seeds, name = [np.load(job.folder / SAMPLES) for job in jobs], f"{slug(method)}.png"
-        chart = chart_of(draw_histogram, *pooled_weights(seeds), title=f"{method}: {wrong_labels(seeds, 3)}")
-        save(chart, folder / f"weights-{name}")
+        title = f"{method}: {wrong_labels(seeds, 3)}"
+        figures[f"weights-{name}"] = chart_of(draw_histogram, *pooled_weights(seeds), title=title)
         if len(jobs[0].teachers) > 1:
-            more[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
-            save(teachers_chart(method, jobs[0].teachers, seeds), folder / f"teachers-{name}")
-    return more
+            figures[f"teachers-{name}"] = teachers_chart(method, jobs[0].teachers, seeds)
+            shown[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
+    for name, figure in figures.items():
+        write_whole(folder / name, to_png(figure))
+    return shown
 
 
 def summary(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table: each method's mean and standard deviation, the best students' accuracies in ``**``."""
     heads = {k: v for k, v in _HEADS.items() if any(r.get(k) is not None for rs in by_method.values() for r in rs)}
-    rows = []
-    for method, results in by_method.items():
-        row = [method.replace("|", "/")]  # a table's own sign
-        for name, (_, factor, digits) in heads.items():
-            row.append(mean_and_deviation([factor * r[name] for r in results if r.get(name) is not None], digits))
-        rows.append(row)
-    students = [row for row, method in zip(rows, by_method, strict=True) if method not in teachers]
-    for column, name in enumerate(heads, start=1):
-        if name in ("test_accuracy", "test_accuracy_last") and students:
-            means = [float(row[column].split()[0]) for row in students]  # as printed: all that equal the best are
+    rows = {method: [method.replace("|", "/")] for method in by_method}  # a table's own sign
+    for name, (_, factor, digits) in heads.items():
+        for method, results in by_method.items():
+            values = [factor * result[name] for result in results if result.get(name) is not None]
+            rows[method].append(mean_and_deviation(values, digits))
+        students = [row for method, row in rows.items() if method not in teachers]
+        if name.startswith("test_accuracy") and students:
+            means = [float(row[-1].split()[0]) for row in students]  # as printed: all that equal the best are
             for row, found in zip(students, means, strict=True):
-                if found == max(means):
-                    row[column] = f"**{row[column]}**"
-    return ["method", *(head for head, _, _ in heads.values())], rows
-
-
-def _print(folder: Path, table: str) -> None:
-    console = Console()
-    if max(map(len, table.splitlines())) >= console.width:
-        table = re.sub(r" ± [0-9.]+", "", table)  # table.md has them
-    console.print(Markdown(table))
-    console.print(
-        "Test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)"
-    )
-    console.print(f"report.html, results.csv, table.md and pictures are in {folder}")
+                row[-1] = f"**{row[-1]}**" if found == max(means) else row[-1]
+    return ["method", *(head for head, _, _ in heads.values())], list(rows.values())

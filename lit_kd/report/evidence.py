@@ -11,29 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule
-from lit_kd.data.labels import known_names
 from lit_kd.distiller import Distiller
+from lit_kd.models.plain import known_names
 from lit_kd.report.pictures import as_pictures
 from lit_kd.report.runs import POINTS, SAMPLES, Result
-from lit_kd.report.samples import most_distrusted, noise_auc, rows_of, suspects
+from lit_kd.report.samples import Suspect, most_distrusted, noise_auc, rows_of, suspects
 
 SHOWN = 16
 """Distrusted samples whose pictures are kept."""
 
 
 class KeepEvidence(Callback):
-    """Keeps how sure student and teachers were of each row of the latest test, and whether the student was right.
-
-    Attributes:
-        kept: ``confidence``, the probability of the student's class, ``(n,)``; whether that is ``correct``; and, where
-            there are teachers, the log-odds that they (their mean probabilities), ``teacher_log_odds``, and that the
-            student, ``student_log_odds``, give to the teachers' class.
-    """
+    """Keeps the `evidence` of the latest test: ``kept``, arrays ``(n,)`` by name."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}
@@ -54,12 +47,11 @@ class KeepEvidence(Callback):
 
 
 def evidence(logits: Tensor, y: Tensor, teachers: list[Tensor]) -> dict[str, Tensor]:
-    """See `KeepEvidence`.
+    """How sure student and teachers are of each row, from their logits ``(B, C)`` and the true labels.
 
-    Args:
-        logits: The student's, ``(B, C)``.
-        y: True labels, ``(B,)``.
-        teachers: Each teacher's logits, ``(B, C)``.
+    Returns ``confidence``, the probability of the student's class; whether that is ``correct``; and, where there are
+    teachers, the log-odds that they (their mean probabilities), ``teacher_log_odds``, and that the student,
+    ``student_log_odds``, give to the teachers' class; ``(B,)`` each.
     """
     student = logits.double().log_softmax(-1)
     confidence, said = student.exp().max(-1)
@@ -85,26 +77,25 @@ def log_odds(log_probabilities: Tensor, classes: Tensor) -> Tensor:
 
 
 def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: Path) -> Result:
-    """Write each training sample's weights, labels and teachers' predictions, and the most distrusted samples.
+    """Write each training sample's weights, labels and teachers' classes, and the most distrusted samples.
 
-    Returns:
-        How well the weights find wrong labels and right teachers.
+    Returns how well the weights find wrong labels and right teachers.
     """
     assert model.table is not None
-    rows = slice(0, data.train_size)  # without the trusted ones
+    model.to(trainer.strategy.root_device)  # back from where a finished test leaves it
+    rows = slice(data.train_size)  # without the trusted ones
     weights = model.table["weights"][rows].cpu().numpy()
     label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
-    said = _teachers_classes(model, data, trainer)
+    batches = torch.split(torch.arange(data.train_size), data.batch_size)
+    said = np.concatenate([_teachers_classes(model, index) for index in batches])
     columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
     index = most_distrusted(model.table, data, SHOWN)
     if len(index):
         shown = rows_of(data, index)
-        x = shown.rows.fetch(shown.positions.tolist())
-        model.eval()
-        with torch.no_grad():
-            found = suspects(model.table, data, index, model(move_data_to_device(x, model.device)).cpu())
-        columns |= {f"shown_{f.name}": np.array([getattr(one, f.name) for one in found]) for f in fields(found[0])}
-        pixels, names = as_pictures(x), known_names(data.class_names, data.num_classes)
+        found = suspects(model.table, data, index, model.predict_rows(shown, teachers=False).student.logits.cpu())
+        columns |= {f"shown_{f.name}": np.array([getattr(one, f.name) for one in found]) for f in fields(Suspect)}
+        pixels = as_pictures(shown.rows.fetch(shown.positions.tolist()))
+        names = known_names(data.class_names, data.num_classes)
         columns |= {} if pixels is None else {"pictures": pixels}
         columns |= {"class_names": np.array(names)} if names else {}
     np.savez_compressed(folder / SAMPLES, **columns)
@@ -117,26 +108,16 @@ def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: P
     return result | ({"picks_right": picks_right(weights[:, 1:], said == true[:, None])} if len(said[0]) > 1 else {})
 
 
-def _teachers_classes(model: Distiller, data: DataModule, trainer: Trainer) -> npt.NDArray[np.int64]:
-    """The class that each teacher gives to the training rows, not augmented, ``(N, K)``."""
-    device = trainer.strategy.root_device
-    model.teachers.apply(lambda t: t.to(device))  # back from where a finished test leaves them
-    positions, said = data.parts.positions["train"], []
-    for part in np.array_split(positions, -(-len(positions) // data.batch_size)):
-        x = trainer.precision_plugin.convert_input(move_data_to_device(data.parts.plain.fetch(part.tolist()), device))
-        said.append(torch.stack([out.logits.argmax(-1) for out in model.teachers(x)], dim=1).cpu())
-    return torch.cat(said).numpy()
+def _teachers_classes(model: Distiller, index: Tensor) -> npt.NDArray[np.int64]:
+    """The class that each teacher gives to training samples, not augmented, ``(n, K)``."""
+    found = model.predict_rows(rows_of(model.data, index))
+    return torch.stack([teacher.logits.argmax(-1) for teacher in found.teachers], dim=1).cpu().numpy()
 
 
 def picks_right(weights: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> float | None:
     """How often the teacher with the largest weight is right, among rows where some teachers are and some are not.
 
-    Args:
-        weights: Of the teachers, ``(N, K)``; teachers that share the largest weight count equally.
-        right: Whether each teacher is right, ``(N, K)``.
-
-    Returns:
-        A fraction; ``None`` if there is no such row.
+    Both are ``(N, K)``. Teachers that share the largest weight count equally; ``None`` if there is no such row.
 
     Examples:
         >>> picks_right(np.array([[0.9, 0.1], [0.5, 0.5], [0.0, 1.0]]), np.array([[1, 0], [0, 1], [1, 1]], dtype=bool))
@@ -150,24 +131,19 @@ def picks_right(weights: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) 
 
 
 def keep_points(data: DataModule, folder: Path) -> None:
-    """Write the training samples of the plane, for `lit_kd.report.regions`."""
+    """Write training samples that are points of the plane, for `lit_kd.report.regions`."""
     x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
     label, noisy = (column[: data.train_size].numpy() for column in (data.labels, data.noisy))
     np.savez_compressed(folder / POINTS, x=np.asarray(x), label=label, noisy=noisy)
 
 
 def accuracy_by_queries(metrics: Path) -> list[tuple[int, float]]:
-    """Validation accuracy of a student that may ask so many queries, before it asks more.
+    """Validation accuracy by the number of queries to the teacher, from the CSVLogger's file; the last epoch of each.
 
-    Args:
-        metrics: The CSVLogger's file.
-
-    Returns:
-        Pairs of queries and accuracy, queries ascending; empty if the method does not log ``rad/queries``.
+    Empty if the method does not log ``rad/queries``.
     """
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     asked = {row["epoch"]: int(float(row["rad/queries"])) for row in rows if row.get("rad/queries")}
     accuracy = {row["epoch"]: float(row["val/accuracy"]) for row in rows if row.get("val/accuracy")}
-    # of the epochs with as many queries the last one counts
     return sorted({queries: accuracy[epoch] for epoch, queries in asked.items() if epoch in accuracy}.items())

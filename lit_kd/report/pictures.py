@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from lit_kd.data.rows import Inputs
 from lit_kd.report.charts import RIGHT, WRONG
 from lit_kd.report.samples import Suspect, class_name
+from lit_kd.types import Inputs
 
 LARGEST = 96
 """Pixels of a picture's longer side; larger pictures are scaled down."""
@@ -52,13 +51,14 @@ def contact_sheet(
         names: Of the classes, if they have any.
         title: Above all.
     """
-    cell, edge, line, gap, top = LARGEST, 3, 15, 12, 34
-    width, columns = cell + 2 * edge, min(8, max(5, len(found)))
+    edge, line, gap, top = 3, 15, 12, 34
+    width, columns = LARGEST + 2 * edge, min(8, max(5, len(found)))
     height, rows = width + 4 * line, -(-len(found) // columns)
     sheet = Image.new("RGB", (gap + columns * (width + gap), top + rows * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
-    fonts = Path(mpl.get_data_path()) / "fonts" / "ttf"
-    plain, bold = (ImageFont.truetype(str(fonts / f"DejaVuSans{kind}.ttf"), 11) for kind in ("", "-Bold"))
+    plain, bold = (
+        ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/{f}.ttf", 11) for f in ("DejaVuSans", "DejaVuSans-Bold")
+    )
     if any(one.true >= 0 for one in found):
         title += "; red frame: the label is wrong, blue: it is right"
     draw.text((gap, 10), title, "black", bold)
@@ -66,11 +66,8 @@ def contact_sheet(
         x, y = gap + number % columns * (width + gap), top + number // columns * (height + gap)
         color = "#d5d8dc" if one.true < 0 else RIGHT if one.true == one.label else WRONG
         draw.rectangle((x, y, x + width - 1, y + width - 1), fill=color)
-        picture = Image.fromarray(pixels)
-        scale = cell / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.NEAREST)
-        sheet.paste(picture, (x + (width - size[0]) // 2, y + (width - size[1]) // 2))
+        picture = ImageOps.contain(Image.fromarray(pixels), (LARGEST, LARGEST), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x + (width - picture.width) // 2, y + (width - picture.height) // 2))
         for text, font in (
             (f"#{one.index}", plain),
             (f"label: {class_name(names, one.label)}", bold),

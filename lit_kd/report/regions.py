@@ -33,9 +33,6 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
 
     Panels: the teacher, the KD student with the best mean test accuracy, and each student with learned weights, whose
     training points show the weight of their label.
-
-    Args:
-        done: Trainings and their results, in the recipe's order.
     """
     best, seed = _best_kd(done), done[0][0].seed
     shown = [
@@ -58,42 +55,26 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(3.6 * columns + 0.8, 3.6 * rows + 0.6), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).ravel()
-    dots = [
-        _draw(axes, job.folder, each, weight, (left, right, bottom, upper), top)
-        for axes, (job, _), each, weight in zip(places, shown, points, weights, strict=False)
-    ]
-    for axes, (job, result) in zip(places, shown, strict=False):
+    dots = None
+    for axes, (job, result), each, weight in zip(places, shown, points, weights, strict=False):
         axes.set_title(f"{job.method}: {100 * result['test_accuracy']:.1f}%")
+        drawn = _draw(axes, job.folder, each, weight, (left, right, bottom, upper), top)
+        dots = dots if weight is None else drawn
     for axes in places[len(shown) :]:
         axes.set_axis_off()
-    weighted = [dot for dot, weight in zip(dots, weights, strict=True) if weight is not None]
-    if weighted:
+    if dots is not None:
         label = "learned weight of the label (0: it is ignored)"
-        figure.colorbar(weighted[0], ax=list(places), label=label, fraction=0.04, aspect=40)
-    caption = _caption(points[0], any(each["noisy"].any() for each in points), bool(weighted), best, seed)
+        figure.colorbar(dots, ax=list(places), label=label, fraction=0.04, aspect=40)
+    size = int((points[0]["label"] >= 0).sum())
+    caption = (
+        f"Background: the predicted class. Dots: {min(SHOWN, size)} of {size} labeled training points, in the colour "
+        "of their label or, if weights are learned, of its final weight. Rings: the label is wrong. Titles: test "
+        f"accuracy of seed {seed} at the best validation epoch."
+    )
+    if best is not None:
+        caption += f" {best} is the KD student with the best mean test accuracy."
     figure.supxlabel(textwrap.fill(caption, 55 * columns), fontsize=8, ma="left")
     return figure
-
-
-def decide(folder: Path, box: Box, grid: int = GRID) -> tuple[npt.NDArray[np.int64], int]:
-    """The class that a training's student decides for at the centre of each cell of a grid.
-
-    Args:
-        folder: The training's.
-        box: Bounds of the grid.
-        grid: Cells in each direction.
-
-    Returns:
-        Classes, ``(grid, grid)``, the lowest row first, and how many classes there are.
-    """
-    best = folder / "best.ckpt"  # none without validation data: then the test accuracy is the last epoch's, too
-    student = load_student(best if best.is_file() else folder / "last.ckpt")
-    left, right, bottom, top = box
-    centres = (torch.arange(grid) + 0.5) / grid
-    x, y = left + (right - left) * centres, bottom + (top - bottom) * centres
-    with torch.no_grad():
-        logits = student(torch.cartesian_prod(y, x).flip(1))
-    return logits.argmax(1).view(grid, grid).numpy(), logits.shape[1]
 
 
 def _best_kd(done: Sequence[tuple[Job, Result]]) -> str | None:
@@ -104,11 +85,23 @@ def _best_kd(done: Sequence[tuple[Job, Result]]) -> str | None:
     return max(accuracies, key=lambda method: mean(accuracies[method]), default=None)
 
 
+def _decide(folder: Path, box: Box) -> tuple[npt.NDArray[np.int64], int]:
+    """What a student decides for at the centre of each cell, ``(GRID, GRID)``, the lowest row first; and C."""
+    best = folder / "best.ckpt"  # none without validation data: then the test accuracy is the last epoch's, too
+    student = load_student(best if best.is_file() else folder / "last.ckpt")
+    left, right, bottom, top = box
+    centres = (torch.arange(GRID) + 0.5) / GRID
+    x, y = left + (right - left) * centres, bottom + (top - bottom) * centres
+    with torch.no_grad():
+        logits = student(torch.cartesian_prod(y, x).flip(1))
+    return logits.argmax(1).view(GRID, GRID).numpy(), logits.shape[1]
+
+
 def _draw(
     axes: Axes, folder: Path, points: Arrays, weight: npt.NDArray[np.float32] | None, box: Box, top: float
 ) -> PathCollection:
     """Draw one panel; return its dots."""
-    regions, classes = decide(folder, box)
+    regions, classes = _decide(folder, box)
     few = mpl.colormaps["tab10"](np.arange(classes))
     strong = (few if classes <= 10 else mpl.colormaps["turbo"](np.linspace(0, 1, classes)))[:, :3]
     pale = 1 - (0.35 if weight is None else 0.15) * (1 - strong)
@@ -121,18 +114,3 @@ def _draw(
     if weight is None:
         return axes.scatter(x, y, s=4, c=strong[points["label"][shown]], linewidths=0)
     return axes.scatter(x, y, s=8, c=weight[shown], vmin=0, vmax=top, cmap="viridis", linewidths=0)
-
-
-def _caption(points: Arrays, noisy: bool, weighted: bool, best: str | None, seed: int) -> str:
-    size = int((points["label"] >= 0).sum())
-    dots = f"Dots: {min(SHOWN, size)} of {size} labeled training points, in the colour of their label"
-    sentences = [
-        "Background: the predicted class",
-        dots + " or, if weights are learned, of its final weight" * weighted,
-    ]
-    if noisy:
-        sentences.append("Rings: the label is wrong")
-    sentences.append(f"Titles: test accuracy of seed {seed} at the best validation epoch")
-    if best is not None:
-        sentences.append(f"{best} is the KD student with the best mean test accuracy")
-    return ". ".join(sentences) + "."

@@ -16,27 +16,16 @@ RESULT, EVIDENCE, SAMPLES, POINTS = "result.json", "evidence.npz", "samples.npz"
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a method at a seed.
+    """One training: a method at a seed."""
 
-    Attributes:
-        method: Name in the recipe; ``teacher`` for the teacher, ``teacher NAME`` for one of several.
-        seed: Of split, noise, order and initial weights.
-        folder: Where the training writes.
-        config: A config for ``lit-kd fit``.
-        is_teacher: Whether others learn from it.
-        teachers: The `method` of each teacher that it learns from.
-        wave: Jobs of smaller waves must finish before this one starts.
-        project: The W&B project that shows it, if any.
-    """
-
-    method: str
+    method: str  # name in the recipe; "teacher" for the teacher, "teacher NAME" for one of several
     seed: int
     folder: Path
-    config: Config
+    config: Config  # for lit-kd fit
     is_teacher: bool = False
-    teachers: tuple[str, ...] = ()
-    wave: int = 0
-    project: str | None = None
+    teachers: tuple[str, ...] = ()  # the `method` of each teacher that it learns from
+    wave: int = 0  # jobs of smaller waves must finish before this one starts
+    project: str | None = None  # the W&B project that shows it, if any
 
 
 def slug(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lit_kd.data import UNLABELED, DataModule, ItemRows
+from lit_kd.data import UNLABELED, DataModule
 from lit_kd.data.rows import Indexed, JoinedRows
 from lit_kd.data.table import SampleTable
 from lit_kd.models.files import write_columns
@@ -20,18 +20,7 @@ from lit_kd.weightings.sample_file import weight_columns
 
 
 def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwrite: bool = False) -> None:
-    """Write `sample_columns` to a file, one row a sample; floats read back exactly.
-
-    Args:
-        path: A .csv file, or a .parquet file (needs the extra ``parquet``).
-        table: ``model.table`` of a trained `lit_kd.ALMKD` or another method that has one.
-        data: The data module that it was trained with, set up.
-        overwrite: Whether to replace an existing file.
-
-    Raises:
-        FileExistsError: If the file exists and may not be replaced.
-        ValueError: If the table belongs to other data, or the suffix is unknown.
-    """
+    """Write `sample_columns` to a .csv or .parquet file, one row a sample; floats read back exactly."""
     columns = {name: column.tolist() for name, column in sample_columns(table, data).items()}
     write_columns(Path(path), columns, overwrite)
 
@@ -67,25 +56,15 @@ def learned(model: object) -> SampleTable | None:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A training sample, and what is believed about it.
-
-    Attributes:
-        index: In the training set.
-        label: The given label.
-        believed: The student's most probable class.
-        probability: Of that class.
-        weight: The learned weight of the label.
-        distrust: From 0 (the label is believed) to 1.
-        true: The true class if it is known, else `lit_kd.data.UNLABELED`.
-    """
+    """A training sample, and what is believed about it."""
 
     index: int
     label: int
-    believed: int
-    probability: float
-    weight: float
-    distrust: float
-    true: int
+    believed: int  # the student's most probable class
+    probability: float  # of that class
+    weight: float  # the learned weight of the label
+    distrust: float  # from 0 (the label is believed) to 1
+    true: int  # the true class if it is known, else `UNLABELED`
 
 
 def distrust(table: SampleTable, size: int) -> Tensor:
@@ -101,13 +80,7 @@ def distrust(table: SampleTable, size: int) -> Tensor:
 
 
 def most_distrusted(table: SampleTable, data: DataModule, count: int | None = None) -> Tensor:
-    """Indices of the labeled training samples, the most distrusted first; the lighter label breaks ties.
-
-    Args:
-        table: The learned table.
-        data: Its data, set up.
-        count: How many; ``None``: all.
-    """
+    """Indices of the labeled training samples, the most distrusted first; the lighter label breaks ties."""
     size = data.train_size
     value, weight = distrust(table, size).cpu().numpy(), table["weights"][:size, 0].cpu().numpy()
     order = torch.from_numpy(np.lexsort((weight, -value)))
@@ -120,14 +93,7 @@ def rows_of(data: DataModule, index: Tensor) -> Indexed:
 
 
 def suspects(table: SampleTable, data: DataModule, index: Tensor, logits: Tensor) -> list[Suspect]:
-    """What is believed about samples.
-
-    Args:
-        table: The learned table.
-        data: Its data, set up.
-        index: The samples, ``(n,)``.
-        logits: The student's logits for them, ``(n, C)``.
-    """
+    """What is believed about the samples of an index, ``(n,)``, given the student's logits for them, ``(n, C)``."""
     probability, believed = logits.float().softmax(-1).max(-1)
     true = data.clean_labels[index] if data.knows_truth else torch.full_like(index, UNLABELED)
     weight, doubt = table["weights"][:, 0].cpu()[index], distrust(table, data.train_size).cpu()[index]
@@ -143,15 +109,9 @@ def any_distrusted(found: Sequence[Suspect]) -> bool:
 def noise_auc(
     weights: npt.NDArray[np.float32], label: npt.NDArray[np.int64], noisy: npt.NDArray[np.bool_]
 ) -> float | None:
-    """How well a low weight of the label tells wrong labels from right ones; missing labels do not count.
+    """How well a low weight of the label tells wrong (noisy) labels from right ones; missing labels do not count.
 
-    Args:
-        weights: Of the label, ``(N,)``.
-        label: Given labels, ``(N,)``.
-        noisy: Which of them are wrong, ``(N,)``.
-
-    Returns:
-        The area under the ROC curve; ``None`` unless there are both right and wrong labels.
+    This is the area under the ROC curve; ``None`` unless there are both right and wrong labels.
     """
     known = label != UNLABELED
     if not noisy.any() or noisy[known].all():
@@ -164,9 +124,7 @@ def file_names(data: DataModule) -> list[str] | None:
     rows = data.parts.plain
     rows = rows.first if isinstance(rows, JoinedRows) else rows  # validation rows follow
     files: Sequence[tuple[str | Path, int]] | None = getattr(getattr(rows, "dataset", None), "samples", None)
-    if not isinstance(rows, ItemRows) or files is None:
-        return None
-    return [str(files[position][0]) for position in data.parts.positions["train"]]
+    return None if files is None else [str(files[position][0]) for position in data.parts.positions["train"]]
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:

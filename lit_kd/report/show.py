@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lit_kd.data import UNLABELED
-from lit_kd.data.labels import known_names
 from lit_kd.distiller import Distiller
 from lit_kd.models.files import write_whole
+from lit_kd.models.plain import known_names
 from lit_kd.report import charts
 from lit_kd.report.callbacks import run_directory, unused
 from lit_kd.report.pictures import as_pictures, contact_sheet
@@ -38,29 +38,25 @@ from lit_kd.report.samples import (
 from lit_kd.report.weights import draw_course, draw_histogram
 
 HISTOGRAM, WEIGHTS, DISTRUSTED = "samples/label_weights", "samples/weights", "samples/most_distrusted"
-BINS = 40
 
 
 class ShowRun(Callback):
-    """Shows which labels a method with a sample table believes; does nothing for other methods.
+    """Shows which labels a method with learned weights believes; does nothing for other methods.
 
-    Every epoch, where labels are known to be wrong: the mean weights of right and of wrong ones, and how well weights
-    tell them apart (``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``); in W&B and
-    TensorBoard a histogram of the label weights. Every few epochs and at the end: a chart of the weights and the most
-    distrusted samples, as PNG files in the folder ``pictures`` of the run's directory, as images in TensorBoard, and as
-    a table in W&B. On the command line the options are ``--show.every_n_epochs`` and ``--show.samples``.
+    Every epoch it logs, where labels are known to be wrong, the mean weights of right and of wrong ones, and how well
+    weights tell them apart (``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``); in
+    W&B and TensorBoard a histogram of the label weights. Every few epochs and at the end it draws the weights and the
+    most distrusted samples: PNG files in ``pictures`` in the run's directory, images in TensorBoard, a table in W&B.
 
     Args:
-        every_n_epochs: How often to draw pictures, which takes some tenths of a second; ``None``: at the end only;
-            0: show nothing at all, no figures either.
+        every_n_epochs: How often to draw pictures; ``None``: at the end only; 0: show nothing at all.
         samples: How many of the most distrusted samples to show.
     """
 
     def __init__(self, every_n_epochs: int | None = 10, samples: int = 24) -> None:
-        if every_n_epochs is not None and every_n_epochs < 0:
-            raise ValueError(f"expected every_n_epochs of at least 1, or None, or 0 for off; found {every_n_epochs}")
-        if samples < 1:
-            raise ValueError(f"expected samples of at least 1, found {samples}")
+        if samples < 1 or (every_n_epochs or 0) < 0:
+            found = f"{samples} and {every_n_epochs}"
+            raise ValueError(f"expected samples of at least 1 and every_n_epochs of at least 0, found {found}")
         self.every_n_epochs = every_n_epochs
         self.samples = samples
         self.course: list[dict[str, float]] = []
@@ -84,7 +80,8 @@ class ShowRun(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log figures and histogram, and draw the pictures if it is time."""
-        if self._is_off(trainer) or not isinstance(pl_module, Distiller) or learned(pl_module) is None:
+        off = self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
+        if off or not isinstance(pl_module, Distiller) or learned(pl_module) is None:
             return
         weights, label, noisy = _weights(pl_module)
         known = label != UNLABELED
@@ -98,18 +95,13 @@ class ShowRun(Callback):
         if trainer.is_global_zero and known.any():
             for logger in trainer.loggers:
                 _log_histogram(logger, weights[known], trainer.global_step)
-        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._draw(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last pictures."""
-        if not self._is_off(trainer) and isinstance(pl_module, Distiller) and self.course:
-            epoch = int(self.course[-1]["epoch"])
-            if epoch > self._drawn:
-                self._draw(trainer, pl_module, epoch)
-
-    def _is_off(self, trainer: Trainer) -> bool:
-        return self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
+        if self.course and isinstance(pl_module, Distiller) and self.course[-1]["epoch"] > self._drawn:
+            self._draw(trainer, pl_module, int(self.course[-1]["epoch"]))
 
     def _draw(self, trainer: Trainer, model: Distiller, epoch: int) -> None:
         """Draw and send all pictures; each process must call it, as all of them predict."""
@@ -124,23 +116,27 @@ class ShowRun(Callback):
         found = suspects(model.table, data, index, model.predict_rows(rows, teachers=False).student.logits.cpu())
         if not trainer.is_global_zero:
             return
-        names = known_names(data.class_names, data.num_classes)
-        area = noise_auc(weights, label, noisy)
+        names, area = known_names(data.class_names, data.num_classes), noise_auc(weights, label, noisy)
         title = f"epoch {epoch}" + ("" if area is None else f": low weights find wrong labels with AUC {area:.3f}")
         images = {WEIGHTS: self._weights_chart(title, weights[known], noisy[known])}
         pixels = as_pictures(rows.rows.fetch(rows.positions.tolist()))
         if pixels is not None:
-            most = f"the {len(found)} most distrusted labels"
-            told = f"epoch {epoch}: {most if any_distrusted(found) else 'no label is distrusted'}"
-            images[DISTRUSTED] = contact_sheet(pixels, found, names, told)
+            told = f"the {len(found)} most distrusted labels" if any_distrusted(found) else "no label is distrusted"
+            images[DISTRUSTED] = contact_sheet(pixels, found, names, f"epoch {epoch}: {told}")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _log_table(logger, found, pixels, names, _image(images[WEIGHTS]), trainer.global_step)
+                _log_table(logger, found, pixels, names, trainer.global_step)
+                logger.log_image(WEIGHTS, [_image(images[WEIGHTS])], trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 for name, image in images.items():
                     array = np.asarray(_image(image).convert("RGB"))
                     logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
-        self._write(trainer, images)
+        if self._folder is None:
+            self._folder = unused(run_directory(trainer) / "pictures")
+            self._folder.mkdir(parents=True)
+            rank_zero_info(f"pictures are written to {self._folder}")
+        for name, image in images.items():
+            write_whole(self._folder / f"{name.removeprefix('samples/')}.png", image)
 
     def _weights_chart(self, title: str, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> bytes:
         """A PNG of the weights now and of their means since the start."""
@@ -154,14 +150,6 @@ class ShowRun(Callback):
             draw_course(right, [int(row["epoch"]) for row in course], means)
             figure.suptitle(title, fontsize=10)
             return charts.to_png(figure)
-
-    def _write(self, trainer: Trainer, images: dict[str, bytes]) -> None:
-        if self._folder is None:
-            self._folder = unused(run_directory(trainer) / "pictures")
-            self._folder.mkdir(parents=True)
-            rank_zero_info(f"pictures are written to {self._folder}")
-        for name, image in images.items():
-            write_whole(self._folder / f"{name.removeprefix('samples/')}.png", image)
 
 
 def _weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -181,8 +169,7 @@ def _log_histogram(logger: Logger, weights: npt.NDArray[np.float32], step: int) 
     if isinstance(logger, WandbLogger):
         import wandb
 
-        counted = np.histogram(weights, bins=BINS, range=(0.0, max(1.0, float(weights.max()))))
-        histogram: Any = wandb.Histogram(np_histogram=counted)
+        histogram: Any = wandb.Histogram(weights.tolist(), num_bins=40)
         logger.log_metrics({HISTOGRAM: histogram}, step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_histogram(HISTOGRAM, torch.from_numpy(weights), step)
@@ -193,20 +180,17 @@ def _log_table(
     found: Sequence[Suspect],
     pixels: npt.NDArray[np.uint8] | None,
     names: Sequence[str] | None,
-    weights: Image.Image,
     step: int,
 ) -> None:
-    """One table and one picture, in one step."""
     import wandb
 
-    true = found[0].true != UNLABELED
-    columns: list[Any] = ["index", "label", "student", "student_probability", "label_weight", "distrust"]
-    columns = ["picture"] * (pixels is not None) + columns + ["true_label"] * true
-    table: Any = wandb.Table(columns=columns)
-    for row, one in enumerate(found):
-        values: list[Any] = [] if pixels is None else [wandb.Image(pixels[row])]
-        values += [one.index, class_name(names, one.label), class_name(names, one.believed), one.probability]
-        values += [one.weight, one.distrust] + ([class_name(names, one.true)] if true else [])
-        table.add_data(*values)
-    picture: Any = wandb.Image(weights)
-    logger.log_metrics({DISTRUSTED: table, WEIGHTS: picture}, step)
+    columns = ["index", "label", "student", "student_probability", "label_weight", "distrust", "true_label"]
+    data: list[list[Any]] = []
+    for one in found:
+        label, believed = (class_name(names, c) for c in (one.label, one.believed))
+        true = None if one.true == UNLABELED else class_name(names, one.true)
+        data.append([one.index, label, believed, one.probability, one.weight, one.distrust, true])
+    if pixels is not None:
+        columns = ["picture", *columns]
+        data = [[wandb.Image(picture), *row] for picture, row in zip(pixels, data, strict=True)]
+    logger.log_table(DISTRUSTED, columns, data, step=step)

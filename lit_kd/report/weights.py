@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lit_kd.data import UNLABELED
-from lit_kd.report.charts import RIGHT, WIDE, WRONG, Arrays, mean_and_deviation
-from lit_kd.report.evidence import picks_right
+from lit_kd.report.charts import RIGHT, WIDE, WRONG, Arrays, mean_and_deviation, new_chart
 from lit_kd.report.samples import noise_auc
 
 KINDS = {"right": (RIGHT, "label is right"), "wrong": (WRONG, "label is wrong"), "all": (RIGHT, "all labels")}
 """Colour and name of training samples by what is known of their label."""
 MOST_NUMBERS = 20
 """With more classes, the cells of `teachers_chart` are too narrow for numbers."""
-Means = Mapping[str, Sequence[Sequence[float]]]
 
 
 def draw_histogram(axes: Axes, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> None:
-    """How the weights of right and of wrong labels are distributed.
-
-    Args:
-        axes: Where to draw.
-        weights: Of the label, ``(N,)``, of labeled samples.
-        wrong: Which labels are known to be wrong, ``(N,)``.
-    """
+    """How the label weights of right and of wrong labels are distributed, ``(N,)`` each."""
     bins = np.linspace(0.0, weights.max(initial=1.0), 41).tolist()
     for kind, mask in {"right" if wrong.any() else "all": ~wrong, "wrong": wrong}.items():
         if mask.any():
@@ -38,21 +29,13 @@ def draw_histogram(axes: Axes, weights: npt.NDArray[np.float32], wrong: npt.NDAr
             share = np.full(int(mask.sum()), 100 / int(mask.sum()))
             axes.hist(weights[mask], bins=bins, weights=share, color=color, alpha=0.65, label=f"{name} ({share.size})")
     axes.set(xlabel="learned weight of the label", ylabel="samples of the kind, %")
-    ticks = [tick for tick in axes.get_yticks() if tick <= 100]
-    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend, above all bars
-    axes.set_yticks(ticks)
+    axes.margins(y=0.35)  # room for the legend, above all bars
     if len(weights):
         axes.legend(frameon=False, loc="upper center")
 
 
-def draw_course(axes: Axes, epochs: Sequence[int], means: Means) -> None:
-    """The mean weights of right and of wrong labels, epoch by epoch.
-
-    Args:
-        axes: Where to draw.
-        epochs: The epochs, E of them.
-        means: By kind of label (see `KINDS`), for each seed, E values; drawn are their mean and range.
-    """
+def draw_course(axes: Axes, epochs: Sequence[int], means: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """The mean label weight by epoch: by kind of label (see `KINDS`), the mean and the range of the seeds' values."""
     for kind, seeds in means.items():
         values = np.array(seeds)
         color, name = KINDS[kind]
@@ -65,33 +48,19 @@ def draw_course(axes: Axes, epochs: Sequence[int], means: Means) -> None:
 
 def chart_of(draw: Callable[..., None], *args: Any, title: str = "") -> Figure:
     """A figure of `draw_histogram` or `draw_course` alone; one with a title is wider."""
-    figure = Figure(figsize=(7.5, 3.0) if title else (WIDE, 2.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_chart((7.5, 3.0) if title else (WIDE, 2.8), title=title)
     draw(axes, *args)
-    axes.set_title(title, fontsize=10)
     return figure
 
 
 def pooled_weights(seeds: Sequence[Arrays]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The label weights of the labeled samples of all seeds, and which of these labels are wrong.
-
-    Args:
-        seeds: For each seed ``weights``, ``(N, K + 1)``, label first; ``label``, ``(N,)``; ``noisy``, bool ``(N,)``.
-    """
-    weights, given, wrong = (
-        np.concatenate(column)
-        for column in zip(*((seed["weights"][:, 0], seed["label"], seed["noisy"]) for seed in seeds), strict=True)
-    )
-    return weights[given != UNLABELED], wrong[given != UNLABELED]
+    """The label weights of the labeled samples of all seeds, and which of these labels are wrong."""
+    weights = np.concatenate([seed["weights"][seed["label"] != UNLABELED, 0] for seed in seeds])
+    return weights, np.concatenate([seed["noisy"][seed["label"] != UNLABELED] for seed in seeds])
 
 
 def wrong_labels(seeds: Sequence[Arrays], digits: int) -> str:
-    """How well the wrong labels were found, in words.
-
-    Args:
-        seeds: As for `pooled_weights`.
-        digits: Of the AUC.
-    """
+    """How well the wrong labels were found, in words; the AUC with so many digits."""
     areas = [noise_auc(seed["weights"][:, 0], seed["label"], seed["noisy"]) for seed in seeds]
     known = [area for area in areas if area is not None]
     if known:
@@ -107,14 +76,7 @@ def knows_wrong(seeds: Sequence[Arrays]) -> bool:
 
 
 def teachers_chart(method: str, teachers: Sequence[str], seeds: Sequence[Arrays]) -> Figure:
-    """By true class, how often label and teachers are right, and below it how much a method listens to each of them.
-
-    Args:
-        method: For the title.
-        teachers: Their names, K of them.
-        seeds: As for `pooled_weights`, with the ``true`` label, ``(N,)``, and the predictions of ``teachers``,
-            ``(N, K)``. All seeds are drawn together.
-    """
+    """By true class, how often label and teachers are right, and below it how much a method listens to each of them."""
     true, weights = (np.concatenate([seed[name] for seed in seeds]) for name in ("true", "weights"))
     said = np.concatenate([np.column_stack([seed["label"], seed["teachers"]]) for seed in seeds])
     classes = np.unique(true[true >= 0])
@@ -130,22 +92,8 @@ def teachers_chart(method: str, teachers: Sequence[str], seeds: Sequence[Arrays]
     if len(classes) <= MOST_NUMBERS:
         bottom.set_xticks(range(len(classes)), [str(c) for c in classes])
     bottom.set_xlabel("true class")
-    figure.suptitle(f"{method}\n{_picks(seeds)}", fontsize=9)
+    figure.suptitle(method, fontsize=9)
     return figure
-
-
-def _picks(seeds: Sequence[Arrays]) -> str:
-    """How often the right teacher has the largest weight, and how often a teacher drawn at random would be right."""
-    found, random = [], []
-    for seed in seeds:
-        right, weights = seed["teachers"] == seed["true"][:, None], seed["weights"][:, 1:]
-        if (share := picks_right(weights, right)) is not None:
-            found.append(100 * share)
-            random.append(100 * (picks_right(np.zeros_like(weights), right) or 0))
-    if not found:
-        return "teachers are right and wrong together"
-    picked = f"the one with the largest weight is right in {mean(found):.0f}%"
-    return f"where teachers differ, {picked} (one drawn at random: {mean(random):.0f}%)"
 
 
 def _draw_cells(axes: Axes, values: npt.NDArray[Any], top: float, form: str, title: str) -> None:

@@ -21,10 +21,10 @@ from rich.progress import track
 from torch import Tensor
 
 from lit_kd.data import DataModule
-from lit_kd.data.rows import Indexed, in_memory
+from lit_kd.data.rows import Indexed, equal_inputs, in_memory
 from lit_kd.data.table import all_sum
 from lit_kd.models.files import write_whole
-from lit_kd.types import Batch, Inputs, Outputs, as_batch
+from lit_kd.types import Batch, Outputs, as_batch
 
 Indices = npt.NDArray[np.int64]
 Arrays = dict[str, tuple[Tensor, torch.dtype]]
@@ -40,8 +40,8 @@ class TeacherCache:
 
     Attributes:
         where: ``"memory"``, a directory, or ``"none"``.
-        dtype: What is stored. float16 halves the size and keeps 3 digits.
-        plain_view: Show augmented training inputs to the student only: teachers see them without augmentation.
+        dtype: Of the stored values; float16 halves the size and keeps 3 digits.
+        plain_view: Let only the student see augmented training inputs.
     """
 
     where: str
@@ -60,10 +60,10 @@ class TeacherCache:
 
 
 class FillTeacherCache(Callback):
-    """Fills the cache before the training and frees it afterwards."""
+    """Fills the cache before training and frees it afterwards."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Run before the module's own hook, which may use the cache."""
+        """Fill it before the module's own hook, which may use it."""
         if getattr(pl_module, "teacher_cache", None) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.teachers.cache = Cached(pl_module)
 
@@ -78,13 +78,10 @@ class FillTeacherCache(Callback):
 
 
 class Cached:
-    """The teachers' outputs by sample index: each process asks about its share of the rows, and then has all of them.
+    """The teachers' outputs by sample index: each process asks about its share of the rows, then has all of them.
 
-    Args:
-        module: A method in a training that is about to begin; has ``teachers``, ``teacher_cache`` and ``speed``.
-
-    Raises:
-        ValueError: If teacher or data cannot be cached, or a stored cache does not hold what the teacher gives.
+    The module is a method whose training is about to begin. A ValueError says that teacher or data cannot be cached,
+    or that a stored cache does not hold what the teacher gives.
     """
 
     def __init__(self, module: Any) -> None:
@@ -99,7 +96,7 @@ class Cached:
         some = np.linspace(0, self.data.train_size - 1, 64).astype(np.int64)
         with isolate_rng(), torch.no_grad(), module.trainer.precision_plugin.forward_context():
             first, *views = (self._read(some, augmented).x for augmented in (False, False, True, True))
-            alike = [_equal(first, view) for view in views]
+            alike = [equal_inputs(first, view) for view in views]
             if not (all(alike) or (alike[0] and self.options.plain_view)):
                 raise ValueError(
                     "teacher_cache needs training inputs without augmentation, found that they change: turn it off, "
@@ -116,7 +113,7 @@ class Cached:
             raise ValueError("teacher_cache needs batches (x, y, index), found no index: let your hooks keep it")
         if not self._compared and torch.is_grad_enabled():  # without gradients, we read the rows ourselves
             with isolate_rng():
-                self._compared = _equal(batch.x, self._read(index.cpu().numpy()).x)
+                self._compared = equal_inputs(batch.x, self._read(index.cpu().numpy()).x)
             if not self._compared:
                 raise ValueError("teacher_cache found that a hook or callback changes batch.x: set plain_view to true")
         for arrays in self._kept:
@@ -125,7 +122,7 @@ class Cached:
         return outputs
 
     def _outputs(self, k: int) -> Arrays:
-        """A teacher's outputs for all rows."""
+        """The outputs of one teacher for all rows."""
         trainer, device, rows = self.module.trainer, self.module.device, np.arange(len(self.data.labels))
         folder, stores = Path(self.options.where) / self._key(k), self.options.where != "memory"
         if trainer.strategy.broadcast(stores and (folder / f"{LOGITS}.npy").is_file()):
@@ -136,9 +133,7 @@ class Cached:
                 array = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
                 apart, largest = (array[some].double() - now[some].double()).abs().max(), now.double().abs().max()
                 if not apart <= (0.05 if dtype.itemsize < 4 else 0.01) * largest:
-                    raise ValueError(
-                        f"teacher {k} gives other {name} than stored (its code or data changed): remove {folder}"
-                    )
+                    raise ValueError(f"teacher {k} gives other {name} than stored (new code or data): remove {folder}")
                 found[name] = array, dtype
         else:
             found = self._ask(k, np.array_split(rows, trainer.world_size)[trainer.global_rank])
@@ -158,15 +153,13 @@ class Cached:
         return {name: (a.to(device) if a.nbytes <= room else a, dtype) for name, (a, dtype) in found.items()}
 
     def _ask(self, k: int, index: Indices) -> Arrays:
-        """A teacher's outputs for some rows, and 0 for others."""
+        """The outputs of one teacher for some rows, and 0 for the others."""
         found: Arrays = {}
         shown = self.module.trainer.is_global_zero and self.module.trainer.progress_bar_callback is not None
         for given in track(self.data.loader(self._rows(index)), f"Cache of teacher {k}", disable=not shown):
             out = self.teachers.one(k, to_device(self.module, given).x)
-            for name, values in {
-                LOGITS: out.logits,
-                **{f"features.{tap}": f for tap, f in out.features.items()},
-            }.items():
+            outputs = {LOGITS: out.logits} | {f"features.{tap}": f for tap, f in out.features.items()}
+            for name, values in outputs.items():
                 if name not in found:
                     array = np.zeros((len(self.data.labels), *values.shape[1:]), self.options.dtype)
                     found[name] = torch.from_numpy(array), values.dtype
@@ -174,7 +167,7 @@ class Cached:
         return found
 
     def _key(self, k: int) -> str:
-        """Hash what decides on a teacher's outputs, except code and inputs that are not in memory."""
+        """Hash what decides a teacher's outputs, except code and inputs that are not in memory."""
         model, parts, precision = self.teachers.models[k], self.data.parts, self.module.trainer.precision
         layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # functions have another address in each run
         told = (self.options.dtype, precision, self.module.speed.teacher_precision, self.teachers.taps, layers)
@@ -201,9 +194,3 @@ def to_device(module: LightningModule, batch: Batch) -> Batch:
     batch = module.on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), 0)
     batch = trainer.datamodule.on_before_batch_transfer(batch, 0)  # type: ignore[attr-defined]
     return as_batch(trainer.strategy.batch_to_device(batch))
-
-
-def _equal(a: Inputs, b: Inputs) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -14,16 +16,14 @@ from lit_kd.models.files import CHECKPOINTS
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
 from lit_kd.types import Batch, Inputs, Outputs
 
+if TYPE_CHECKING:
+    from lit_kd.distiller.base import Distiller
+
 
 class Teachers:
-    """Teachers in eval mode, without gradients.
+    """Frozen teachers in eval mode, with the taps of `lit_kd.models.taps.Tapped`.
 
     This is no `torch.nn.Module`, so that no teacher reaches an optimizer, a checkpoint or a switch to training mode.
-
-    Args:
-        models: The teachers; they are put into eval mode and frozen.
-        taps: Layers whose features are wanted, see `lit_kd.models.taps.Tapped`.
-        speed: How they are run.
     """
 
     def __init__(self, models: Sequence[nn.Module] = (), taps: Sequence[str] = (), speed: Speed = USUAL) -> None:
@@ -48,49 +48,54 @@ class Teachers:
         return self(batch.x) if self.cache is None else self.cache(batch)
 
     def forget(self) -> None:
-        """Drop the copies for inference, except compiled ones."""
+        """Drop copies for inference, except compiled ones."""
         for frozen in self._frozen:
             if not frozen.speed.compile:
                 frozen.forget()
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Change every parameter and buffer, for example to another device."""
+        """Change all parameters and buffers, e.g. to another device."""
         for model, frozen in zip(self.models, self._frozen, strict=True):
             model._apply(fn)  # type: ignore[no-untyped-call]  # what `Distiller` is moved by; there is no public way
             frozen.forget()
 
 
 def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
-    """None, one or several teachers as a tuple: modules in it are no submodules of what holds it."""
+    """None, one or several teachers as a tuple, whose modules are no submodules of what holds it."""
     if teacher is None:
         return ()
     teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
 
 
-def is_path(spec: str) -> bool:
-    """Whether a teacher or student is given by a file, and not by a model's name."""
+def is_path(spec: str | os.PathLike[str]) -> bool:
+    """Whether a teacher or student is given as a file, not as a model's name."""
     return Path(spec).suffix in CHECKPOINTS or Path(spec).is_file()
 
 
-def missing_files(specs: Sequence[Network]) -> list[str]:
-    """Checkpoints that are not there."""
-    return [spec for spec in specs if isinstance(spec, str) and is_path(spec) and not Path(spec).is_file()]
+def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[str], required: bool) -> Teachers:
+    """The teachers of a method: modules, paths of checkpoints, or model names, which have random weights.
 
-
-def load_teachers(
-    specs: Sequence[Network], student: nn.Module, num_classes: int, input_shape: Sequence[int] | None
-) -> list[nn.Module]:
-    """Load the teachers of a student: modules, paths of checkpoints, or model names, which have random weights.
+    Args:
+        module: The method.
+        specs: What the user gave.
+        taps: Layers whose features are wanted.
+        required: Whether a checkpoint that is not there is an error; else there are no teachers, and a warning.
 
     Raises:
         ValueError: If a teacher shares parameters with the student.
     """
+    missing = [spec for spec in specs if isinstance(spec, str) and is_path(spec) and not Path(spec).is_file()]
+    if missing and not required:
+        rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
+        return Teachers()
     for spec in specs:
         if isinstance(spec, str) and not is_path(spec):
             rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
-    models = [resolve_model(spec, num_classes, input_shape) for spec in specs]
-    own = set(student.parameters())
+    models = [resolve_model(spec, module.num_classes, module.input_shape) for spec in specs]
+    own = set(module.student.parameters())
     if any(not own.isdisjoint(model.parameters()) for model in models):
         raise ValueError("expected a teacher that shares no layers with the student: pass a copy.deepcopy of it")
-    return models
+    teachers, dtype = Teachers(models, taps, module.speed), cast(torch.dtype, module.dtype)
+    teachers.apply(lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
+    return teachers

@@ -1,4 +1,4 @@
-"""One pass of student and teachers over chosen rows, which leaves no trace in the training."""
+"""A pass of student and teachers over chosen rows, which leaves no trace in the training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RowOutputs(NamedTuple):
-    """What the student and each teacher give for R rows, logits ``(R, C)`` and tapped features, and the labels."""
+    """Outputs of the student and of each teacher for R rows, and their labels."""
 
     student: Outputs
     teachers: list[Outputs]
@@ -29,15 +29,15 @@ class RowOutputs(NamedTuple):
 
 
 def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOutputs:
-    """The outputs for all rows, in evaluation mode; no random number is taken from the training.
+    """The outputs for all rows, in evaluation mode.
 
-    Every process computes all rows. Their running statistics may differ: all get the first process's outputs, so that
-    what follows from them is the same everywhere. Raises a ValueError for no rows, and for values that are not finite.
+    Every process computes all rows and gets the first process's outputs, as running statistics may differ. A
+    ValueError for no rows, and for values that are not finite.
     """
     if not len(rows):
         raise ValueError("expected rows to predict, found none. Give the data a split of this kind, e.g. meta=0.1.")
     data, trainer, student = module.data, module.trainer, module.tapped_student
-    # the cache knows the data's own rows alone
+    # the cache knows only the data's own rows
     cached = rows.indices is not None and rows.rows in (data.parts.plain, data.parts.augmented)
     students, taught, labels = [], [], []
     with isolate_rng(), evaluating(student.model), torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -47,7 +47,7 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
             students.append(student(batch.x))
             taught.append(teachers.trained_on(batch) if cached else teachers(batch.x))
             labels.append(batch.y)
-    # under autocast, the training would find casts of the weights that know nothing of gradients
+    # under autocast, the training would find casts of the weights without gradients
     torch.clear_autocast_cache()
     found = RowOutputs(_joined(students), [_joined(p) for p in zip(*taught, strict=True)], torch.cat(labels))
     named = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
@@ -56,7 +56,7 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
 
 
 def first_batch(module: Distiller) -> Batch:
-    """A training batch, to learn shapes from; no random number is taken from the training."""
+    """A training batch, to learn shapes from."""
     with isolate_rng():
         module.trainer.fit_loop.setup_data()
         loader: Any = module.trainer.train_dataloader

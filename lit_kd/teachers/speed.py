@@ -1,4 +1,4 @@
-"""Faster ways to run a network, which give the same numbers up to rounding."""
+"""Faster ways to run a network, with the same numbers up to rounding."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ KNOWN = {"torch", "torchvision", "timm", "lit_kd"}
 
 
 class Speed(NamedTuple):
-    """How networks are run.
+    """How networks run.
 
     Attributes:
-        channels_last: Whether 2d convolutions use that memory layout. ``None``: where it is safe.
+        channels_last: Whether 2d convolutions use that memory layout; ``None``: where it is safe.
         compile: Whether networks without tapped layers are compiled.
-        teacher_precision: ``"bf16"``: teachers run under autocast to bfloat16, and give float32.
+        teacher_precision: With ``"bf16"``, teachers run under autocast to bfloat16 and give float32.
     """
 
     channels_last: bool | None = None
@@ -38,7 +38,7 @@ USUAL = Speed()
 
 
 def reads_channels_last(student: nn.Module, taps: Sequence[str], speed: Speed) -> bool:
-    """Whether to give a student its images channels last: if left open, where only `KNOWN` layers read features."""
+    """Whether a student gets its images channels last: by default where only `KNOWN` layers read features."""
     if speed.channels_last is not None:
         return speed.channels_last
     foreign = (fx.GraphModule, torch.jit.ScriptModule)  # classes of torch that hold anybody's code
@@ -47,23 +47,25 @@ def reads_channels_last(student: nn.Module, taps: Sequence[str], speed: Speed) -
 
 
 def channels_last(x: Inputs) -> Inputs:
-    """Lay images ``(B, C, H, W)`` out channels last; other inputs stay as they are."""
+    """Lay out images ``(B, C, H, W)`` channels last; other inputs stay as they are."""
     images = isinstance(x, Tensor) and x.dim() == 4
     return x.contiguous(memory_format=torch.channels_last) if images else x  # type: ignore[union-attr]
 
 
-def compile_in_place(student: nn.Module, taps: Sequence[str]) -> None:
-    """Compile a student without tapped layers: compiled code does not run their hooks."""
-    if not taps:
+def prepare_student(student: nn.Module, taps: Sequence[str], speed: Speed) -> bool:
+    """Compile a student if wanted and no layers are tapped (compiled code runs no hooks); `reads_channels_last`."""
+    last = reads_channels_last(student, taps, speed)
+    if speed.compile and not taps:
         student.compile()
+    return last
 
 
 class Frozen:
     """A frozen network in eval mode, run as fast as it goes.
 
-    Its first batch decides: a copy for inference takes its place if both give the same outputs. In the copy, BatchNorm
-    is folded into the convolution before it, and convolutions are laid out channels last. There is no copy of networks
-    with taps other than the penultimate layer. It does not run hooks of the network itself.
+    At the first batch, a copy for inference takes its place if both give the same outputs. In the copy, BatchNorm is
+    folded into the convolution before it and convolutions are channels last; the network's own hooks do not run.
+    Networks with taps other than the penultimate layer have no copy.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str], speed: Speed) -> None:
@@ -92,7 +94,7 @@ class Frozen:
         self._run, outputs = self._plain, self._plain(x)
         convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._plain.model.modules())
         if convolves and set(self._taps) <= {PENULTIMATE}:
-            with suppress(Exception), isolate_rng():  # whatever a foreign network does: it runs as it is
+            with suppress(Exception), isolate_rng():  # if a foreign network objects, it runs unchanged
                 fast = Tapped(_copy_for_inference(self._plain.model, self.speed.channels_last), self._taps)
                 found = fast(x)
                 if _agree(found, outputs):

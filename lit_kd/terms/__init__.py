@@ -3,7 +3,7 @@
 A term says which features it reads, which parts are trained along, and what it keeps of each sample.
 """
 
-from lit_kd.terms.base import Term, TermSet
+from lit_kd.terms.base import Term, TermSet, Weights
 from lit_kd.terms.contrastive import Contrastive
 from lit_kd.terms.hint import Hint
 from lit_kd.terms.labels import (
@@ -42,4 +42,5 @@ __all__ = [
     "TeacherLabel",
     "Term",
     "TermSet",
+    "Weights",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import ClassVar, cast
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from lit_kd.data.table import SampleTable
 from lit_kd.types import Batch, Outputs
+
+Weights = Sequence[float] | Tensor
+"""Of the label, then of each source: numbers, or ``(B, S + 1)``."""
 
 
 class Term(nn.Module):
@@ -30,6 +34,8 @@ class Term(nn.Module):
     """Whether more than logits is compared: then only ALM-KD's meta-gradient ``exact`` can weigh it."""
     couples_batch: ClassVar[bool] = False
     """Whether `forward` gives one number for the batch, ``()``: then it cannot be weighted by sample."""
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """The tasks whose labels or logits it can read; none named: all."""
     keeps_rows: ClassVar[bool] = False
     """Whether it keeps state by sample, for which `start` is called."""
     student_taps: tuple[str, ...] = ()
@@ -72,10 +78,21 @@ class TermSet(nn.Module):
         each: Copied for each source.
         extra: Further ones; those that read teachers are copied for each source, and averaged.
         sources: How many sources there are.
+        task: Name of the task.
+
+    Raises:
+        ValueError: If a term is in the wrong place, or cannot do the task.
     """
 
-    def __init__(self, label: Term, each: Term, extra: Sequence[Term], sources: int) -> None:
+    def __init__(
+        self, label: Term, each: Term, extra: Sequence[Term], sources: int, task: str = "classification"
+    ) -> None:
         super().__init__()
+        for term in (label, each, *extra):
+            if term in extra and term.reads_teacher and not sources:
+                raise ValueError(f"expected as extra terms of the label, as there is no teacher, found {term.name}")
+            if term.tasks and task not in term.tasks:
+                raise ValueError(f"expected terms for {task}, found {type(term).__name__}, for {', '.join(term.tasks)}")
 
         def copies(term: Term, name: str) -> nn.ModuleList:
             made = [copy.deepcopy(term) for _ in range(sources if term.reads_teacher else 1)]
@@ -93,14 +110,18 @@ class TermSet(nn.Module):
         self.each = copies(each, "each")
         self.extra = nn.ModuleList([copies(term, f"extra_{i}") for i, term in enumerate(extra)])
 
+    @property
+    def _groups(self) -> list[list[Term]]:
+        groups = [self.label, self.each, *cast(Iterable[nn.ModuleList], self.extra)]
+        return [cast(list[Term], list(group)) for group in groups]
+
     def __iter__(self) -> Iterator[Term]:
-        for group in (self.label, self.each, *self.extra):
-            yield from cast(nn.ModuleList, group)  # type: ignore[misc]
+        return chain.from_iterable(self._groups)
 
     @property
     def weighted(self) -> list[Term]:
         """Those of the label and of the sources, which the method weighs."""
-        return cast(list[Term], [*self.label, *self.each])
+        return [term for group in self._groups[:2] for term in group]
 
     @property
     def has_parts(self) -> bool:
@@ -112,10 +133,8 @@ class TermSet(nn.Module):
         return tuple(dict.fromkeys(tap for term in self for tap in getattr(term, f"{whose}_taps")))
 
     def _with_sources(self, sources: Sequence[Outputs]) -> Iterator[tuple[Term, Outputs | None]]:
-        for group in (self.label, self.each, *self.extra):
-            terms = cast(list[Term], list(group))  # type: ignore[arg-type]
-            if terms:
-                yield from zip(terms, sources if terms[0].reads_teacher else [None], strict=True)
+        for terms in filter(None, self._groups):
+            yield from zip(terms, sources if terms[0].reads_teacher else [None], strict=True)
 
     def build(self, student: Outputs, sources: Sequence[Outputs]) -> None:
         """See `Term.build`."""
@@ -129,8 +148,7 @@ class TermSet(nn.Module):
         values = [term.weight * term(student, source, batch) for term, source in self._with_sources(sources)]
         own = 1 + len(self.each)
         losses, rest, extra = values[:own], values[own:], dict[str, Tensor]()
-        for group in self.extra:
-            terms = cast(list[Term], list(group))  # type: ignore[arg-type]
+        for terms in self._groups[2:]:
             mean = torch.stack(rest[: len(terms)]).mean(0)
             extra[terms[0].name] = extra[terms[0].name] + mean if terms[0].name in extra else mean
             rest = rest[len(terms) :]
@@ -142,3 +160,26 @@ class TermSet(nn.Module):
         for term, source in self._with_sources(sources):
             if type(term).update is not Term.update:
                 term.update(student, source, batch)
+
+
+def weighted_means(losses: Sequence[Tensor], weights: Weights, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means over a batch of what is learned, with their graph: ``label``, ``teacher``, extra terms, and ``loss``.
+
+    Args:
+        losses: The terms of the label and of each source, ``(B,)`` or ``()`` each.
+        weights: What each counts.
+        extra: Terms that count as they are, by name.
+
+    Raises:
+        ValueError: If a term that couples the batch is to be weighted by sample.
+    """
+    if isinstance(weights, Tensor) and any(loss.dim() == 0 for loss in losses):
+        raise ValueError(
+            "expected terms of one number a sample, as they are weighted by sample, found one that couples the batch: "
+            "pass it as extra, which has a constant weight"
+        )
+    each: Sequence[float | Tensor] = weights.unbind(1) if isinstance(weights, Tensor) else weights
+    label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
+    means = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
+    means |= {name: term.mean() for name, term in extra.items()}
+    return means | {"loss": torch.stack(list(means.values())).sum()}

@@ -33,6 +33,7 @@ class Contrastive(Term):
 
     reads_features = True
     keeps_rows = True
+    tasks = ("classification",)
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Contrastive(Term):
         groups = labels.where(labels != UNLABELED, alone)
         self._order = groups.argsort(stable=True)
         self._place = self._order.argsort()
-        found, counts = groups[self._order].unique_consecutive(return_inverse=True, return_counts=True)[1:]
+        found, counts = groups[self._order].unique_consecutive(return_inverse=True, return_counts=True)[1:]  # type: ignore[no-untyped-call]
         self._first, self._count = (counts.cumsum(0) - counts)[found], counts[found]  # of each place
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

@@ -52,8 +52,8 @@ class Hint(Term):
         if self.adapter is not None:
             s = self.adapter(s)
         elif s.dim() == 4 and t.dim() == 4:
-            size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
-            s, t = (f if list(f.shape[2:]) == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
+            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
+            s, t = (f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
         return hint_loss(s, t)
 
 
@@ -85,6 +85,6 @@ def adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
     elif len(student) == len(teacher) and student[:-1] == teacher[:-1]:
         return nn.Linear(student[-1], teacher[-1])
     raise ValueError(
-        f"expected features that an adapter can bring together, both (d,), (tokens, d) or (c, h, w), found {student} of "
-        f"the student and {teacher} of the teacher: tap other layers"
+        "expected features that an adapter can bring together, both (d,), (tokens, d) or (c, h, w), found "
+        f"{student} of the student and {teacher} of the teacher: tap other layers"
     )

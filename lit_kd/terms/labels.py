@@ -19,6 +19,7 @@ class LabelTerm(Term):
     """A function of logits and label."""
 
     reads_teacher = False
+    tasks = ("classification",)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The loss of each sample, ``(B,)``."""
@@ -96,6 +97,8 @@ class SuperLoss(LabelTerm):
 
 class BernoulliCrossEntropy(LabelTerm):
     """`lit_kd.losses.bernoulli_cross_entropy`, for several labels a sample."""
+
+    tasks = ("multilabel",)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of the labels."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_kd.losses import bernoulli_kd_loss, cross_entropy, decoupled_kd_loss, kd_loss
 from lit_kd.terms.base import Term
-from lit_kd.types import Batch, Outputs
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 
 class LogitTerm(Term):
@@ -17,6 +17,8 @@ class LogitTerm(Term):
         temperature: T > 0, dimensionless.
         weight: A constant factor.
     """
+
+    tasks = ("classification",)
 
     def __init__(self, temperature: float = 4.0, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -67,7 +69,8 @@ class TeacherLabel(LogitTerm):
 class DecoupledKL(LogitTerm):
     """Decoupled KL (arXiv 2203.08679): what the teacher says of the labelled class, apart from all others.
 
-    ``T^2 (alpha TCKD + beta NCKD)``, see `lit_kd.losses.decoupled_kd_loss`.
+    ``T^2 (alpha TCKD + beta NCKD)``, see `lit_kd.losses.decoupled_kd_loss`. Of a soft label, the most probable class
+    counts.
 
     Args:
         alpha: Weight of the labelled class against all others.
@@ -76,6 +79,8 @@ class DecoupledKL(LogitTerm):
         weight: A constant factor.
     """
 
+    tasks = ("classification",)
+
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, weight: float = 1.0) -> None:
         super().__init__(temperature, weight)
         self.alpha = alpha
@@ -83,11 +88,15 @@ class DecoupledKL(LogitTerm):
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Both parts."""
+        if y.is_floating_point():
+            y = y.argmax(-1).where(y.any(-1), UNLABELED)
         return decoupled_kd_loss(student, teacher, y, self.alpha, self.beta, self.temperature)
 
 
 class BernoulliKL(LogitTerm):
     """For several labels a sample, the mean of their KL divergences; see `lit_kd.losses.bernoulli_kd_loss`."""
+
+    tasks = ("multilabel",)
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Mean KL divergence of the labels."""

@@ -23,7 +23,7 @@ class Mixed(LogitTerm):
         self.hard = hard
         self.normalise = normalise
         self.rates: MixingRates | None = None
-        """How often the teacher is right, set by the method. No checkpoint holds it: it follows from teacher and data."""
+        """How often the teacher is right, set by the method; no checkpoint holds it."""
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the teacher's label with the mixed output."""

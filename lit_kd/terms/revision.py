@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_kd.losses import contradicts, kd_loss, revise_labels, revised_teacher
 from lit_kd.terms.logits import LogitTerm
+from lit_kd.types import check_choice
 
 
 class Revised(LogitTerm):
@@ -26,8 +27,7 @@ class Revised(LogitTerm):
         super().__init__(1.0, weight)
         if not 0 <= eta < 1:
             raise ValueError(f"expected an eta of label revision in [0, 1), found {eta}")
-        if form not in ("mse", "kl"):
-            raise ValueError(f"expected form 'mse' or 'kl', found {form!r}")
+        check_choice("form", form, ("mse", "kl"))
         self.eta = eta
         self.form = form
 

@@ -20,6 +20,7 @@ class SoftTarget(Term):
 
     reads_teacher = False
     keeps_rows = True
+    tasks = ("classification",)
 
     def __init__(self, column: str = "target", weight: float = 1.0) -> None:
         super().__init__(weight)

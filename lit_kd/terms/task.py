@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,155 +26,97 @@ from lit_kd.terms.logits import KL, BernoulliKL
 from lit_kd.types import UNLABELED, Outputs
 
 
-class Task(ABC):
-    """One kind of labels."""
+@dataclass(frozen=True)
+class Task:
+    """One kind of labels.
 
-    least_classes: ClassVar[int]
+    Attributes:
+        name: In configs.
+        least_classes: The smallest C.
+        label_term: What is learned from labels by default.
+        teacher_term: What is learned from a teacher by default, at a temperature T > 0.
+        label_loss: The loss with trusted labels, ``(B,)``, from logits and labels.
+        check_labels: Refuses labels that do not fit C classes, or are missing where they may not be.
+        probabilities: ``(B, C)``, of logits.
+        decide: The most probable labels, of probabilities.
+        predict: What predictions tell of each sample, from probabilities.
+        metrics: What is measured, from probabilities and labels; ``agreement`` with the teachers' decisions.
+    """
 
-    @abstractmethod
-    def label_term(self) -> Term:
-        """What is learned from labels by default."""
-
-    @abstractmethod
-    def teacher_term(self, temperature: float) -> Term:
-        """What is learned from a teacher by default, at a temperature T > 0."""
-
-    @abstractmethod
-    def label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss with trusted labels, ``(B,)``."""
-
-    @abstractmethod
-    def check_labels(self, y: Tensor, num_classes: int, missing: bool) -> None:
-        """Refuse labels of another task, or out of range; reads values.
-
-        Raises:
-            ValueError: If they do not fit, or are missing where they may not be.
-        """
-
-    @abstractmethod
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """``(B, C)``."""
-
-    @abstractmethod
-    def decide(self, probabilities: Tensor) -> Tensor:
-        """The most probable labels, in the form of labels."""
-
-    @abstractmethod
-    def predict(self, logits: Tensor) -> dict[str, Tensor]:
-        """What predictions tell of each sample."""
-
-    @abstractmethod
-    def metrics(self, num_classes: int) -> dict[str, Metric]:
-        """What is measured, from probabilities and labels; ``agreement`` is updated with the teachers' decisions."""
+    name: str
+    least_classes: int
+    label_term: Callable[[], Term]
+    teacher_term: Callable[[float], Term]
+    label_loss: Callable[[Tensor, Tensor], Tensor]
+    check_labels: Callable[[Tensor, int, bool], None]
+    probabilities: Callable[[Tensor], Tensor]
+    decide: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor], dict[str, Tensor]]
+    metrics: Callable[[int], dict[str, Metric]]
 
 
-class Classification(Task):
-    """One class a sample: accuracy, top-5 accuracy with more than 5 classes, and ECE with 15 bins (a mean gap)."""
-
-    least_classes = 2
-
-    def label_term(self) -> Term:
-        """Cross-entropy."""
-        return CrossEntropy()
-
-    def teacher_term(self, temperature: float) -> Term:
-        """KL divergence."""
-        return KL(temperature)
-
-    def label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy in nats."""
-        return cross_entropy(logits, y)
-
-    def check_labels(self, y: Tensor, num_classes: int, missing: bool) -> None:
-        """Class numbers ``(B,)``, or in training probabilities ``(B, C)``."""
-        if y.is_floating_point() and y.shape[1:] == (num_classes,) and missing:
-            if y.min() < 0 or (y.sum(1) > 1 + 1e-3).any():
-                raise ValueError("expected soft labels that are probabilities, found negative ones or a sum above 1")
-            return
-        if y.dim() != 1 or y.is_floating_point():
-            raise ValueError(
-                f"expected labels of shape (batch,) and an integer type, found {tuple(y.shape)} and {y.dtype}: "
-                "give class numbers, or set task='multilabel' for several labels a sample"
-            )
-        low, high = (int(label) for label in y.aminmax())
-        if high >= num_classes or low < (UNLABELED if missing else 0):
-            raise ValueError(
-                f"expected labels in [0, {num_classes}), found {low} to {high}: correct the labels or num_classes"
-            )
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Softmax."""
-        return logits.softmax(-1)
-
-    def decide(self, probabilities: Tensor) -> Tensor:
-        """The most probable class, ``(B,)``."""
-        return probabilities.argmax(-1)
-
-    def predict(self, logits: Tensor) -> dict[str, Tensor]:
-        """``class`` and its ``probability``, ``(B,)`` each."""
-        probability, index = self.probabilities(logits).max(-1)
-        return {"class": index, "probability": probability}
-
-    def metrics(self, num_classes: int) -> dict[str, Metric]:
-        """Fractions; ECE is a mean absolute gap."""
-
-        def accuracy(top_k: int = 1) -> Metric:
-            return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
-
-        found = {"accuracy": accuracy(), "agreement": accuracy()}
-        found["ece"] = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)
-        return found | ({"accuracy_top5": accuracy(5)} if num_classes > 5 else {})
+def _check_classes(y: Tensor, num_classes: int, missing: bool) -> None:
+    """Class numbers ``(B,)``, or in training probabilities ``(B, C)``."""
+    if y.is_floating_point() and y.shape[1:] == (num_classes,) and missing:
+        if y.min() < 0 or (y.sum(1) > 1 + 1e-3).any():
+            raise ValueError("expected soft labels that are probabilities, found negative ones or a sum above 1")
+        return
+    if y.dim() != 1 or y.is_floating_point():
+        raise ValueError(
+            f"expected labels of shape (batch,) and an integer type, found {tuple(y.shape)} and {y.dtype}: "
+            "give class numbers, or set task='multilabel' for several labels a sample"
+        )
+    low, high = (int(label) for label in y.aminmax())
+    if high >= num_classes or low < (UNLABELED if missing else 0):
+        raise ValueError(
+            f"expected labels in [0, {num_classes}), found {low} to {high}: correct the labels or num_classes"
+        )
 
 
-class MultiLabel(Task):
-    """Any of C labels a sample, each a Bernoulli variable: 0, 1, or -1 where it is missing."""
+def _predict_class(probabilities: Tensor) -> dict[str, Tensor]:
+    probability, index = probabilities.max(-1)
+    return {"class": index, "probability": probability}
 
-    least_classes = 1
 
-    def label_term(self) -> Term:
-        """The mean cross-entropy of the labels."""
-        return BernoulliCrossEntropy()
+def _class_metrics(num_classes: int) -> dict[str, Metric]:
+    """Fractions; top-5 accuracy with more than 5 classes; ECE with 15 bins, a mean absolute gap."""
 
-    def teacher_term(self, temperature: float) -> Term:
-        """The mean KL divergence of the labels."""
-        return BernoulliKL(temperature)
+    def accuracy(top_k: int = 1) -> Metric:
+        return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
 
-    def label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy in nats."""
-        return bernoulli_cross_entropy(logits, y)
+    found = {"accuracy": accuracy(), "agreement": accuracy()}
+    found["ece"] = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)
+    return found | ({"accuracy_top5": accuracy(5)} if num_classes > 5 else {})
 
-    def check_labels(self, y: Tensor, num_classes: int, missing: bool) -> None:
-        """Zeros and ones ``(B, C)``."""
-        if y.dim() != 2 or y.shape[1] != num_classes:
-            raise ValueError(
-                f"expected labels of shape (batch, {num_classes}), one 0 or 1 for each label, found {tuple(y.shape)}: "
-                "set task='classification' for one class a sample"
-            )
-        wrong = (y != 0) & (y != 1) & ((y != UNLABELED) | (not missing))
-        if wrong.any():
-            raise ValueError(f"expected labels 0 or 1, found {y[wrong][0].item()}")
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Sigmoid."""
-        return logits.sigmoid()
+def _check_several(y: Tensor, num_classes: int, missing: bool) -> None:
+    """Zeros and ones ``(B, C)``, or -1 where a label is missing."""
+    if y.dim() != 2 or y.shape[1] != num_classes:
+        raise ValueError(
+            f"expected labels of shape (batch, {num_classes}), one 0 or 1 for each label, found {tuple(y.shape)}: "
+            "set task='classification' for one class a sample"
+        )
+    wrong = (y != 0) & (y != 1) & ((y != UNLABELED) | (not missing))
+    if wrong.any():
+        raise ValueError(f"expected labels 0 or 1, found {y[wrong][0].item()}")
 
-    def decide(self, probabilities: Tensor) -> Tensor:
-        """0 or 1 for each label, ``(B, C)``."""
-        return (probabilities > 0.5).long()
 
-    def predict(self, logits: Tensor) -> dict[str, Tensor]:
-        """``labels``, 0 or 1, and the ``probability`` of each, ``(B, C)``."""
-        probability = self.probabilities(logits)
-        return {"labels": self.decide(probability), "probability": probability}
+def _likely(probabilities: Tensor) -> Tensor:
+    return (probabilities > 0.5).long()
 
-    def metrics(self, num_classes: int) -> dict[str, Metric]:
-        """The share of labels that are right, mean average precision (``map``), and each label's F1 score."""
-        return {
-            "accuracy": MultilabelAccuracy(num_classes, average="micro", validate_args=False),
-            "agreement": MultilabelAccuracy(num_classes, average="micro", validate_args=False),
-            "map": MultilabelAveragePrecision(num_classes, average="macro", validate_args=False),
-            **{f"f1_{label}": OfLabel(label) for label in range(num_classes)},
-        }
+
+def _predict_several(probabilities: Tensor) -> dict[str, Tensor]:
+    return {"labels": _likely(probabilities), "probability": probabilities}
+
+
+def _several_metrics(num_classes: int) -> dict[str, Metric]:
+    """The share of labels that are right, mean average precision (``map``), and each label's F1 score."""
+    return {
+        "accuracy": MultilabelAccuracy(num_classes, average="micro", validate_args=False),
+        "agreement": MultilabelAccuracy(num_classes, average="micro", validate_args=False),
+        "map": MultilabelAveragePrecision(num_classes, average="macro", validate_args=False),
+        **{f"f1_{label}": OfLabel(label) for label in range(num_classes)},
+    }
 
 
 class OfLabel(BinaryF1Score):
@@ -188,7 +131,32 @@ class OfLabel(BinaryF1Score):
         super().update(preds[:, self.label], target[:, self.label])
 
 
-TASKS: dict[str, Task] = {"classification": Classification(), "multilabel": MultiLabel()}
+TASKS = {
+    "classification": Task(
+        name="classification",
+        least_classes=2,
+        label_term=CrossEntropy,
+        teacher_term=KL,
+        label_loss=cross_entropy,
+        check_labels=_check_classes,
+        probabilities=partial(torch.softmax, dim=-1),
+        decide=partial(torch.argmax, dim=-1),
+        predict=_predict_class,
+        metrics=_class_metrics,
+    ),
+    "multilabel": Task(
+        name="multilabel",
+        least_classes=1,
+        label_term=BernoulliCrossEntropy,
+        teacher_term=BernoulliKL,
+        label_loss=bernoulli_cross_entropy,
+        check_labels=_check_several,
+        probabilities=torch.sigmoid,
+        decide=_likely,
+        predict=_predict_several,
+        metrics=_several_metrics,
+    ),
+}
 
 
 def check_outputs(task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_classes: int, missing: bool) -> None:
@@ -237,7 +205,7 @@ class EvaluationMetrics(nn.Module):
         super().__init__()
         self.stage = stage
         self.task = task
-        self.metrics = nn.ModuleDict(task.metrics(num_classes))  # type: ignore[arg-type]
+        self.metrics = nn.ModuleDict(task.metrics(num_classes))
         self.nll = MeanMetric()
 
     def update(self, logits: Tensor, y: Tensor, teachers: Sequence[Tensor]) -> dict[str, Metric]:
@@ -255,12 +223,13 @@ class EvaluationMetrics(nn.Module):
         probabilities = self.task.probabilities(logits)
         self.nll.update(self.task.label_loss(logits, y))
         logged: dict[str, Metric] = {f"{self.stage}/nll": self.nll}
-        for name, metric in self.metrics.items():
+        metrics = {name: cast(Metric, metric) for name, metric in self.metrics.items()}
+        for name, metric in metrics.items():
             if name != "agreement":
                 metric.update(probabilities, y)
-                logged[f"{self.stage}/{name}"] = metric  # type: ignore[assignment]
+                logged[f"{self.stage}/{name}"] = metric
         if teachers:
             mean = torch.stack([self.task.probabilities(t.float()) for t in teachers]).mean(0)
-            self.metrics["agreement"].update(probabilities, self.task.decide(mean))
-            logged[f"{self.stage}/teacher_agreement"] = self.metrics["agreement"]  # type: ignore[assignment]
+            metrics["agreement"].update(probabilities, self.task.decide(mean))
+            logged[f"{self.stage}/teacher_agreement"] = metrics["agreement"]
         return logged

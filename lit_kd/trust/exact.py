@@ -1,9 +1,8 @@
 """The whole-network meta-gradient: the look-ahead moves every layer, not the last alone.
 
 The weights enter the inner loss linearly. So with v, the gradient of the validation loss at the look-ahead's
-parameters, ``dL_val / dlam_ik = -lr / B * d/de ell_i^k(theta + e v)`` at ``e = 0`` [derived]: one directional derivative
-of the batch's terms, and no graph of second order. It is taken in forward mode, or by central differences where an
-operator has no forward mode. Both work on a function of parameters, whatever it calculates.
+parameters, ``dL_val / dlam_ik = -lr / B * d/de ell_i^k(theta + e v)`` at ``e = 0`` [derived]: one directional
+derivative of the batch's terms, and no graph of second order. It is taken in forward mode, or by central differences.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ is at most 2e-4, and ten times as much at 3e-5, where kinks of ReLUs are crossed
 """
 
 
-def exact_derivative(function: Function, theta: Named, direction: Named) -> tuple[Tensor, Tensor]:
-    """A function's value and its derivative along a direction, by forward-mode differentiation.
+def exact_derivative(function: Function, theta: Named, direction: Named) -> Tensor:
+    """The derivative of a function of parameters along a direction v, by forward-mode differentiation.
 
-    `torch.func.jvp` is not used: it draws other dropout masks inside attention than the pass that is repeated, and
-    refuses buffers that are updated in place.
+    `torch.func.jvp` would draw other dropout masks inside attention than the pass that is repeated, and refuse buffers
+    that are updated in place.
 
     Args:
         function: Of parameters.
@@ -44,7 +43,7 @@ def exact_derivative(function: Function, theta: Named, direction: Named) -> tupl
         direction: v, by parameter.
 
     Returns:
-        ``f(theta)`` and ``d f(theta + e v) / de`` at ``e = 0``.
+        ``d f(theta + e v) / de`` at ``e = 0``.
 
     Raises:
         ValueError: If an operator has no forward mode.
@@ -61,15 +60,13 @@ def exact_derivative(function: Function, theta: Named, direction: Named) -> tupl
             if "forward" not in str(error):
                 raise
             raise ValueError(
-                f"expected a network and terms whose operators all support forward-mode differentiation, found: {error}. "
-                "Use meta_gradient: central, or last_layer"
+                "expected a network and terms whose operators all support forward-mode differentiation, found: "
+                f"{error}. Use meta_gradient: central, or last_layer"
             ) from error
-        return value, torch.zeros_like(value) if tangent is None else tangent
+        return torch.zeros_like(value) if tangent is None else tangent
 
 
-def central_derivative(
-    function: Function, theta: Named, direction: Named, double: bool = False
-) -> tuple[Tensor, Tensor]:
+def central_derivative(function: Function, theta: Named, direction: Named, double: bool = False) -> Tensor:
     """The same as `exact_derivative` by central differences: two passes, for operators without forward mode.
 
     Args:
@@ -83,15 +80,11 @@ def central_derivative(
     start = {name: value.double() if double else value for name, value in theta.items()}
     with torch.no_grad():
         up, down = (function({name: start[name] + s * v for name, v in direction.items()}) for s in (step, -step))
-    return ((up + down) / 2).to(step.dtype), ((up - down) / (2 * step)).to(step.dtype)
-
-
-Derivative = Callable[[Function, Named, Named], tuple[Tensor, Tensor]]
-"""`exact_derivative` or `central_derivative`."""
+    return ((up - down) / (2 * step)).to(step.dtype)
 
 
 def gradient(total: Tensor, leaves: Named) -> dict[str, Tensor]:
-    """The gradient of the sum of ``total`` by tensors of its graph, which is kept; 0 where it does not depend on one."""
+    """The gradient of the sum of ``total`` by tensors of its graph, which is kept; 0 where one has no part in it."""
     ones = torch.ones_like(total)
     found = torch.autograd.grad(total, list(leaves.values()), ones, retain_graph=True, materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
@@ -99,10 +92,7 @@ def gradient(total: Tensor, leaves: Named) -> dict[str, Tensor]:
 
 def mean(sums: Named, rows: Tensor, all_sum: AllSum = only_process) -> dict[str, Tensor]:
     """From sums over this process's rows, ``(1,)`` many, to means over those of all processes, in one message."""
-    flat = [
-        part.float().flatten() if part.dtype in (torch.bfloat16, torch.float16) else part.flatten()
-        for part in sums.values()
-    ]
+    flat = [part.flatten() for part in sums.values()]
     total = all_sum(torch.cat([*flat, rows.to(flat[0])]))
     parts = torch.split(total[:-1] / total[-1:].clamp(min=1), [len(part) for part in flat])
     return {name: part.view_as(old) for (name, old), part in zip(sums.items(), parts, strict=True)}

@@ -1,6 +1,6 @@
-"""The game of Robust Active Distillation against a teacher that errs where it hurts, and dependent rounding.
+"""The game of Robust Active Distillation, against a teacher that errs where it hurts, and dependent rounding.
 
-Pure functions of NumPy arrays in float64. Shapes: n rows in the pool, b queries.
+NumPy arrays in float64; n rows in the pool, b queries. The equations are those of docs/methods/rad.md.
 """
 
 from __future__ import annotations
@@ -15,16 +15,10 @@ Indices = NDArray[np.int64]
 
 
 def rad_distribution(gain: ArrayLike, mistakes: float, penalty: ArrayLike | None = None) -> Floats:
-    r"""The best mix of rows to query if the teacher is wrong on some of them (RAD, arXiv 2210.01213).
-
-    Solves ``max_p min_|S| <= m  sum_{i not in S} p_i g_i - sum_{i in S} p_i l_i`` over probabilities p [the paper's, as
-    our notes have it] in closed form [derived]. With rows sorted by falling g, ``G_k = sum_{i <= k} g_i / (g_i + l_i)``
-    and ``H_k = sum_{i <= k} 1 / (g_i + l_i)``, the value is ``max_k (G_k - m) / H_k``, reached by
-    ``p_i = 1 / (H_k (g_i + l_i))`` on the first k rows. Of several best k the largest is taken, so that rows of equal
-    gain are treated alike. Where even this value is below ``-min l``, p is uniform over the rows of smallest penalty.
+    """The best mix of rows to query if the teacher is wrong on some of them (RAD, arXiv 2210.01213), eq. (2).
 
     Args:
-        gain: g, what a right answer about each row is worth, at least 0, ``(n,)``: see `margin_gain`.
+        gain: g, what a right answer about each row is worth, at least 0, ``(n,)``; see `margin_gain`.
         mistakes: m, on how many of the n rows the teacher is wrong at most; at least 0, need not be whole.
         penalty: l, what a wrong answer about each row costs, at least 0, ``(n,)``; ``None``: nothing.
 
@@ -58,21 +52,7 @@ def rad_distribution(gain: ArrayLike, mistakes: float, penalty: ArrayLike | None
 
 
 def rad_marginals(gain: ArrayLike, mistakes: float, budget: int, penalty: ArrayLike | None = None) -> Floats:
-    """With which probability to query each row, if b different rows are to be queried.
-
-    ``b p`` with the p of `rad_distribution`, if none of these exceeds 1. Otherwise the game over
-    ``0 <= q <= 1, sum q = b`` is solved [derived]. At a price s a query, rows with a gain above s are worth it.
-    Mistakes hit where ``w = g + l`` is largest: a row buys off ``(g - s) / w`` of a mistake, at most a whole one,
-    until m are spent at the row with w = t. Then ``q = min(1, t / w)``, or 1 where even a mistake costs less than the
-    price, ``-l >= s``. The price is bisected until the sum is b; as the sum jumps there, both sides are mixed.
-
-    Returns:
-        q, ``(n,)``, in [0, 1], of sum b.
-
-    Examples:
-        >>> rad_marginals([1.0, 0.5, 0.4], mistakes=0.0, budget=2)
-        array([1., 1., 0.])
-    """
+    """With which probability to query each row, ``(n,)``, if b different rows are to be queried: eq. (3), (4)."""
     g, w = _game(gain, mistakes, penalty)
     check_budget(budget, len(g))
     if budget in (0, len(g)):
@@ -84,7 +64,7 @@ def rad_marginals(gain: ArrayLike, mistakes: float, budget: int, penalty: ArrayL
     g, w = g[order], w[order]
     free = w <= 0
 
-    def at(price: float) -> Floats:
+    def at(price: float) -> Floats:  # eq. (4)
         cost = np.divide(g - price, w, out=np.ones_like(g), where=~free).clip(0, 1)
         spent = np.cumsum(np.where(g >= price, cost, 0))
         critical = int(np.searchsorted(spent, mistakes))
@@ -105,31 +85,18 @@ def rad_marginals(gain: ArrayLike, mistakes: float, budget: int, penalty: ArrayL
 
 
 def dep_round(marginals: ArrayLike, generator: np.random.Generator) -> Indices:
-    """Draw exactly b different rows, each with its own probability: dependent rounding (DepRound).
+    """Draw exactly b different rows, rising, ``(b,)``, each with its own probability: dependent rounding (DepRound).
 
     One pass over the undecided rows: each meets the one that is carried along, one of the two is decided at odds that
-    keep the expectation of both, and the other is carried on.
-
-    Args:
-        marginals: q, ``(n,)``, in [0, 1], of a whole sum b.
-        generator: Draws once for each undecided row.
-
-    Returns:
-        The chosen rows, rising, ``(b,)``.
+    keep the expectation of both, and the other is carried on. Each undecided row takes one random number.
 
     Raises:
-        ValueError: If a marginal is outside of [0, 1], or their sum is not whole.
-
-    Examples:
-        >>> dep_round([1.0, 0.0, 1.0, 0.5, 0.5], np.random.default_rng(0)).shape
-        (3,)
+        ValueError: If a marginal ``(n,)`` is outside of [0, 1], or their sum is not whole.
     """
     q = _vector(marginals, "marginals")
-    if q.max(initial=0) > 1 + 1e-9 or abs(q.sum() - round(q.sum())) > 1e-6:
-        raise ValueError(
-            f"expected marginals in [0, 1] of a whole sum, found a largest one of {q.max(initial=0)} and the sum "
-            f"{q.sum()}: see rad_marginals"
-        )
+    largest, total = q.max(initial=0), q.sum()
+    if largest > 1 + 1e-9 or abs(total - round(total)) > 1e-6:
+        raise ValueError(f"expected marginals in [0, 1] of a whole sum, found one of {largest} and the sum {total}")
     chosen = q >= 1 - 1e-12
     undecided = np.flatnonzero(~chosen & (q > 1e-12))
     draws = generator.random(len(undecided))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_kd.losses import cross_entropy
+from lit_kd.types import full
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a tensor over processes, maybe in place."""
@@ -40,14 +41,14 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Head:
-        """The layer in float32."""
-        return cls(layer.weight.float(), None if layer.bias is None else layer.bias.float())
+        """The layer, in at least float32."""
+        return cls(full(layer.weight), None if layer.bias is None else full(layer.bias))
 
     def gives(self, logits: Tensor, features: Tensor | None) -> bool:
         """Whether logits ``(B, C)`` are what it makes of features ``(B, D)``, but for rounding."""
         if features is None:
             return False
-        found = self(features.float())
+        found = self(full(features))
         return found.shape == logits.shape and bool((found - logits).abs().max() <= 0.01 * logits.abs().max())
 
 

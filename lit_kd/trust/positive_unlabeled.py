@@ -12,10 +12,8 @@ from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
 
-LAPSE = 0.1
-"""Share of trusted rows that may look like noise."""
-FITTED = 10**6
-"""Rows that suffice for the fit: of more, every k-th is taken."""
+LAPSE = 0.1  # share of trusted rows that may look like noise
+FITTED = 10**6  # rows that suffice for the fit: of more, every k-th is taken
 
 
 class PUFit(NamedTuple):
@@ -28,17 +26,14 @@ class PUFit(NamedTuple):
 def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: float = 12.0) -> PUFit:
     """The probability that a row is clean, from evidence of which clean rows have more [ours].
 
-    Trusted rows show what clean rows look like; the others are a mixture of clean and noisy ones. The fit maximises
-    ``mean_trusted log q - log mean_others q`` with ``q = 0.1 + 0.9 p`` and ``p = sigmoid(alpha + beta . x)``, over
-    ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. With p in the place of q, a few trusted rows that look like noise
-    would make p so flat that it doubts clean rows. The optimum is 0 for a constant p: unless ``2 M N / (M + N)`` times
-    it, for M trusted and N other rows, exceeds ``proof``, nothing speaks for noise and every row counts as clean.
+    Trusted rows, bool ``(N,)``, show what clean rows look like; the others are a mixture of clean and noisy ones. The
+    fit maximises ``mean_trusted log q - log mean_others q`` with ``q = 0.1 + 0.9 p`` and ``p = sigmoid(alpha +
+    beta . x)``, over ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. With p in place of q, a few trusted rows that look
+    like noise would make p so flat that it doubts clean rows. For a constant p the optimum is 0: unless ``2 M N / (M +
+    N)`` times it, for M trusted and N other rows, exceeds ``proof``, every row counts as clean.
 
-    Args:
-        evidence: One column a feature, ``(N, F)``, larger for clean rows. Any scale: columns are standardised by the
-            trusted rows' median and interquartile range / 1.35, and clipped to [-12, 4].
-        trusted: Which rows are known to be clean, ``(N,)``.
-        proof: Likelihood ratio below which there is no noise.
+    Evidence is ``(N, F)``, a column a feature, on any scale: columns are standardised by the trusted rows' median and
+    interquartile range / 1.35, and clipped to [-12, 4].
 
     Examples:
         >>> x = np.concatenate([np.full(60, -5.0), np.tile([-1.0, 0.0, 1.0], 60)])
@@ -51,7 +46,7 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     low, median, high = np.quantile(evidence[trusted], [0.25, 0.5, 0.75], axis=0)
     away = evidence - median
     least = 1e-6 * np.abs(away).max(axis=0) + np.finfo(np.float64).tiny
-    # wider below: how far a row lies outside of the trusted rows tells it from a hard clean one
+    # wider below, where the distance from the trusted rows tells noise from a hard clean row
     x = np.clip(away / np.maximum((high - low) / 1.35, least), -12, 4)
     positive, unlabeled = (part[:: len(part) // FITTED + 1] for part in (x[trusted], x[~trusted]))
 
@@ -66,7 +61,7 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     begin = np.ones(1 + x.shape[1])
     begin[0] = 2.0
     bounds = [(1.0, 12.0)] + [(0.0, 8.0)] * x.shape[1]
-    # to the end: rounding, which differs between processes, must not decide where it stops
+    # to the end, so that rounding, which differs between processes, does not decide where it stops
     with threadpool_limits(1):  # threads only slow down products this small
         best = minimize(
             negative_bound, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9}

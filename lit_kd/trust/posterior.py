@@ -1,6 +1,7 @@
 """The posterior of the true class, given two witnesses that may be wrong: a label and a teacher [ours].
 
-Pure functions of tensors, in float64 on the CPU. Shapes: N training rows, M trusted meta rows, C classes, W sources.
+Tensors in float64 on the CPU; N training rows, M trusted meta rows, C classes, W sources. Equations:
+docs/methods/posterior.md.
 """
 
 from __future__ import annotations
@@ -17,30 +18,22 @@ from torch import Tensor
 
 from lit_kd.types import UNLABELED
 
-BETTER = 1e-3
-"""In nats a row: a channel is used if it predicts held-out trusted rows better by so much."""
+BETTER = 1e-3  # nats a row: a channel is used if it predicts held-out trusted rows better by so much
 FOLDS = 5
-SMALLEST = 1e-12
-"""Probability that nothing falls below."""
+SMALLEST = 1e-12  # probability that nothing falls below
 COPY_START = 0.1
 EM_STEPS = 30
-NO_NOISE = 0.02
-"""Noise rates below this are taken for none."""
+NO_NOISE = 0.02  # a smaller noise rate is taken for none
 
 
 class Opinion(NamedTuple):
-    """Turns log-probabilities ``(W, N, C)`` into one calibrated distribution ``(N, C)``.
+    """Makes one calibrated distribution of several sources, eq. (1)."""
 
-    Attributes:
-        exponents: Of each source, ``(W,)``: ``r ~ prod_w p_w^exponent_w``.
-        channel: Row k is the distribution of the true class where r says k, ``(C, C)``.
-    """
-
-    exponents: Tensor
-    channel: Tensor
+    exponents: Tensor  # of each source, (W,)
+    channel: Tensor  # row k is the distribution of the true class where the sources together say k, (C, C)
 
     def __call__(self, sources: Tensor) -> Tensor:
-        """See the class."""
+        """From log-probabilities ``(W, N, C)`` to a distribution ``(N, C)``."""
         return pool(sources, self.exponents) @ self.channel
 
 
@@ -55,9 +48,9 @@ def mean_nll(probabilities: Tensor, y: Tensor) -> float:
 
 
 def fit_channel(probabilities: Tensor, y: Tensor, steps: int = 20) -> Tensor:
-    """The channel A, ``(C, C)``, that makes labels most likely: ``P(y) = sum_k p(k) A[k, y]``, by EM [ours].
+    """The channel A, ``(C, C)``, that makes labels ``(M,)`` most likely: ``P(y) = sum_k p(k) A[k, y]``, by EM [ours].
 
-    Takes p ``(M, C)`` and labels ``(M,)``; 5 pseudo-counts on the diagonal.
+    With p ``(M, C)``, and 5 pseudo-counts on the diagonal.
     """
     classes = probabilities.shape[1]
     channel = _start(classes)
@@ -70,7 +63,7 @@ def fit_channel(probabilities: Tensor, y: Tensor, steps: int = 20) -> Tensor:
 
 
 def held_out_nll(probabilities: Tensor, y: Tensor) -> float:
-    """Mean negative log-likelihood of labels under channels that were fitted to other rows, 5-fold."""
+    """`mean_nll` of labels under channels that were fitted to other rows, 5-fold."""
     p, found = probabilities.double(), torch.empty(len(y), probabilities.shape[1], dtype=torch.float64)
     fold = torch.arange(len(y)) % FOLDS  # not in blocks, as data may be sorted by class
     for held in range(min(FOLDS, len(y))):
@@ -79,18 +72,11 @@ def held_out_nll(probabilities: Tensor, y: Tensor) -> float:
     return mean_nll(found, y)
 
 
-def channel_if_better(probabilities: Tensor, y: Tensor) -> Tensor:
-    """`fit_channel` if it predicts held-out rows better by `BETTER`, else the identity; ``(C, C)``."""
-    if held_out_nll(probabilities, y) < mean_nll(probabilities, y) - BETTER:
-        return fit_channel(probabilities, y)
-    return torch.eye(probabilities.shape[1], dtype=torch.float64)
-
-
 def calibrate(log_probabilities: Tensor, y: Tensor) -> Opinion:
     """A teacher's inverse temperature, from a grid by the likelihood of trusted labels, and its channel [ours].
 
-    Takes the teacher's log-probabilities ``(M, C)`` and trusted labels ``(M,)``. With a channel the inverse temperature
-    is chosen anew: without one, that of a teacher that mistakes whole classes would blur all that it says.
+    Takes log-probabilities ``(M, C)`` and trusted labels ``(M,)``. With a channel the inverse temperature is chosen
+    anew, as without one a teacher that mistakes whole classes needs one that blurs all that it says.
     """
     sources = log_probabilities.unsqueeze(0)
     grid = [torch.tensor([beta]) for beta in np.geomspace(0.05, 5.0, 21)]
@@ -102,9 +88,9 @@ def calibrate(log_probabilities: Tensor, y: Tensor) -> Opinion:
 
 
 def stack(sources: Tensor, y: Tensor) -> Opinion:
-    """The exponents in [0, 3] that make trusted labels most likely, with a small ridge, and a channel [ours].
+    """The exponents in [0, 3] that make trusted labels ``(M,)`` most likely, with a small ridge, and a channel [ours].
 
-    Takes log-probabilities ``(W, M, C)`` and trusted labels ``(M,)``.
+    Takes log-probabilities ``(W, M, C)``. The channel is the identity unless another one is better by `BETTER`.
     """
     s = sources.double()
     of_label = s.gather(2, y.expand(len(s), -1).unsqueeze(2)).squeeze(2).mean(1)
@@ -119,26 +105,23 @@ def stack(sources: Tensor, y: Tensor) -> Opinion:
     start = np.full(len(s), 1 / len(s))
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 3.0)] * len(s))
     exponents = torch.from_numpy(found.x)
-    return Opinion(exponents, channel_if_better(pool(s, exponents), y))
+    pooled = pool(s, exponents)
+    if held_out_nll(pooled, y) < mean_nll(pooled, y) - BETTER:
+        return Opinion(exponents, fit_channel(pooled, y))
+    return Opinion(exponents, torch.eye(s.shape[2], dtype=torch.float64))
 
 
 class Habits(NamedTuple):
-    """How a teacher speaks of each true class, from trusted rows.
+    """How a teacher speaks of each true class, from trusted rows."""
 
-    Attributes:
-        said: P[c, k], how often it takes class c for class k, ``(C, C)``.
-        mean: Its mean calibrated probabilities for rows of class c, ``(C, C)``.
-    """
-
-    said: Tensor
-    mean: Tensor
+    said: Tensor  # H[c, k], how often it takes class c for class k, (C, C)
+    mean: Tensor  # Q[c, k], its mean calibrated probability of class k for rows of class c, (C, C)
 
 
 def habits(said: Tensor, probabilities: Tensor, y: Tensor) -> Habits:
-    """A teacher's `Habits`, with a tenth of a row added everywhere [ours].
+    """A teacher's `Habits` from predicted classes ``(M,)``, calibrated probabilities ``(M, C)`` and trusted labels.
 
-    Takes the classes that it predicts for the trusted rows ``(M,)``, its calibrated probabilities ``(M, C)``, and the
-    trusted labels ``(M,)``.
+    A tenth of a row is added everywhere [ours].
     """
     classes = probabilities.shape[1]
     counts = [_count_by(y, rows.double(), classes) + 0.1 for rows in (F.one_hot(said, classes), probabilities)]
@@ -146,21 +129,13 @@ def habits(said: Tensor, probabilities: Tensor, y: Tensor) -> Habits:
 
 
 class Posterior(NamedTuple):
-    """What the EM of `label_posterior` finds.
+    """What the EM of `label_posterior` finds."""
 
-    Attributes:
-        classes: Probability of each class to be the true one, ``(N, C)``.
-        channel: ``Tm[c, y]``, how the label of a true class c is given, ``(C, C)``.
-        copied: Probability mu that a teacher's prediction is a copy of the given label.
-        echo: By how much the given label has raised the log-odds of its class with the teacher elsewhere, at least 0.
-        noise_rate: Share of the labels that are wrong.
-    """
-
-    classes: Tensor
-    channel: Tensor
-    copied: float
-    echo: float
-    noise_rate: float
+    classes: Tensor  # pi, the probability of each class to be the true one, (N, C)
+    channel: Tensor  # T[c, y], how often class c is labelled y, (C, C)
+    copied: float  # mu, the probability that a teacher's prediction is a copy of the given label
+    echo: float  # e, by how much the given label raises its log-odds with the teacher elsewhere, at least 0
+    noise_rate: float  # share of the labels that are wrong
 
 
 def label_posterior(
@@ -174,13 +149,6 @@ def label_posterior(
 ) -> Posterior:
     """The posterior of the true class, with the label's channel and what the teacher has memorised, by EM [ours].
 
-    A label y of class c is given with probability ``Tm[c, y]``. A teacher that was trained on it is no independent
-    witness. With probability mu its prediction is a copy of the label, and the posterior is that of student and label
-    alone. A teacher that agrees with a label against the student, where it would not make this mistake by itself, has
-    probably copied. On the other rows the label still echoes in the teacher's log-odds: as much is taken away as makes
-    its mean probability of given labels what its habits on trusted rows predict. Then the posterior is that of student,
-    teacher and label.
-
     Args:
         student: r_S, probabilities of the true class from the student alone, ``(N, C)``.
         teacher: q, calibrated probabilities of the teacher, ``(N, C)``.
@@ -188,7 +156,7 @@ def label_posterior(
         ways: The teacher's habits.
         said: Classes that the teacher predicts, ``(N,)``.
         y: Given labels, ``(N,)``. Where one is missing, the posterior is r_ST.
-        steps: Of EM; 5 pseudo-counts a class are spread as the channel that it starts from.
+        steps: Of EM, eq. (2) to (5).
     """
     classes = student.shape[1]
     labelled = y != UNLABELED
@@ -218,7 +186,7 @@ def label_posterior(
 
 
 def find_echo(odds: Tensor, expected: Tensor, weights: Tensor) -> float:
-    """What to take from log-odds so that the mean probability, by weights, is the expected one, in [0, 10] [ours]."""
+    """What to take from log-odds so that their weighted mean probability is as expected, eq. (5), in [0, 10] [ours]."""
 
     def excess(echo: float) -> float:
         return float((weights * ((odds - echo).sigmoid() - expected)).sum())
@@ -229,17 +197,11 @@ def find_echo(odds: Tensor, expected: Tensor, weights: Tensor) -> float:
 
 
 def posterior_targets(posterior: Tensor, y: Tensor, noise_rate: float, soft: bool) -> tuple[Tensor, Tensor]:
-    """What a row is trained on, and how much it weighs [ours].
+    """What each row is trained on, ``(N, C)``, and how much it weighs, ``(N,)`` of mean 1 [ours].
 
-    Args:
-        posterior: ``(N, C)``.
-        y: Given labels, ``(N,)``.
-        noise_rate: Below `NO_NOISE` labels are taken as they are.
-        soft: Whether the target is the posterior and its weight the largest probability; otherwise the target is the
-            label, and its probability the weight. A row without a label always has the former.
-
-    Returns:
-        Targets ``(N, C)`` and weights ``(N,)`` of mean 1.
+    If ``soft``, and where a label is missing, the target is the posterior and its largest probability the weight; else
+    the target is the label, and its probability the weight. Below a noise rate of `NO_NOISE` labels are taken as they
+    are.
     """
     labelled = y != UNLABELED
     of_label = y.where(labelled, 0).unsqueeze(1)

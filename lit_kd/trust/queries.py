@@ -1,13 +1,12 @@
 """Which rows of a pool to ask the teacher about: the game of `lit_kd.trust.game`, and the rules it is compared with.
 
-Pure functions of NumPy arrays; they run once a round, on the host. Shapes: n rows in the pool, b queries, C classes, D
-features. Probabilities are the student's.
+NumPy arrays; n rows in the pool, b queries, C classes, D features. Probabilities are the student's.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +15,7 @@ from lit_kd.trust.game import Floats, Indices, check_budget, dep_round, rad_marg
 
 QueryRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin"]
 OF_FEATURES = ("coreset", "badge", "cluster_margin")
-"""Rules that need features: the input of the student's last linear layer."""
+"""Rules that need features, the inputs of the student's last linear layer."""
 
 
 def choose_rows(
@@ -29,23 +28,20 @@ def choose_rows(
     features: ArrayLike | None = None,
     known_features: ArrayLike | None = None,
 ) -> Indices:
-    """Pick b different rows of the pool by a rule.
+    """Pick b different rows of the pool by a rule; returns their positions, ``(b,)``.
 
     Args:
         rule: ``"rad"``, the game against a teacher that is wrong where it hurts most; ``"uniform"``; ``"margin"`` and
-            ``"entropy"``, where the student is least sure; ``"coreset"``, ``"badge"`` or ``"cluster_margin"``.
+            ``"entropy"``, where the student is least sure; or one of `OF_FEATURES`.
         probabilities: ``(n, C)``, C at least 2.
         budget: b, from 0 to n.
         generator: For the rules that draw: rad, uniform and badge.
         mistakes: On how many of the n rows the teacher may be wrong, for ``"rad"``.
         features: ``(n, D)``, for `OF_FEATURES`.
-        known_features: Of the rows that are labelled or queried already, at least one, ``(k, D)``, for ``"coreset"``.
-
-    Returns:
-        Positions in the pool, ``(b,)``.
+        known_features: Of the k rows that are labelled or queried already, ``(k, D)``, for ``"coreset"``.
 
     Raises:
-        ValueError: If the budget is not in [0, n], the probabilities are not finite, or features are missing.
+        ValueError: If the rule is unknown, the budget not in [0, n], a probability not finite, or features are missing.
 
     Examples:
         >>> choose_rows("margin", [[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], 2, np.random.default_rng(0))
@@ -63,6 +59,8 @@ def choose_rows(
         return _largest(margin_gain(p), budget)
     if rule == "entropy":
         return _largest(-(p * np.log(p.clip(np.finfo(p.dtype).tiny))).sum(1), budget)
+    if rule not in OF_FEATURES:
+        raise ValueError(f"expected a rule of {list(get_args(QueryRule))}, found {rule!r}")
     if features is None or (rule == "coreset" and known_features is None):
         raise ValueError(f"expected features, and for coreset known_features, for the rule {rule!r}, found none")
     x = np.asarray(features, dtype=np.float64)
@@ -85,21 +83,16 @@ def margin_gain(probabilities: ArrayLike) -> Floats:
 
 
 def coreset(features: Floats, centers: Floats, budget: int) -> Indices:
-    """Cover the pool: again and again the row farthest from all centers becomes one (CoreSet, arXiv 1708.00489).
+    """Cover the pool: again and again, the row farthest from all centers ``(k, D)`` becomes one (arXiv 1708.00489).
 
-    The greedy k-center of the paper, within twice the best radius. Centers ``(k, D)`` are the rows that are labelled or
-    queried already. Costs b passes over the features ``(n, D)``.
-
-    Examples:
-        >>> coreset(np.array([[0.0], [1.0], [9.0], [5.0]]), centers=np.array([[0.0]]), budget=2)
-        array([2, 3])
+    This is the greedy k-center of CoreSet's paper, within twice the best radius; b passes over the features.
     """
-    from sklearn.metrics import pairwise_distances_argmin_min  # late: most runs need none of scikit-learn
+    from sklearn.metrics import pairwise_distances_argmin_min  # late, as most runs do without scikit-learn
 
     distance = pairwise_distances_argmin_min(features, centers)[1] ** 2
     chosen: list[int] = []
     for _ in range(budget):
-        distance[chosen[-1:]] = -1  # never again, though all others lie on a center
+        distance[chosen[-1:]] = -1  # never again, even if all others lie on a center
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, ((features - features[chosen[-1]]) ** 2).sum(1))
     return np.array(chosen, dtype=np.int64)
@@ -108,9 +101,9 @@ def coreset(features: Floats, centers: Floats, budget: int) -> Indices:
 def badge(probabilities: Floats, features: Floats, budget: int, generator: np.random.Generator) -> Indices:
     """Diverse rows of large gradients (BADGE, arXiv 1906.03671): k-means++ on gradient embeddings.
 
-    The embedding of a row is the gradient of the last layer's weights if the student's own prediction were the label,
-    ``(p - e(argmax p)) h^T`` [the paper's], where h are the features. Embeddings of size C D are never built, as
-    ``<a h^T, a' h'^T> = <a, a'> <h, h'>`` [derived]; scikit-learn's kmeans_plusplus would need them.
+    The embedding of a row is the last layer's gradient if the student's own prediction were the label, ``a h^T`` with
+    ``a = p - e(argmax p)`` and features h [the paper's]. Embeddings of size C D, which scikit-learn's kmeans_plusplus
+    would need, are never built: ``<a h^T, a' h'^T> = <a, a'> <h, h'>`` [derived].
     """
     a, h = probabilities.copy(), features
     a[np.arange(len(a)), a.argmax(1)] -= 1
@@ -132,8 +125,8 @@ def badge(probabilities: Floats, features: Floats, budget: int, generator: np.ra
 def cluster_margin(probabilities: Floats, features: Floats, budget: int) -> Indices:
     """Rows of small margin from many clusters (Cluster-Margin, arXiv 2107.14263).
 
-    Hierarchical clusters, candidates of small margin and a round robin over the clusters, the smallest first, are the
-    paper's. [ours]: only the 10 b candidates are clustered, as memory grows with the square of their number; average
+    The paper's are hierarchical clusters, candidates of small margin and a round robin over the clusters, the smallest
+    first. Ours: only the 10 b candidates are clustered, as memory grows with the square of their number; average
     linkage, 10 candidates a cluster on average; within a cluster the smallest margin goes first.
     """
     candidates = _largest(margin_gain(probabilities), min(10 * budget, len(probabilities)))
@@ -144,7 +137,7 @@ def cluster_margin(probabilities: Floats, features: Floats, budget: int) -> Indi
     clusters = AgglomerativeClustering(math.ceil(len(candidates) / 10), linkage="average")
     label = clusters.fit_predict(features[candidates])
     size = np.bincount(label)
-    # the round in which a row is picked is how many of its cluster come before it: candidates are sorted by margin
+    # a row is picked in the round whose number is how many of its cluster come before it: candidates rise by margin
     turn = np.array([np.count_nonzero(label[:i] == own) for i, own in enumerate(label)])
     return candidates[np.lexsort((label, size[label], turn))[:budget]]
 

@@ -1,7 +1,7 @@
-"""How far a teacher can be trusted, estimated on rows with trusted labels: pure functions of tensors.
+"""How far a teacher can be trusted, estimated on rows with trusted labels.
 
-Shapes: B samples, M rows of the meta split (which neither teacher nor student was trained on), C classes. A margin is
-the difference of the two largest probabilities, in [0, 1]. No gradient flows into an estimate.
+B samples, C classes, M rows of the meta split, which neither teacher nor student was trained on. A margin is the
+difference of the two largest probabilities, in [0, 1]. No gradient flows into an estimate.
 """
 
 from __future__ import annotations
@@ -26,21 +26,14 @@ def margin(logits: Tensor) -> Tensor:
 
 
 def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float = 1e-2) -> Tensor:
-    """How many times more the teacher's label costs the student than the true one, for each row.
+    """How many times more the teacher's label costs the student than the true one, for each meta row, ``(M,)``.
 
     ``r = l(teacher's label) / l(true label)``, 1 where a hard label is right. Over rows alike, where the teacher errs
     with probability p and a wrong label costs d times the true one, its mean is ``1 + p (d - 1)`` [derived]: 1 over the
     weight of arXiv 2210.06711 [text]. A soft label q costs ``-sum_c q_c log f_c``, the mean cost of hard labels drawn
-    from q [ours].
+    from q [ours]. No loss counts less than ``floor`` nats [ours]: no single row may silence its neighbourhood.
 
-    Args:
-        student_logits: Of the meta rows, ``(M, C)``.
-        teacher: The teacher's labels, distributions ``(M, C)``, see `lit_kd.losses.teacher_labels`.
-        y: Trusted labels, ``(M,)``.
-        floor: Least loss in nats, of either label [ours]: no single row may silence its neighbourhood.
-
-    Returns:
-        r, ``(M,)``, positive.
+    Takes the student's logits and the teacher's labels, distributions, ``(M, C)``, and trusted labels ``(M,)``.
 
     Examples:
         >>> p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
@@ -48,21 +41,18 @@ def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float
         tensor([1., 2.])
     """
     z = student_logits.detach().float()
-    said, true = (
-        F.cross_entropy(z, label, reduction="none").clamp(min=floor) for label in (teacher.detach().float(), y)
-    )
-    return said / true
+    said = F.cross_entropy(z, teacher.detach().float(), reduction="none").clamp(min=floor)
+    return said / F.cross_entropy(z, y, reduction="none").clamp(min=floor)
 
 
 class Neighbours:
     """The nearest meta rows in the plane (teacher's margin, student's margin), both standardised by the meta rows.
 
-    ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, all of them where there are fewer [ours]. Takes the meta
-    rows' margins, ``(M, 2)``, M at least 1.
+    ``k = max(5, round(0.5 sqrt(M)))`` rows are neighbours, or all M if these are fewer [ours].
     """
 
     def __init__(self, margins: Tensor) -> None:
-        from sklearn.neighbors import KDTree  # late: most runs need none of scikit-learn
+        from sklearn.neighbors import KDTree  # late, as most runs do without scikit-learn
         from sklearn.preprocessing import StandardScaler
 
         self.k = min(max(5, round(0.5 * len(margins) ** 0.5)), len(margins))
@@ -70,34 +60,31 @@ class Neighbours:
         self.tree = KDTree(self.scaler.fit_transform(margins.double().numpy(force=True)))
 
     def __call__(self, margins: Tensor) -> Tensor:
-        """The neighbours of some points ``(B, 2)``: positions among the meta rows, ``(B, k)``."""
+        """Positions among the meta rows, ``(B, k)``, of the neighbours of margins ``(B, 2)``."""
         near = self.tree.query(self.scaler.transform(margins.double().numpy(force=True)), self.k, return_distance=False)
         return torch.from_numpy(near).to(margins.device)
 
 
 def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: Tensor) -> Tensor:
-    """How much the teacher's label of each row counts: 1 over the mean distortion among its neighbours.
+    """How much the teacher's label of each row counts, ``(B,)``: 1 over the mean distortion among its neighbours.
 
     Under these weights the loss with the teacher's labels is, in the mean, that with the true ones, see `distortions`.
-    Clipped to at most 1 [ours]: a row has one vote at most, also where the student likes the teacher's mistakes better
-    than the truth.
-
-    Takes the teacher's and the student's margins ``(B, 2)``, and the distortions of the meta rows ``(M,)``.
+    Clipped to at most 1 [ours], also where the student likes the teacher's mistakes better than the truth.
     """
     known = distortions.to(margins.device)
-    # in parts, for a row has many neighbours
+    # in parts, as a row has many neighbours
     mean = [known[neighbours(part)].mean(1) for part in torch.split(margins, 2**16)]
     return 1 / torch.cat(mean).clamp(min=1)
 
 
 class Curve(NamedTuple):
-    """A function that never falls: linear between its knots x, rising ``(K,)``, with values y; constant beyond them."""
+    """A function that never falls: linear between rising knots x, ``(K,)``, with values y; constant beyond them."""
 
     x: Tensor
     y: Tensor
 
     def __call__(self, at: Tensor) -> Tensor:
-        """Values at margins ``(B,)``."""
+        """Its values at margins ``(B,)``."""
         if len(self.x) == 1:
             return self.y.expand(at.shape)
         i = torch.searchsorted(self.x, at.contiguous()).clamp(1, len(self.x) - 1)
@@ -105,7 +92,7 @@ class Curve(NamedTuple):
         return torch.lerp(self.y[i - 1], self.y[i], share)
 
     def reaches(self, level: float) -> float:
-        """The margin from which on it is at least ``level``: -inf where it is everywhere, inf where it is nowhere."""
+        """The margin from which on it is at least ``level``: -inf if it always is, inf if it never is."""
         i = int((self.y < level).sum())
         if i in (0, len(self.y)):
             return float("inf" if i else "-inf")
@@ -114,7 +101,7 @@ class Curve(NamedTuple):
 
 
 def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
-    """Isotonic regression of whether the teacher is right, bool ``(M,)``, on its margins, ``(M,)``."""
+    """The isotonic regression of whether the teacher is right, bool ``(M,)``, on its margins, ``(M,)``."""
     from sklearn.isotonic import IsotonicRegression
 
     fit = IsotonicRegression(y_min=0, y_max=1).fit(margins.double().numpy(force=True), right.double().numpy(force=True))
@@ -123,17 +110,11 @@ def accuracy_curve(margins: Tensor, right: Tensor) -> Curve:
 
 
 class MixingRates(NamedTuple):
-    """What student-label mixing knows of a teacher.
+    """What student-label mixing knows of a teacher."""
 
-    Attributes:
-        accuracy: By margin.
-        enough: For k = 2 ... C - 1, the margin from which on the teacher's first k classes are enough, ``(C - 2,)``.
-        lower_bound: Least alpha.
-    """
-
-    accuracy: Curve
-    enough: Tensor
-    lower_bound: float
+    accuracy: Curve  # by margin
+    enough: Tensor  # for k = 2 ... C - 1, the margin from which on the teacher's first k classes are enough, (C - 2,)
+    lower_bound: float  # least alpha
 
     def alpha(self, margins: Tensor) -> Tensor:
         """The probability that the teacher is right, in [lower_bound, 1], at margins ``(B,)``."""
@@ -147,14 +128,9 @@ class MixingRates(NamedTuple):
 def mixing_rates(teacher_logits: Tensor, y: Tensor, lower_bound: float = 0.5, top_accuracy: float = 0.9) -> MixingRates:
     """Estimate alpha(x) and k(x) of student-label mixing (arXiv 2302.03806) by the teacher's margin [ours in detail].
 
-    alpha is the isotonic regression of "the teacher is right" on the margin. k is the smallest number of classes, at
-    least 2, that hold the true one with a probability of ``top_accuracy`` at that margin, again by isotonic regression.
-
-    Args:
-        teacher_logits: Of the meta rows, ``(M, C)``, M at least 1.
-        y: Trusted labels, ``(M,)``.
-        lower_bound: Least alpha, in [0, 1].
-        top_accuracy: In [0, 1].
+    alpha is the isotonic regression of "the teacher is right" on the margin, at least ``lower_bound``. k is the
+    smallest number of classes, at least 2, that hold the true one with a probability of ``top_accuracy`` at that
+    margin, again by isotonic regression. Takes the teacher's logits ``(M, C)`` and trusted labels ``(M,)``.
     """
     margins, classes = margin(teacher_logits), teacher_logits.shape[-1]
     place = class_ranks(teacher_logits).gather(-1, y.unsqueeze(-1)).squeeze(-1)
@@ -163,10 +139,5 @@ def mixing_rates(teacher_logits: Tensor, y: Tensor, lower_bound: float = 0.5, to
 
 
 def class_ranks(logits: Tensor) -> Tensor:
-    """The place of each class in the order of its logit, 0 for the largest: ``(B, C)`` to int64 ``(B, C)``.
-
-    Examples:
-        >>> class_ranks(torch.tensor([[0.1, 0.7, 0.2]]))
-        tensor([[2, 0, 1]])
-    """
+    """The place of each class in the order of logits, 0 for the largest, int64 ``(B, C)``."""
     return logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable
 from lit_kd.trust.meta import meta_gradient
+from lit_kd.types import UNLABELED, Batch
 
 
 @dataclass
@@ -19,11 +20,11 @@ class MetaStep:
 
     Attributes:
         index: Sample indices, ``(B,)``.
-        y: Given labels, ``(B,)``.
+        y: Given labels, ``(B,)``, or ``(B, C)`` for several a sample.
         logits: Student logits, ``(B, C)``.
         teachers: Teacher logits, K tensors ``(B, C)``.
-        alignment: From weights ``(B, K + 1)`` and a learning rate to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``, after
-            a look-ahead step with them; a learning rate of 0 takes none.
+        alignment: From weights ``(B, K + 1)`` and a learning rate to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``,
+            after a look-ahead step with them; a learning rate of 0 takes none.
         lr: Current learning rate of the student.
         batch_size: Rows of the batch over all processes.
     """
@@ -35,6 +36,11 @@ class MetaStep:
     alignment: Callable[[Tensor, float], Tensor]
     lr: float
     batch_size: int
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which samples have a label, bool ``(B,)``."""
+        return has_label(self.y)
 
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
@@ -55,10 +61,10 @@ class Rule(ABC):
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
     train_share: float = 0.0
     """Of the training batch's loss, beside the validation loss, in the loss whose gradient the meta-step takes."""
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+    """For which tasks it is made."""
     wants_validation: ClassVar[bool] = False
     """Whether to call `validated`."""
-    train_share: float = 0.0
-    """The part of the training loss in the validation gradient."""
 
     @abstractmethod
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
@@ -94,3 +100,18 @@ class Rule(ABC):
             wrong: How many rows the student's class is wrong for, then each teacher's, ``(K + 1,)``.
             rows: How many were counted, a scalar above 0.
         """
+
+
+def has_label(y: Tensor) -> Tensor:
+    """Which of N samples have a label, or at least one of several, bool ``(N,)``."""
+    return (y != UNLABELED).view(len(y), -1).any(1)
+
+
+def index_of(batch: Batch) -> Tensor:
+    """The sample indices of a batch, ``(B,)``; a ValueError where it has none."""
+    if batch.index is None:
+        raise ValueError(
+            "expected batches with sample indices, (x, y, index), found one without: use a data module of lit_kd.data, "
+            "and keep the index in hooks that change batches"
+        )
+    return batch.index

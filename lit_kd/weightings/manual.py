@@ -1,6 +1,8 @@
-"""One update in manual optimisation: what Lightning does by itself only in automatic optimisation."""
+"""Manual optimisation: what Lightning does by itself only in automatic optimisation."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -9,81 +11,98 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_kd.distiller import Distiller
+from lit_kd.models import Network
+
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
-def check_manual(module: LightningModule) -> None:
-    """Refuse what a look-ahead in manual optimisation cannot do right: fp16, and sharded students."""
-    name, precision, strategy = type(module).__name__, module.trainer.precision, module.trainer.strategy
-    if precision in ("16-mixed", "16-true"):
-        raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
-    if isinstance(strategy, SHARDED):
-        raise ValueError(f"{name} reads layers that {type(strategy).__name__} shards: use the strategy ddp")
-
-
-def check_trainer_options(module: LightningModule) -> None:
-    """Refuse the trainer's options that have no effect in manual optimisation, and name the module's own."""
-    if module.trainer.state.fn != TrainerFn.FITTING:
-        return
-    name = type(module).__name__
-    for option, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-        value = getattr(module.trainer, option)
-        if value not in unset:
-            raise ValueError(
-                f"expected no {option} of the trainer, which does not reach {name}, found {value}: take {name}'s own "
-                f"in its place, {name}({option}={value}) or --model.{option}={value}"
-            )
-
-
-def manual_update(module: LightningModule, loss: Tensor, batch_idx: int, clip: float | None, accumulate: int) -> None:
-    """Backward, and on every ``accumulate``-th or last batch clip, step, and step the schedulers.
+class ManualOptimisation(Distiller):
+    """Takes the student's steps itself: `update` in the training step.
 
     Args:
-        module: In manual optimisation, with one optimizer.
-        loss: Mean over the batch, a scalar.
-        batch_idx: Of the epoch.
-        clip: Largest gradient norm.
-        accumulate: Batches an update.
+        student: The network to train, a module or a name.
+        teacher: One teacher or a list: modules or checkpoint paths.
+        gradient_clip_val: Largest norm of the student's gradient, in place of the trainer's option.
+        accumulate_grad_batches: Batches an update; likewise.
+        **base: See `lit_kd.Distiller`.
     """
-    optimizer = module.optimizers()
-    assert isinstance(optimizer, LightningOptimizer)
-    last = module.trainer.is_last_batch
-    module.manual_backward(loss / accumulate)
-    if last or (batch_idx + 1) % accumulate == 0:
-        if clip is not None:
-            module.clip_gradients(optimizer.optimizer, gradient_clip_val=clip, gradient_clip_algorithm="norm")
-        optimizer.step()
-        optimizer.zero_grad()
-        _step_schedulers(module, "step")
-    if last:  # not in on_train_epoch_end: checkpoints are written before that
-        _step_schedulers(module, "epoch")
 
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
+        *,
+        gradient_clip_val: float | None = None,
+        accumulate_grad_batches: int = 1,
+        **base: Any,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        if accumulate_grad_batches < 1:
+            raise ValueError(f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}")
+        self.automatic_optimization = False
+        self.gradient_clip_val = gradient_clip_val
+        self.accumulate_grad_batches = accumulate_grad_batches
 
-def _step_schedulers(module: LightningModule, interval: str) -> None:
-    for config in module.trainer.lr_scheduler_configs:
-        if config.interval == interval and not isinstance(config.scheduler, PLATEAU):
-            config.scheduler.step()
-
-
-def step_plateaus(module: LightningModule) -> None:
-    """Step the schedulers that follow a metric: in on_train_epoch_end, when the epoch's metrics are known.
-
-    Raises:
-        ValueError: If a metric is not among those logged, or the scheduler steps more often than it is measured.
-    """
-    if module.trainer.fit_loop.restarting:
-        return  # resumed right after a validation, whose metrics are not in the checkpoint; as Lightning does
-    metrics = module.trainer.callback_metrics
-    for config in module.trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, PLATEAU):
-            monitor = getattr(config.scheduler, "monitor", None)  # Lightning's own has it, torch's has not
-            if monitor not in metrics or config.interval != "epoch":
+    def configure_callbacks(self) -> Any:
+        """Refuse options of the trainer that do not reach here: Lightning would, after this hook, not naming ours."""
+        for option, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+            value, name = getattr(self.trainer, option), type(self).__name__
+            if self.trainer.state.fn == TrainerFn.FITTING and value not in unset:
                 raise ValueError(
-                    f"ReduceLROnPlateau follows the metric {monitor!r} each {config.interval}; expected lr_interval "
-                    f"'epoch', and as monitor of lightning.pytorch.cli.ReduceLROnPlateau one of {sorted(metrics)}"
+                    f"expected no {option} of the trainer, which does not reach {name}, found {value}: take {name}'s "
+                    f"own in its place, {name}({option}={value}) or --model.{option}={value}"
                 )
-            config.scheduler.step(metrics[monitor])
+        return super().configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Refuse what a look-ahead cannot do right: fp16, and sharded students."""
+        super().setup(stage)
+        name, precision, strategy = type(self).__name__, self.trainer.precision, self.trainer.strategy
+        if stage == "fit" and precision in ("16-mixed", "16-true"):
+            raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
+        if stage == "fit" and isinstance(strategy, SHARDED):
+            raise ValueError(f"{name} reads layers that {type(strategy).__name__} shards: use the strategy ddp")
+
+    def update(self, loss: Tensor, batch_idx: int) -> None:
+        """Backward, and after every n-th and the last batch clip, step, and step the schedulers."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        last = self.trainer.is_last_batch
+        self.manual_backward(loss / self.accumulate_grad_batches)
+        if last or (batch_idx + 1) % self.accumulate_grad_batches == 0:
+            if self.gradient_clip_val is not None:
+                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
+            optimizer.step()
+            optimizer.zero_grad()
+            self._step_schedulers("step")
+        if last:  # not in on_train_epoch_end: checkpoints are written before that
+            self._step_schedulers("epoch")
+
+    def _step_schedulers(self, interval: str) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval and not isinstance(config.scheduler, PLATEAU):
+                config.scheduler.step()
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedulers that follow a metric, now that the epoch's metrics are known."""
+        super().on_train_epoch_end()
+        if self.trainer.fit_loop.restarting:
+            return  # resumed right after a validation, whose metrics are not in the checkpoint; as Lightning does
+        metrics = self.trainer.callback_metrics
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, PLATEAU):
+                monitor = getattr(config.scheduler, "monitor", None)  # Lightning's own has it, torch's has not
+                if monitor not in metrics or config.interval != "epoch":
+                    raise ValueError(
+                        f"ReduceLROnPlateau follows the metric {monitor!r} each {config.interval}; expected "
+                        f"lr_interval 'epoch', and monitor of Lightning's ReduceLROnPlateau in {sorted(metrics)}"
+                    )
+                config.scheduler.step(metrics[monitor])
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep the gradients: validation may come between accumulated batches."""
 
 
 def learning_rate(module: LightningModule, parameter: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The two published rules of ALM-KD: repeated gradient steps on the weights of each sample."""
+"""The two published rules of ALM-KD: gradient steps on the weights of each sample."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from torch import Tensor
 
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
-from lit_kd.types import UNLABELED
 from lit_kd.weightings.base import MetaStep, Rule
 
 
 class Published(Rule):
-    """What both rules share; every constant can be set by itself.
+    """What both rules share.
 
-    The default constants, of both rules, are those of AMAL's code (AAAI 2023) [code]: 0.9, 1500, 5 repeats, and the
-    gradient of the validation loss alone. ``version="first"`` has those of arXiv 2202.03250 v1: random start weights,
-    2000, 10 repeats, and the gradient of 0.75 validation and 0.25 training loss. There, weights are updated in a
-    separate pass in eval mode; here, in the training steps of the same epochs [ours].
+    ``None`` takes a constant of AMAL's code (AAAI 2023) [code]: 0.9, 1500, 5 and 0; with ``version="first"`` that of
+    arXiv 2202.03250 v1: random, 2000, 10 and 0.25. There, weights are updated in a separate pass in eval mode; here, in
+    the training steps of the same epochs [ours].
 
     Args:
-        version: Whose constants are taken in the place of ``None``.
-        start_weight: The teachers' weight before the first update; random ones are uniform in [0, 1], from the seed.
-        step_size: Step at a batch of 128 samples; it scales with the batch, as the meta-gradient of a sample carries
-            1 / B.
-        repeats: Steps a batch; the look-ahead starts from the same student each time.
-        train_share: Of the training loss in the gradient, in [0, 1].
+        version: ``"amal"`` or ``"first"``.
+        start_weight: The teachers' weight before the first update; random ones are uniform in [0, 1].
+        step_size: At a batch of 128; it scales with the batch, as the meta-gradient of a sample carries 1 / B.
+        repeats: Steps a batch; each look-ahead starts from the same student.
+        train_share: The training loss's part in the gradient, in [0, 1]; the validation loss has the rest.
         warmup_epochs: Epochs before the first update.
         every: Updates in one epoch of so many.
     """
@@ -61,7 +58,7 @@ class Published(Rule):
 
     @abstractmethod
     def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """One step of size ``rate`` against the gradient ``(B, K + 1)``, back into the allowed set."""
+        """One step against the gradient ``(B, K + 1)``, back into the allowed set."""
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights."""
@@ -74,7 +71,7 @@ class Published(Rule):
             table["weights"] = self.first_weights(shares.expand(-1, teachers))
 
     def active(self, epoch: int) -> bool:
-        """First after the warm-up, then every so many epochs."""
+        """After the warm-up, one epoch of ``every``."""
         return epoch >= self.warmup_epochs and (epoch - self.warmup_epochs) % self.every == 0
 
     def observe(self, table: SampleTable, step: MetaStep) -> None:
@@ -82,12 +79,12 @@ class Published(Rule):
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
-        weights[:, 0] *= step.y != UNLABELED  # a label that is missing has no gradient, nor weight
+        weights[:, 0] *= step.labelled  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
 
 
 class Amal(Published):
-    """Independent weights in [0, 2] (AMAL, AAAI 2023, the authors' code): a sample can be switched off."""
+    """Independent weights in [0, 2] (AMAL, AAAI 2023) [code]: a sample can be switched off."""
 
     def first_weights(self, shares: Tensor) -> Tensor:
         """``(1 - lam, lam, ..., lam)``."""
@@ -101,13 +98,12 @@ class Amal(Published):
 class Paper(Published):
     """Convex weights (arXiv 2202.03250 v1): teachers have ``lam_k >= 0``, of sum at most 1, the label has the rest.
 
-    The set is the paper's; the default constants are those of AMAL's code, see `first_version`. For one teacher the
-    projection is a clamp to [0, 1]; for several it is the Euclidean one [ours].
+    For one teacher the projection is a clamp to [0, 1]; for several it is the Euclidean one [ours].
     """
 
     @classmethod
     def first_version(cls) -> Paper:
-        """With the constants of the paper's first version."""
+        """With the constants of arXiv 2202.03250 v1."""
         return cls("first")
 
     def first_weights(self, shares: Tensor) -> Tensor:
@@ -132,11 +128,11 @@ def project(shares: Tensor) -> Tensor:
         tensor([1.0000, 0.0000, 0.4000])
     """
     inside = shares.clamp(min=0)
-    # the nearest point of the simplex ignores a common shift; this one keeps huge steps exact
+    # a common shift does not move the nearest point of the simplex; this one keeps huge steps exact
     shifted = shares - shares.amax(1, keepdim=True)
     ordered = shifted.sort(dim=1, descending=True).values
     excess = (ordered.cumsum(1) - 1) / torch.arange(1, shares.shape[1] + 1, device=shares.device)
-    last = (ordered > excess).sum(1, keepdim=True).clamp(min=1) - 1  # 0 only for what is no number, and stays so
+    last = (ordered > excess).sum(1, keepdim=True).clamp(min=1) - 1  # 0 for nan only, which stays nan
     on_simplex = (shifted - excess.gather(1, last)).clamp(min=0)
     return torch.where(inside.sum(1, keepdim=True) <= 1, inside, on_simplex)
 

@@ -40,19 +40,20 @@ MEANS = ("epochs", "evidence_mean", "evidence_square_mean", "log_probability_mea
 class Robust(Rule):
     """Beliefs about labels and teachers from evidence on trusted rows [ours].
 
-    Trusted meta rows are trained on like all others, and show what the evidence of clean labels looks like. A
+    Meta rows are trained on like all others, and show what the evidence of clean labels looks like. A
     positive-unlabeled fit gives the probability that a label is clean; a teacher is heard against a label that is
     probably wrong, and beside one that is right as far as it errs less on validation rows than the student. Equations
     and limits: docs/methods/almkd.md, "The rule robust".
 
     Args:
-        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a tenth of the training. Where nobody
-            knows how long the training is, it counts as a tenth of it.
+        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a tenth of the training. It counts as a
+            tenth of a training whose length nobody knows.
     """
 
     trains_on_meta = True
     meta_rows = 512
     wants_validation = True
+    tasks = ("classification",)
 
     def __init__(self, warmup_epochs: int | None = None) -> None:
         if warmup_epochs is not None and warmup_epochs < 1:
@@ -60,7 +61,9 @@ class Robust(Rule):
         self.warmup_epochs = warmup_epochs
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
-        """Add the weights, what one epoch shows, the running means of it, and beliefs shared by all rows."""
+        """Add the weights, what one epoch shows, and its running means."""
+        if labels.dim() > 1:
+            raise ValueError("expected one class a sample for the rule robust, found several labels: take another rule")
         length = epochs or 10 * (self.warmup_epochs or 0)
         if not length:
             raise ValueError(
@@ -82,22 +85,21 @@ class Robust(Rule):
         return epoch >= self.warmup - 1
 
     def observe(self, table: SampleTable, step: MetaStep) -> None:
-        """Take down what this batch shows; nothing is decided before the epoch's end."""
+        """Take down what the batch shows."""
         labelled = step.y != UNLABELED
         y = step.y.where(labelled, 0)
         student = step.logits.softmax(-1)
         outputs = torch.stack(step.teachers, dim=1)
         classes = outputs.argmax(-1)
-        if "teacher_channel" not in table.shared:
+        if "teacher_channel" not in table.shared:  # those of no rows
             table.shared["teacher_channel"] = teacher_channel(classes[:0], y[:0], student.shape[1])
-        if "label_channel" not in table.shared:
             table.shared["label_channel"] = label_channel(y[:0], y[:0], student.shape[1])
         calibrated = torch.einsum("bkd,kdc->bkc", outputs.softmax(-1), table.shared["teacher_channel"])
         belief = (student + 1e-4).log() + (calibrated + 1e-4).log().mean(1)  # eq. (3)
         is_label = F.one_hot(y, student.shape[1]).bool() & labelled.unsqueeze(1)
         otherwise = belief.masked_fill(is_label, -torch.inf).softmax(-1)  # the true class, if the label is wrong
         of_label = y.view(-1, 1, 1).expand(-1, len(step.teachers), 1)
-        alignment = step.alignment(table["weights"][step.index], lr=0.0)[:, 0]
+        alignment = step.alignment(table["weights"][step.index], 0.0)[:, 0]
         vouched = (alignment != 0).any()  # else all meta rows are in the batch, and nothing is shown
         table.write(
             step.index,
@@ -111,7 +113,7 @@ class Robust(Rule):
         )
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
-        """Keep the latest counts, of errors and of rows; of two validations, that of more rows has more to say."""
+        """Keep the latest counts, of errors and of rows."""
         counts = torch.cat([wrong, rows.view(1)]).to(table["weights"])
         kept = table.shared.get("validation_counts", counts[:0].view(0, len(counts)))
         table.shared["validation_counts"] = torch.cat([kept, counts.unsqueeze(0)])[-SETTINGS.validations :]
@@ -137,7 +139,7 @@ class Robust(Rule):
         table["alignment"] = torch.full_like(table["alignment"], torch.nan)
         student, num_classes = table["student_class"].long(), table.shared["teacher_channel"].shape[-1]
         table.shared["teacher_channel"] = teacher_channel(classes[trusted], labels[trusted], num_classes)
-        # of trusted rows too: else a hard row would speak against its label where it is not trusted, and there alone
+        # of trusted rows too: else hard rows would speak against their labels where they are not trusted alone
         table.shared["label_channel"] = label_channel(student[known], labels[known], num_classes)
 
 
@@ -177,7 +179,7 @@ def clean_probability(table: SampleTable, labelled: Tensor, trusted: Tensor, kno
 
 
 def teacher_right(table: SampleTable) -> Tensor:
-    """How far a teacher is believed where the label is wrong, eq. (4), ``(N, K)``; 0 if it is not proven."""
+    """How far a teacher is believed where the label is wrong, eq. (4), ``(N, K)``."""
     correction = 1 - SETTINGS.teacher_decay ** table["epochs"].clamp(min=1)
     probability = table["teacher_right_mean"] / correction.unsqueeze(1)
     return ((probability - SETTINGS.proven) / (1 - SETTINGS.proven)).clamp(0, 1)
@@ -196,7 +198,7 @@ def teacher_quality(table: SampleTable) -> Tensor:
 
 
 def memorization(table: SampleTable, labels: Tensor, trusted: Tensor) -> Tensor:
-    """How far the student knows its own rows better than others, eq. (6), in [0, 1]; trusted rows were seen."""
+    """How much better the student knows its own rows than others, eq. (6), in [0, 1]; trusted rows were seen."""
     counts = table.shared.get("validation_counts")
     if counts is None or not trusted.any():
         return torch.zeros_like(table["student_class"][0])
@@ -209,10 +211,7 @@ def memorization(table: SampleTable, labels: Tensor, trusted: Tensor) -> Tensor:
 def trust_to_weights(
     clean: Tensor, right: Tensor, classes: Tensor, labels: Tensor, shares: Tensor, voices: Tensor
 ) -> Tensor:
-    """Weights of label and teachers, eq. (9), ``(N, K + 1)``.
-
-    Takes p and the labels ``(N,)``, r and the teachers' classes ``(N, K)``, and a and v of the teachers ``(K,)``.
-    """
+    """Weights ``(N, K + 1)`` by eq. (9), of p and labels ``(N,)``, r and classes ``(N, K)``, a and v ``(K,)``."""
     beside = shares * shares.amax() / shares.sum().clamp(min=1e-6)
     namesakes = (classes.unsqueeze(2) == classes.unsqueeze(1)).sum(2)
     trust = (1 - clean).unsqueeze(1) * right * (classes != labels.unsqueeze(1)) / namesakes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,8 @@ from lit_kd.models.checkpoint import read_checkpoint
 from lit_kd.models.files import TABLES, read_columns
 
 
-def check_start(source: float | str | None) -> None:
-    """Refuse starting weights that are wrong whatever the data.
-
-    Raises:
-        ValueError: If it is neither a share in [0, 1] nor a path of a kind that `starting_weights` reads.
-    """
-    is_file = isinstance(source, str) and Path(source).suffix in (*TABLES, ".ckpt")
-    is_share = not isinstance(source, str) and (source is None or 0 <= source <= 1)
-    if not (is_file or is_share):
-        raise ValueError(
-            "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
-            f"found {source!r}"
-        )
-
-
 def starting_weights(source: float | str, teachers: int, data: DataModule) -> Tensor:
-    """Weights of all training samples before the first update.
+    """Weights of all training samples before the first update, ``(N, K + 1)``, label first.
 
     Args:
         source: The teachers' share w, which gives ``(1 - w, w / K, ...)``; or a checkpoint with a sample table; or a
@@ -43,15 +29,17 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
         teachers: K.
         data: The data, set up.
 
-    Returns:
-        ``(N, K + 1)``, label first.
-
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it does not give weights of at least 0 for every training sample exactly once.
+        ValueError: If it is neither, or does not give weights of at least 0 for every training sample exactly once.
     """
-    if not isinstance(source, str):
+    if isinstance(source, (int, float)) and 0 <= source <= 1:
         return _divided(np.full(data.train_size, float(source)), teachers)
+    if isinstance(source, (int, float)) or Path(source).suffix not in (*TABLES, ".ckpt"):
+        raise ValueError(
+            "expected as start_weights the teachers' share in [0, 1], or the path of a .csv, .parquet or .ckpt file; "
+            f"found {source!r}"
+        )
     path = Path(source)
     if path.suffix == ".ckpt":
         table = read_table(path)
@@ -62,8 +50,7 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
         return table["weights"][: data.train_size]
     columns = read_columns(path)
     names = _columns_to_read(path, columns, teachers)
-    index = _numbers(path, "index", columns["index"])
-    known = np.arange(data.train_size)
+    index, known = _numbers(path, "index", columns["index"]), np.arange(data.train_size)
     if not np.array_equal(np.sort(index), known):
         missing, unknown = np.setdiff1d(known, index), np.setdiff1d(index, known)
         raise ValueError(
@@ -71,31 +58,21 @@ def starting_weights(source: float | str, teachers: int, data: DataModule) -> Te
             f"rows, {len(missing)} indices missing {missing[:3].tolist()}, {len(unknown)} unknown "
             f"{unknown[:3].tolist()}"
         )
-    values = np.stack([_numbers(path, name, columns[name]) for name in names], axis=1)
-    limit, expected = (1, "in [0, 1]") if names == ["noise"] else (math.inf, "of at least 0")
-    for row, column in np.argwhere((values < 0) | (values > limit)):
-        where = f"in row {row + 1}, index {int(index[row])}"
-        raise ValueError(f"{path}: expected {names[column]} {expected}, found {values[row, column]} {where}")
-    ordered = values[index.argsort()]
-    return _divided(ordered[:, 0], teachers) if names == ["noise"] else torch.from_numpy(ordered).float()
+    order = index.argsort()
+    if names == ["noise"]:
+        return _divided(_numbers(path, "noise", columns["noise"], most=1)[order], teachers)
+    return torch.from_numpy(np.stack([_numbers(path, name, columns[name])[order] for name in names], axis=1)).float()
 
 
 def read_table(path: Path) -> SampleTable:
-    """The sample table of a checkpoint.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or one without a table of weights.
-    """
+    """The sample table of a checkpoint; a ValueError if it has none with weights."""
     state = read_checkpoint(path).get("sample_table")
-    table = None if state is None else SampleTable.from_state_dict(state)
-    if table is None or "weights" not in table:
-        found = "none" if table is None else f"one with {sorted(table.columns)}"
+    if state is None or "weights" not in state["columns"]:
         raise ValueError(
-            f"{path}: expected a checkpoint with a sample table with weights, found {found}: give one of a method that "
-            "learns weights, such as ALMKD or PosteriorDistillation"
+            f"{path}: expected a checkpoint with weights of samples, found none: give one of a method that learns "
+            "them, such as ALMKD or PosteriorDistillation"
         )
-    return table
+    return SampleTable.from_state_dict(state)
 
 
 def weight_columns(teachers: int) -> list[str]:
@@ -105,38 +82,35 @@ def weight_columns(teachers: int) -> list[str]:
         >>> weight_columns(1), weight_columns(2)
         (['label_weight', 'teacher_weight'], ['label_weight', 'teacher_weight_0', 'teacher_weight_1'])
     """
-    return [
-        "label_weight",
-        *(["teacher_weight"] if teachers == 1 else [f"teacher_weight_{k}" for k in range(teachers)]),
-    ]
+    several = [f"teacher_weight_{k}" for k in range(teachers)]
+    return ["label_weight", *(["teacher_weight"] if teachers == 1 else several)]
 
 
 def _divided(share: npt.NDArray[np.float64], teachers: int) -> Tensor:
     """``(N, K + 1)``: the teachers divide their share equally."""
-    column = torch.from_numpy(share).unsqueeze(1)
-    return torch.cat([1 - column, (column / teachers).expand(-1, teachers)], dim=1).float()
+    return torch.from_numpy(np.stack([1 - share, *[share / teachers] * teachers], axis=1)).float()
 
 
-def _columns_to_read(path: Path, columns: dict[str, list[Any]], teachers: int) -> list[str]:
+def _columns_to_read(path: Path, columns: Mapping[str, Sequence[Any]], teachers: int) -> list[str]:
+    weights = weight_columns(teachers)
     found = {name for name in columns if name == "label_weight" or name.startswith("teacher_weight")}
-    if "index" in columns and ("noise" in columns) != bool(found):
-        names = ["noise"] if "noise" in columns else weight_columns(teachers)
-        if found <= set(names) <= set(columns):
-            return names
+    if "index" in columns and "noise" in columns and not found:
+        return ["noise"]
+    if "index" in columns and "noise" not in columns and found == set(weights):
+        return weights
     raise ValueError(
-        f"{path}: expected the columns index and either noise or {', '.join(weight_columns(teachers))} (for "
+        f"{path}: expected the columns index and either noise or {', '.join(weights)} (for "
         f"{teachers} teacher{'s' if teachers > 1 else ''}), found {', '.join(columns) or 'none'}"
     )
 
 
-def _numbers(path: Path, name: str, values: Sequence[Any]) -> npt.NDArray[np.float64]:
-    """A column as finite numbers."""
-    numbers = np.empty(len(values))
+def _numbers(path: Path, name: str, values: Sequence[Any], most: float = math.inf) -> npt.NDArray[np.float64]:
+    """A column of finite numbers from 0 to `most`."""
+    numbers = np.full(len(values), math.nan)
     for row, value in enumerate(values):
-        try:
+        with suppress(TypeError, ValueError):
             numbers[row] = float(value)
-        except (TypeError, ValueError):
-            numbers[row] = math.nan
-        if not math.isfinite(numbers[row]):
-            raise ValueError(f"{path}: expected a finite number as {name}, found {value!r} in row {row + 1}")
+        if not (math.isfinite(numbers[row]) and 0 <= numbers[row] <= most):
+            expected = "a finite number of at least 0" if most == math.inf else f"a number in [0, {most}]"
+            raise ValueError(f"{path}: expected {expected} as {name}, found {value!r} in row {row + 1}")
     return numbers

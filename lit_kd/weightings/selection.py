@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_kd.data.rows import Indexed
-from lit_kd.models import last_linear
+from lit_kd.distiller import Distiller
+from lit_kd.models import Network, last_linear
 from lit_kd.teachers.modules import Teachers
 from lit_kd.trust.influence import select_rows, selection_scores
 from lit_kd.trust.meta import Head, MetaRows
-from lit_kd.types import PENULTIMATE, Batch
-
-if TYPE_CHECKING:
-    from lit_kd.distiller import Distiller
+from lit_kd.types import PENULTIMATE, Batch, full
+from lit_kd.weightings.base import index_of
 
 
-def check_fraction(select: float | None) -> None:
-    """Refuse a fraction of rows outside of (0, 1]."""
-    if select is not None and not 0 < select <= 1:
-        raise ValueError(f"expected select in (0, 1], the fraction of rows to distil, found {select}")
+class Selective(Distiller):
+    """Distils a selection of the rows: those that help most on trusted rows.
+
+    Args:
+        student: The network to train, a module or a name.
+        teacher: One teacher or a list: modules or checkpoint paths.
+        select: The fraction of rows to distil, in (0, 1], see `lit_kd.weightings.selection`; the others learn from the
+            label alone. Needs sample indices and a meta split. ``None``: all.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
+        *,
+        select: float | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        if select is not None and not (0 < select <= 1 and self.task.name == "classification"):
+            raise ValueError(f"expected select in (0, 1], and one class a sample, found {select}")
+        self.select = select
+        self.selected: Tensor | None = None
+        """Which rows are distilled, bool ``(N + M,)``; ``None``: all."""
+
+    def on_fit_start(self) -> None:
+        """Select the rows."""
+        super().on_fit_start()
+        self.selected = None if self.select is None else selected_rows(self, self.select)
+
+    def distilled(self, batch: Batch) -> Tensor:
+        """1 for the rows of a batch that are distilled and 0 for others, ``(B,)``."""
+        if self.selected is None:
+            return torch.ones(len(batch.y), device=batch.y.device)
+        return self.selected[index_of(batch)].float()
+
+    def of_distilled(self, losses: list[Tensor], batch: Batch) -> list[Tensor]:
+        """The terms, first the label's; those of teachers are 0 where a row is not distilled."""
+        if self.selected is None:
+            return losses
+        return [losses[0], *(loss * self.distilled(batch) for loss in losses[1:])]
 
 
-def check_eta(revise: float | None) -> None:
-    """Refuse an eta of `lit_kd.losses.revise_labels` outside of [0, 1)."""
-    if revise is not None and not 0 <= revise < 1:
-        raise ValueError(f"expected an eta of label revision in [0, 1), found {revise}")
-
-
-def selected_rows(module: Distiller, fraction: float | None) -> Tensor | None:
-    """Which rows are distilled, chosen once before the training: it depends on data and teachers alone.
+def selected_rows(module: Distiller, fraction: float) -> Tensor:
+    """The rows to distil, chosen once before the training: the choice depends on data and teachers alone.
 
     Of the training rows with a label the fraction with the highest `lit_kd.trust.influence.selection_scores`; rows
     without a label and meta rows always are. With several teachers the mean of their scores counts, each divided by its
@@ -39,7 +70,7 @@ def selected_rows(module: Distiller, fraction: float | None) -> Tensor | None:
 
     Args:
         module: In a training that is about to begin.
-        fraction: In (0, 1]; ``None``: there is no selection.
+        fraction: In (0, 1].
 
     Returns:
         Bool, ``(N + M,)``.
@@ -47,8 +78,6 @@ def selected_rows(module: Distiller, fraction: float | None) -> Tensor | None:
     Raises:
         ValueError: If there is no meta split, or a teacher's logits do not come from a last linear layer.
     """
-    if fraction is None:
-        return None
     data, models = module.data, module.teachers.models
     data.require_meta(f"select={fraction}, by which rows are scored")
     n, parts = data.train_size, data.parts
@@ -66,15 +95,8 @@ def selected_rows(module: Distiller, fraction: float | None) -> Tensor | None:
                 "expected the teacher's logits to be the output of its last linear layer, at which rows are scored "
                 "for select; found others. Let the teacher end in torch.nn.Linear, or leave select unset"
             )
-        rows = MetaRows(trusted.features[PENULTIMATE].float(), meta.y, torch.ones_like(meta.y, dtype=torch.bool))
-        scores = selection_scores(head, ours.features[PENULTIMATE].float(), train.y, rows)
+        rows = MetaRows(full(trusted.features[PENULTIMATE]), meta.y, torch.ones_like(meta.y, dtype=torch.bool))
+        scores = selection_scores(head, full(ours.features[PENULTIMATE]), train.y, rows)
         total += scores / scores.square().mean().sqrt().clamp(min=torch.finfo(scores.dtype).tiny)
     chosen = select_rows(total, train.y, fraction)
     return torch.cat([chosen, torch.ones(data.meta_size, dtype=torch.bool, device=chosen.device)])
-
-
-def selected_in(selected: Tensor, batch: Batch) -> Tensor:
-    """1 for the rows of a batch that are distilled and 0 for others, ``(B,)``; a ValueError without indices."""
-    if batch.index is None:
-        raise ValueError("expected batches with sample indices, (x, y, index), for select; found one without")
-    return selected[batch.index].float()

@@ -65,7 +65,7 @@ def observe(n: int) -> Work:
 
     def work() -> None:
         for rows in index:
-            step = MetaStep(rows, rule.labels[rows], logits, [logits], lambda pull, lr: logits, 0.1, BATCH, 4.0)
+            step = MetaStep(rows, rule.labels[rows], logits, [logits], lambda weights, lr: weights, 0.1, BATCH)
             rule.observe(table, step)
 
     return work

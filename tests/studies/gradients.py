@@ -16,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
+from torch.func import functional_call
 
 from lit_kd import ALMKD, KD, Supervised
 from lit_kd.data import Batch, DigitsDataModule
 from lit_kd.data.rows import Indexed
+from lit_kd.losses import cross_entropy
 from lit_kd.models import last_linear
 from lit_kd.models.taps import Tapped
-from lit_kd.trust.exact import MetaInputs, exact_derivative, moment, whole_network_derivative
-from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, term_gradients
+from lit_kd.trust.exact import exact_derivative, gradient
+from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, logit_gradient
 from lit_kd.types import PENULTIMATE
 
 
@@ -61,32 +63,16 @@ def rows(part: Indexed, index: Tensor) -> Batch:
 def both(student: torch.nn.Module, train: Batch, meta: Batch) -> list[Tensor]:
     """Alignment of the labels' gradients, ``(B,)``, at the last layer and through all."""
     student.eval()
-    before = moment(student)
-    tapped = Tapped(student, (PENULTIMATE,))
-    with torch.no_grad():
-        outputs, of_meta = tapped(train.x), tapped(meta.x)
-    gradients = term_gradients(outputs.logits, train.y, [], 4.0)
-    keep = torch.ones(len(meta.y), dtype=torch.bool)
-    layer = last_linear(student)[1]
-    pull = gradients[:, 0] * 0
-    last = last_layer_derivative(
-        Head(layer.weight, layer.bias),
-        outputs.features[PENULTIMATE],
-        MetaRows(of_meta.features[PENULTIMATE], meta.y, keep),
-        pull,
-        0.0,
+    head, theta = Head.of(last_linear(student)[1]), dict(student.named_parameters())
+    outputs, of_meta = (Tapped(student, (PENULTIMATE,))(batch.x) for batch in (train, meta))
+    rows = MetaRows(of_meta.features[PENULTIMATE], meta.y, torch.ones(len(meta.y), dtype=torch.bool))
+    gradients = logit_gradient(cross_entropy, outputs.logits, train.y).unsqueeze(1)
+    last = alignment(gradients, last_layer_derivative(head, outputs.features[PENULTIMATE], rows))[:, 0]
+    v = gradient(cross_entropy(of_meta.logits, meta.y).mean(), theta)
+    through_all = exact_derivative(
+        lambda p: cross_entropy(functional_call(student, dict(p), (train.x,)), train.y), theta, v
     )
-    exact = whole_network_derivative(
-        student,
-        train.x,
-        before,
-        outputs.logits,
-        MetaInputs(meta.x, meta.y, keep),
-        pull,
-        0.0,
-        derivative=exact_derivative,
-    )
-    return [alignment(gradients, found).detach()[:, 0] for found in (last, exact)]
+    return [last.detach(), through_all]
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""What ALM-KD cannot do right, refused before the training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_kd.data import DataModule
+from lit_kd.data.table import SampleTable
+from lit_kd.weightings.base import Rule
+
+if TYPE_CHECKING:
+    from lit_kd.methods.almkd import ALMKD
+
+
+def check_rule(module: ALMKD) -> None:
+    """Refuse data that the rule is not made for; a ValueError."""
+    rule, name, task = module.rule, type(module.rule).__name__, module.task.name
+    if task not in rule.tasks:
+        raise ValueError(f"the rule {name} needs one class a sample, found task {task!r}: use the rule paper or amal")
+    rows, batch = len(module.data.labels), module.data.batch_size * module.trainer.world_size
+    if rule.trains_on_meta and batch >= rows:
+        raise ValueError(
+            f"expected batches smaller than the {rows} rows that are trained on, found {batch} rows: a meta row "
+            "speaks for other batches' rows only, and there would be none. Lower the data's batch_size"
+        )
+
+
+def check_maker(rule: Rule, table: SampleTable, fresh: bool) -> None:
+    """Refuse a checkpoint's table that another rule made, a ValueError; note who made a fresh one."""
+    name = type(rule).__name__
+    if not fresh and table.maker != name:
+        raise ValueError(
+            f"expected the rule that made the checkpoint's sample table, {table.maker}, found {name}: pass the same "
+            "rule, or start without the checkpoint"
+        )
+    table.maker = name
+
+
+def check_terms(module: ALMKD) -> None:
+    """Refuse terms that cannot be weighed by sample; a ValueError."""
+    assert module.terms is not None
+    for term in module.terms.weighted:
+        if term.couples_batch:
+            reason, cure = "couples the rows of a batch", "pass it as extra"
+        elif term.reads_features and module.meta_gradient == "last_layer":
+            reason = "compares features, which the last layer's meta-gradient does not reach"
+            cure = "set meta_gradient to exact, or pass it as extra"
+        else:
+            continue
+        raise ValueError(f"ALMKD cannot weigh {type(term).__name__} by sample: it {reason}. Instead, {cure}")
+    if module.speed.compile and module.meta_gradient != "last_layer":
+        raise ValueError(f"expected compile=False with meta_gradient {module.meta_gradient!r}: take one of the two")
+
+
+def warn_of_rule(module: ALMKD, epochs: int | None) -> None:
+    """Say so where the rule will learn nothing, or hear no teacher beside labels, in a training of so many epochs."""
+    rule, name, data, trainer = module.rule, type(module.rule).__name__, module.data, module.trainer
+    every, own_loader = trainer.check_val_every_n_epoch, type(data).val_dataloader is not DataModule.val_dataloader
+    validates = trainer.enable_validation and (len(data.parts.val) or own_loader)
+    if rule.wants_validation and (not validates or (epochs and every and every >= epochs)):
+        rank_zero_warn(
+            f"the rule {name} compares teachers and student on validation rows, and this training has none in time: "
+            "labels that are right are heard alone, unless an earlier part of the run compared both. Give the data "
+            "a val split, and leave limit_val_batches and check_val_every_n_epoch unset"
+        )
+    if epochs is not None and not any(map(rule.active, range(epochs))):
+        rank_zero_warn(
+            f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
+            f"pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"
+        )

@@ -1,0 +1,101 @@
+"""Several teachers as one, and teachers that the label corrects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_kd.data.seeds import derive_seed, resolve_seed
+from lit_kd.distiller import Distiller
+from lit_kd.losses import mean_teacher, revised_teacher
+from lit_kd.models import Network
+from lit_kd.terms import Task
+from lit_kd.types import Batch, Outputs, check_choice
+
+
+def as_one(
+    teachers: Sequence[Outputs], temperature: float = 1.0, of: Literal["probabilities", "logits"] = "probabilities"
+) -> Outputs:
+    """`lit_kd.losses.mean_teacher` of outputs; a single teacher keeps its features."""
+    mean = mean_teacher([teacher.logits for teacher in teachers], temperature, of)
+    return Outputs(mean, teachers[0].features if len(teachers) == 1 else {})
+
+
+def revised(teachers: list[Outputs], y: Tensor, eta: float | None, temperature: float) -> list[Outputs]:
+    """`lit_kd.losses.revised_teacher` of each teacher; ``None``: the teachers as they are."""
+    if eta is None:
+        return teachers
+    return [t._replace(logits=revised_teacher(t.logits, y, eta, temperature)) for t in teachers]
+
+
+def check_eta(revise: float | None, task: Task) -> None:
+    """Refuse an eta of `lit_kd.losses.revise_labels` outside of [0, 1), and any where labels are no class numbers."""
+    if revise is not None and not (0 <= revise < 1 and task.name == "classification"):
+        raise ValueError(f"expected an eta of label revision in [0, 1), and one class a sample, found {revise}")
+
+
+class MeanTeacher(Distiller):
+    """Distils the mean of several teachers; each by itself where features are compared.
+
+    Args:
+        student: The network to train, a module or a name.
+        teacher: One teacher or a list: modules or checkpoint paths.
+        average: What is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities has the gradient of
+            the mean of the losses.
+        drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
+            If it were to drop all, it keeps one, drawn at random [ours].
+        revise: Eta of Label Revision, in [0, 1): where the teacher contradicts the label, it is revised before it is
+            distilled, see `lit_kd.losses.revised_teacher`; ``None``: the teacher as it is.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    temperature: float = 1.0
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network | list[Network] | None = None,
+        *,
+        average: Literal["probabilities", "logits"] = "probabilities",
+        drop: float = 0.0,
+        revise: float | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        if not 0 <= drop <= 1:
+            raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
+        check_eta(revise, self.task)
+        check_choice("average", average, ("probabilities", "logits"))
+        self.average: Literal["probabilities", "logits"] = average
+        self.drop = drop
+        self.revise = revise
+        self._draws = torch.Generator()
+        if drop and self.num_sources > 1:
+            raise ValueError(
+                "expected no drop where teachers are not averaged: with features, or several labels a sample"
+            )
+
+    @property
+    def num_sources(self) -> int:
+        """One, unless features are compared, or a sample has several labels."""
+        features = any(one is not None and one.reads_features for one in (self._templates[0], *self._templates[2]))
+        apart = features or self.task.name != "classification"
+        return super().num_sources if apart else min(1, super().num_sources)
+
+    def on_train_epoch_start(self) -> None:
+        """Which teachers are dropped follows from seed and epoch: the same in all processes and after a resume."""
+        super().on_train_epoch_start()
+        self._draws.manual_seed(derive_seed(resolve_seed(None), f"teachers dropped in epoch {self.current_epoch}"))
+
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """The mean of the teachers that are not dropped, revised by the label."""
+        if self.num_sources < len(teachers):
+            draws = torch.rand(len(teachers), generator=self._draws)
+            kept = draws >= self.drop
+            kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
+            heard = [teacher for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
+            teachers = [as_one(heard, self.temperature, self.average)]
+        return revised(teachers, batch.y, self.revise, self.temperature)
