@@ -224,7 +224,7 @@ class TestHead:
     def test_no_linear_layer(self) -> None:
         student = nn.Sequential(nn.Conv2d(1, CLASSES, 4), nn.Flatten())
         with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear"):
-            almkd(student)
+            trainer().fit(almkd(student), Blobs())
 
     def test_frozen_head(self) -> None:
         """Said at once, though the first meta-step may come many epochs later."""

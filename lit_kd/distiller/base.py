@@ -291,7 +291,7 @@ class Distiller(LightningModule):
                 f"expected terms of one number a sample, which {type(self).__name__} weighs by sample, found one that "
                 "couples the batch: pass it as extra, which has a constant weight"
             )
-        each = weights.unbind(1) if isinstance(weights, Tensor) else weights
+        each: Sequence[float | Tensor] = weights.unbind(1) if isinstance(weights, Tensor) else weights
         label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
         terms = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
         terms |= {name: term.mean() for name, term in extra.items()}
@@ -322,7 +322,7 @@ class Distiller(LightningModule):
         rows = own_rows(getattr(self.trainer, f"{stage}_dataloaders"), loader, self._seen, len(batch.y))
         self._seen += rows
         y = batch.y[:rows]
-        found = {"logits": student.logits[:rows], "y": y, "teachers": [t.logits[:rows] for t in teachers]}
+        found: dict[str, Any] = {"logits": student.logits[:rows], "y": y, "teachers": [t.logits[:rows] for t in teachers]}
         logged: dict[str, Any] = dict(cast(EvaluationMetrics, self.metrics[f"at_{stage}"]).update(**found))
         for name, peer in self.peers.items() if rows else ():
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))

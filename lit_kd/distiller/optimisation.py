@@ -31,8 +31,8 @@ def configure(module: Distiller) -> Any:
     optimizer = module.optimizer(groups if peers else own)
     if module.lr_scheduler is None:
         return optimizer
-    cosine = module.lr_scheduler == "cosine"
-    scheduler: Any = anneal(optimizer, module.schedule_length) if cosine else module.lr_scheduler(optimizer)
+    chosen = module.lr_scheduler
+    scheduler: Any = anneal(optimizer, module.schedule_length) if isinstance(chosen, str) else chosen(optimizer)
     config: dict[str, Any] = {"scheduler": scheduler, "interval": module.lr_interval}
     if isinstance(scheduler, ReduceLROnPlateau) and module.automatic_optimization:
         config["monitor"] = scheduler.monitor
