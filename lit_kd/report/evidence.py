@@ -86,7 +86,8 @@ def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: P
     rows = slice(data.train_size)  # without the trusted ones
     weights = model.table["weights"][rows].cpu().numpy()
     label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
-    said = np.concatenate([_teachers_classes(model, i) for i in torch.arange(data.train_size).split(data.batch_size)])
+    batches = torch.arange(data.train_size).chunk(-(-data.train_size // data.batch_size))
+    said = np.concatenate([_teachers_classes(model, index) for index in batches])
     columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
     index = most_distrusted(model.table, data, SHOWN)
     if len(index):

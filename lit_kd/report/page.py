@@ -148,7 +148,7 @@ def _distrusted(records: Records) -> Iterator[dict[str, Any]]:
         if kept is not None:
             columns = [kept[f"shown_{field.name}"].tolist() for field in fields(Suspect)]
             found = [Suspect(*row) for row in zip(*columns, strict=True)]
-            pixels = kept.get("pictures", [])
+            pixels = kept.get("pictures", np.empty(0))
             pictures = [_data_url(to_png(Image.fromarray(one))) for one in pixels] or [""] * len(found)
             names = kept["class_names"].tolist() if "class_names" in kept else None
             samples = list(zip(found, pictures, strict=True))

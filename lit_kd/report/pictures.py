@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from lit_kd.data.rows import Inputs
 from lit_kd.report.charts import RIGHT, WRONG
 from lit_kd.report.samples import Suspect, class_name
+from lit_kd.types import Inputs
 
 LARGEST = 96
 """Pixels of a picture's longer side; larger pictures are scaled down."""

@@ -169,7 +169,7 @@ def _log_histogram(logger: Logger, weights: npt.NDArray[np.float32], step: int) 
     if isinstance(logger, WandbLogger):
         import wandb
 
-        histogram: Any = wandb.Histogram(weights, num_bins=40)
+        histogram: Any = wandb.Histogram(weights.tolist(), num_bins=40)
         logger.log_metrics({HISTOGRAM: histogram}, step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_histogram(HISTOGRAM, torch.from_numpy(weights), step)

@@ -75,8 +75,8 @@ def read_table(path: Path) -> SampleTable:
     state = read_checkpoint(path).get("sample_table")
     if state is None or "weights" not in state["columns"]:
         raise ValueError(
-            f"{path}: expected a checkpoint with weights of samples, found none: give one of a method that learns them, "
-            "such as ALMKD or PosteriorDistillation"
+            f"{path}: expected a checkpoint with weights of samples, found none: give one of a method that learns "
+            "them, such as ALMKD or PosteriorDistillation"
         )
     return SampleTable.from_state_dict(state)
 
