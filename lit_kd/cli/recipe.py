@@ -107,7 +107,7 @@ def read_overrides(options: Sequence[str]) -> Config:
         >>> read_overrides(["data.init_args.labeled=50", "trainer.max_epochs=3"])
         {'data': {'init_args': {'labeled': 50}}, 'trainer': {'max_epochs': 3}}
     """
-    overrides = Namespace()  # type: ignore[no-untyped-call]
+    overrides = dict_to_namespace({})
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not re.fullmatch(rf"({'|'.join(_PARTS)})(\.[^.]+)+", key):
