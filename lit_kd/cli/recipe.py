@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import dict_to_namespace
+
 from lit_kd.models.files import parse_yaml, read_yaml
 from lit_kd.report.runs import TEACHER, Config, Job, slug
 
