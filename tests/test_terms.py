@@ -33,7 +33,7 @@ from lit_kd.terms import (
     Hint,
     Term,
 )
-from lit_kd.terms.hint import adapter
+from lit_kd.terms.features import adapter
 from lit_kd.types import UNLABELED
 
 BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}

@@ -3,10 +3,11 @@
 Shapes: B samples, C classes. Logits are unnormalised, temperatures T > 0 dimensionless, losses ``(B,)``, in nats.
 """
 
-from lit_kd.losses.bernoulli import bernoulli_cross_entropy, bernoulli_kd_loss
 from lit_kd.losses.features import contrastive_loss, hint_loss
 from lit_kd.losses.labels import generalized_cross_entropy, superloss, taylor_cross_entropy
 from lit_kd.losses.logits import (
+    bernoulli_cross_entropy,
+    bernoulli_kd_loss,
     contradicts,
     cross_entropy,
     decoupled_kd_loss,

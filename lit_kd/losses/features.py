@@ -8,11 +8,6 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the shapes differ.
-
-    Examples:
-        >>> import torch
-        >>> hint_loss(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 3.0))
-        tensor([9.])
     """
     if student.shape != teacher.shape:
         raise ValueError(
@@ -31,11 +26,6 @@ def contrastive_loss(positive: Tensor, negatives: Tensor, rows: int) -> Tensor:
         positive: Normalised scores P+ of each sample and its counterpart, ``(B,)``, above 0.
         negatives: The same of K other rows, ``(B, K)``.
         rows: N, how many rows the negatives are drawn from.
-
-    Examples:
-        >>> import torch
-        >>> contrastive_loss(torch.tensor([0.1]), torch.full((1, 1), 0.1), rows=10)
-        tensor([1.3863])
     """
     noise = negatives.shape[-1] / rows
     found = (positive / (positive + noise + 1e-7)).log()

@@ -18,8 +18,6 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     Examples:
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
         tensor([1.3863, 0.0000])
-        >>> cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
-        tensor([1.3863])
     """
     if y.is_floating_point():
         return -(y * logits.log_softmax(-1).masked_fill(y == 0, 0)).sum(-1)
@@ -46,6 +44,28 @@ def kd_loss(
     """
     student, teacher = (F.log_softmax(logits / temperature, dim=-1) for logits in (student_logits, teacher_logits))
     return weight * temperature**2 * kl_divergence(teacher, student)
+
+
+def bernoulli_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross-entropy of each sample, the mean over its C labels, which are 0, 1 or `UNLABELED`, ``(B, C)``.
+
+    A missing label adds 0.
+
+    Examples:
+        >>> bernoulli_cross_entropy(torch.zeros(1, 4), torch.tensor([[1, 0, UNLABELED, UNLABELED]]))
+        tensor([0.3466])
+    """
+    loss = -F.logsigmoid(torch.where(y == 1, logits, -logits))
+    return loss.masked_fill(y == UNLABELED, 0).mean(-1)
+
+
+def bernoulli_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """For several labels a sample: ``T^2`` times the mean over classes of ``KL(sigmoid(t / T) || sigmoid(z / T))``."""
+    teacher, student = (
+        F.logsigmoid(torch.stack([logits, -logits], dim=-1) / temperature)
+        for logits in (teacher_logits, student_logits)
+    )
+    return temperature**2 * kl_divergence(teacher, student).mean(-1)
 
 
 def decoupled_kd_loss(
@@ -88,14 +108,8 @@ def mean_teacher(
     """The logits of one teacher in place of several, for `kd_loss` at this temperature.
 
     With ``of="probabilities"`` its softened distribution is the mean of theirs, ``mean_k softmax(t_k / T)``: the loss
-    differs from the mean of the K losses by what does not depend on the student, so the gradient is the same [derived].
-    With ``of="logits"`` its logits are the mean of theirs, so a teacher that is very sure outvotes the others. A single
-    teacher stays as it is.
-
-    Examples:
-        >>> t = [torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()]
-        >>> mean_teacher(t).softmax(-1)
-        tensor([[0.6000, 0.4000]])
+    has the gradient of the mean of the K losses [derived]. With ``of="logits"`` its logits are the mean of theirs, so a
+    teacher that is very sure outvotes the others. A single teacher stays as it is.
     """
     if len(teachers) == 1:
         return teachers[0]
@@ -107,12 +121,7 @@ def mean_teacher(
 
 
 def teacher_labels(logits: Tensor, hard: bool) -> Tensor:
-    """What a teacher says of each row, as a distribution ``(B, C)``: its most probable class, or its probabilities.
-
-    Examples:
-        >>> teacher_labels(torch.tensor([[0.0, 2.0, 1.0]]), hard=True)
-        tensor([[0., 1., 0.]])
-    """
+    """What a teacher says of each row, as a distribution ``(B, C)``: its most probable class, or its probabilities."""
     probabilities = logits.softmax(-1)
     return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(probabilities) if hard else probabilities
 
@@ -129,9 +138,6 @@ def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: 
         alpha: Probability that the teacher is right, ``(B,)``.
         normalise: Divide the second part by k - 1, which is right if the teacher errs uniformly: a student sure of one
             of the k classes has a mix of mass 1 [derived]. The paper does not divide [text]; its mass can exceed 1.
-
-    Returns:
-        ``(B, C)``, not negative.
 
     Examples:
         >>> f, top = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])

@@ -4,20 +4,17 @@ A term says which features it reads, which parts are trained along, and what it 
 """
 
 from lit_kd.terms.base import Term, TermSet, Weights
-from lit_kd.terms.contrastive import Contrastive
-from lit_kd.terms.hint import Hint
+from lit_kd.terms.features import Contrastive, Hint
 from lit_kd.terms.labels import (
     BernoulliCrossEntropy,
     CrossEntropy,
     GeneralizedCrossEntropy,
     LabelTerm,
+    SoftTarget,
     SuperLoss,
     TaylorCrossEntropy,
 )
-from lit_kd.terms.logits import KL, BernoulliKL, DecoupledKL, HardLabel, LogitTerm, TeacherLabel
-from lit_kd.terms.mixing import Mixed
-from lit_kd.terms.revision import Revised
-from lit_kd.terms.target import SoftTarget
+from lit_kd.terms.logits import KL, BernoulliKL, DecoupledKL, HardLabel, LogitTerm, Mixed, Revised, TeacherLabel
 from lit_kd.terms.task import TASKS, Task
 
 __all__ = [

@@ -55,9 +55,7 @@ class Term(nn.Module):
     def start(self, table: SampleTable, labels: Tensor) -> None:
         """Add columns to the table of state by sample, before the training; keep the table to read it later.
 
-        Args:
-            table: The table.
-            labels: Given labels of the rows that are trained on, which are the table's first, ``(N,)``.
+        The labels are those given for the rows that are trained on, which are the table's first, ``(N,)``.
         """
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -69,17 +67,10 @@ class Term(nn.Module):
 
 
 class TermSet(nn.Module):
-    """The terms of a method: one of the label, one of each source, and extra ones.
+    """The terms of a method: that of the label, one for each source, copied, and extra ones.
 
-    Args:
-        label: Of the label.
-        each: Copied for each source.
-        extra: Further ones; those that read teachers are copied for each source, and averaged.
-        sources: How many sources there are.
-        task: Name of the task.
-
-    Raises:
-        ValueError: If a term is in the wrong place, or cannot do the task.
+    Extra terms that read teachers are copied for each source too, and averaged. A ValueError if a term is in the wrong
+    place, or cannot do the task.
     """
 
     def __init__(
@@ -92,18 +83,18 @@ class TermSet(nn.Module):
             if term.tasks and task not in term.tasks:
                 raise ValueError(f"expected terms for {task}, found {type(term).__name__}, for {', '.join(term.tasks)}")
 
+        places = (each, "term", "teacher", "label_term"), (label, "label_term", "label", "term")
+        for term, name, source, other in places:
+            if term.reads_teacher != (source == "teacher"):
+                found = f"{type(term).__name__}: pass it as {other}"
+                raise ValueError(f"expected as {name} a term of the {source}, found {found}")
+
         def copies(term: Term, name: str) -> nn.ModuleList:
             made = [copy.deepcopy(term) for _ in range(sources if term.reads_teacher else 1)]
             for k, one in enumerate(made):
                 one.key = f"{name}_{one.name}_{k}"
             return nn.ModuleList(made)
 
-        if not each.reads_teacher or label.reads_teacher:
-            wrong, name = (each, "term") if not each.reads_teacher else (label, "label_term")
-            raise ValueError(
-                f"expected as {name} a term of the {'teacher' if wrong is each else 'label'}, found "
-                f"{type(wrong).__name__}: pass it as {'label_term' if wrong is each else 'term'}"
-            )
         self.label = copies(label, "label")
         self.each = copies(each, "each")
         self.extra = nn.ModuleList([copies(term, f"extra_{i}") for i, term in enumerate(extra)])
@@ -163,13 +154,8 @@ class TermSet(nn.Module):
 def weighted_means(losses: Sequence[Tensor], weights: Weights, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The means over a batch of what is learned, with their graph: ``label``, ``teacher``, extra terms, and ``loss``.
 
-    Args:
-        losses: The terms of the label and of each source, ``(B,)`` or ``()`` each.
-        weights: What each counts.
-        extra: Terms that count as they are, by name.
-
-    Raises:
-        ValueError: If a term that couples the batch is to be weighted by sample.
+    Losses are those of the label and of each source, ``(B,)`` or ``()`` each; extra terms count as they are. A
+    ValueError if a term that couples the batch is to be weighted by sample.
     """
     if isinstance(weights, Tensor) and any(loss.dim() == 0 for loss in losses):
         raise ValueError(

@@ -1,7 +1,8 @@
-"""What is learned from the label: cross-entropy, and losses for labels that may be wrong."""
+"""What is learned from the label, which may be wrong, or from a distribution in its place."""
 
 from torch import Tensor
 
+from lit_kd.data.table import SampleTable
 from lit_kd.losses import (
     bernoulli_cross_entropy,
     cross_entropy,
@@ -31,9 +32,7 @@ class LabelTerm(Term):
 class CrossEntropy(LabelTerm):
     """`lit_kd.losses.cross_entropy`, for class numbers and soft labels."""
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(logits, y)
+    loss = staticmethod(cross_entropy)
 
 
 class GeneralizedCrossEntropy(LabelTerm):
@@ -97,7 +96,24 @@ class BernoulliCrossEntropy(LabelTerm):
     """`lit_kd.losses.bernoulli_cross_entropy`, for several labels a sample."""
 
     tasks = ("multilabel",)
+    loss = staticmethod(bernoulli_cross_entropy)
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of the labels."""
-        return bernoulli_cross_entropy(logits, y)
+
+class SoftTarget(Term):
+    """Cross-entropy with a column of the table, ``(N, C)``, in the place of the label."""
+
+    reads_teacher = False
+    keeps_rows = True
+    tasks = ("classification",)
+
+    def __init__(self, column: str = "target", weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.column = column
+
+    def start(self, table: SampleTable, labels: Tensor) -> None:
+        """Know the table."""
+        self.table = table
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(student.logits, self.table[self.column][batch.index])

@@ -1,11 +1,25 @@
 """What is learned from a teacher's logits."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_kd.losses import bernoulli_kd_loss, cross_entropy, decoupled_kd_loss, kd_loss
+from lit_kd.losses import (
+    bernoulli_kd_loss,
+    contradicts,
+    cross_entropy,
+    decoupled_kd_loss,
+    kd_loss,
+    revise_labels,
+    revised_teacher,
+    slam_loss,
+    slam_mix,
+    teacher_labels,
+)
 from lit_kd.terms.base import Term
-from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.trust.reliability import MixingRates, class_ranks, margin
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
 
 
 class LogitTerm(Term):
@@ -67,8 +81,7 @@ class TeacherLabel(LogitTerm):
 class DecoupledKL(LogitTerm):
     """Decoupled KL (arXiv 2203.08679): what the teacher says of the labelled class, apart from all others.
 
-    ``T^2 (alpha TCKD + beta NCKD)``, see `lit_kd.losses.decoupled_kd_loss`. Of a soft label, the most probable class
-    counts.
+    See `lit_kd.losses.decoupled_kd_loss`. Of a soft label, the most probable class counts.
 
     Args:
         alpha: Weight of the labelled class against all others.
@@ -77,12 +90,9 @@ class DecoupledKL(LogitTerm):
         weight: A constant factor.
     """
 
-    tasks = ("classification",)
-
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, weight: float = 1.0) -> None:
         super().__init__(temperature, weight)
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha, self.beta = alpha, beta
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Both parts."""
@@ -99,3 +109,55 @@ class BernoulliKL(LogitTerm):
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Mean KL divergence of the labels."""
         return bernoulli_kd_loss(student, teacher, self.temperature)
+
+
+class Mixed(LogitTerm):
+    """Student-label mixing (SLaM, arXiv 2302.03806), see `lit_kd.losses.slam_mix`.
+
+    Args:
+        hard: Whether the teacher's label is its most probable class, or its probabilities.
+        normalise: Share the teacher's mistakes out among its other k - 1 classes.
+        weight: A constant factor.
+    """
+
+    def __init__(self, hard: bool = True, normalise: bool = False, weight: float = 1.0) -> None:
+        super().__init__(1.0, weight)
+        self.hard, self.normalise = hard, normalise
+        self.rates: MixingRates | None = None
+        """How often the teacher is right, set by the method; no checkpoint holds it."""
+
+    def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of the teacher's label with the mixed output."""
+        assert self.rates is not None
+        teacher = teacher.float()
+        at = margin(teacher)
+        top = class_ranks(teacher) < self.rates.k(at).unsqueeze(-1)
+        mix = slam_mix(student.float().softmax(-1), top, self.rates.alpha(at), self.normalise)
+        return slam_loss(mix, teacher_labels(teacher, self.hard))
+
+
+class Revised(LogitTerm):
+    """Label revision (arXiv 2404.03693): where the teacher contradicts the label, its probabilities are revised.
+
+    ``"mse"`` has the losses of a reimplementation by others: ``4 mean_c (z - t)^2`` where both agree, else
+    ``mean_c (softmax(z) - p)^2`` with the revised probabilities p; ``"kl"`` has KL to either, which is ours.
+
+    Args:
+        eta: In [0, 1): how much of a wrong teacher stays, see `lit_kd.losses.revise_labels`.
+        form: The loss.
+        weight: A constant factor.
+    """
+
+    def __init__(self, eta: float = 0.8, form: Literal["mse", "kl"] = "mse", weight: float = 1.0) -> None:
+        super().__init__(1.0, weight)
+        if not 0 <= eta < 1:
+            raise ValueError(f"expected an eta of label revision in [0, 1), found {eta}")
+        check_choice("form", form, ("mse", "kl"))
+        self.eta, self.form = eta, form
+
+    def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        """See above."""
+        if self.form == "kl":
+            return kd_loss(student, revised_teacher(teacher, y, self.eta))
+        revised = (student.softmax(-1) - revise_labels(teacher.softmax(-1), y, self.eta)).square().mean(-1)
+        return revised.where(contradicts(teacher, y), 4 * (student - teacher).square().mean(-1))

@@ -1,4 +1,4 @@
-"""What is learned from a teacher's embedding of a sample against those of other samples."""
+"""What is learned from a teacher's inner layers."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,93 @@ from torch import Tensor, nn
 
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable, all_sum, process
-from lit_kd.losses import contrastive_loss
+from lit_kd.losses import contrastive_loss, hint_loss
 from lit_kd.terms.base import Term
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
 
 
-class Contrastive(Term):
+class FeatureTerm(Term):
+    """A function of one layer's features of the student and one's of the teacher."""
+
+    reads_features = True
+
+    def __init__(self, student_tap: str, teacher_tap: str, weight: float) -> None:
+        super().__init__(weight)
+        self.student_taps, self.teacher_taps = (student_tap,), (teacher_tap,)
+
+    def features(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
+        """Those of student and teacher, ``(B, ...)``."""
+        assert teacher is not None
+        return student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
+
+
+class Hint(FeatureTerm):
+    """The mean squared error between the student's features, through an adapter, and the teacher's (FitNet, 1412.6550).
+
+    The adapter follows from the shapes [code]: for maps a convolution, of stride 2 where the student's map is twice as
+    large, transposed where it is half as large, then BatchNorm and ReLU; for vectors and sequences of tokens a linear
+    layer [ours], as a ReLU could not reach negative features.
+
+    Args:
+        student_tap: A layer of the student, see `lit_kd.models.taps.Tapped`.
+        teacher_tap: A layer of the teacher.
+        adapt: Whether there is an adapter. Without one, larger maps are pooled to the size of the smaller.
+        weight: A constant factor.
+    """
+
+    def __init__(
+        self, student_tap: str = PENULTIMATE, teacher_tap: str = PENULTIMATE, adapt: bool = True, weight: float = 1.0
+    ) -> None:
+        super().__init__(student_tap, teacher_tap, weight)
+        self.adapter: nn.Module | None = None
+        self.adapt = adapt
+
+    def build(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Make the adapter."""
+        if self.adapt:
+            s, t = self.features(student, teacher)
+            self.adapter = adapter(tuple(s.shape[1:]), tuple(t.shape[1:]))
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The mean over all elements of a sample's features, ``(B,)``."""
+        s, t = self.features(student, teacher)
+        if self.adapter is not None:
+            s = self.adapter(s)
+        elif s.dim() == 4 and t.dim() == 4:
+            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
+            s, t = (f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
+        return hint_loss(s, t)
+
+
+def adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
+    """The layers from features of one shape to those of another, see `Hint`; a ValueError if there are none.
+
+    Shapes are of one sample: ``(d,)``, ``(tokens, d)`` or ``(c, h, w)``.
+
+    Examples:
+        >>> adapter((8, 4, 4), (16, 4, 4))[0]
+        Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    """
+    if len(student) == len(teacher) == 3:
+        (c, h, w), (channels, height, width) = student, teacher
+        conv: nn.Module | None = None
+        if (h, w) == (2 * height, 2 * width):
+            conv = nn.Conv2d(c, channels, 3, stride=2, padding=1, bias=False)
+        elif (2 * h, 2 * w) == (height, width):
+            conv = nn.ConvTranspose2d(c, channels, 4, stride=2, padding=1, bias=False)
+        elif h >= height and w >= width:
+            conv = nn.Conv2d(c, channels, (1 + h - height, 1 + w - width), bias=False)
+        if conv is not None:
+            return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+    elif len(student) == len(teacher) and student[:-1] == teacher[:-1]:
+        return nn.Linear(student[-1], teacher[-1])
+    raise ValueError(
+        "expected features that an adapter can bring together, both (d,), (tokens, d) or (c, h, w), found "
+        f"{student} of the student and {teacher} of the teacher: tap other layers"
+    )
+
+
+class Contrastive(FeatureTerm):
     """Contrastive representation distillation (CRD, arXiv 1910.10699) [code].
 
     Student and teacher are embedded by linear layers that are trained along. A memory of both embeddings by sample
@@ -29,7 +110,6 @@ class Contrastive(Term):
         weight: A constant factor; 0.8 in the authors' code.
     """
 
-    reads_features = True
     keeps_rows = True
     tasks = ("classification",)
 
@@ -44,26 +124,19 @@ class Contrastive(Term):
         relax: bool = False,
         weight: float = 1.0,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(student_tap, teacher_tap, weight)
         if size < 1 or negatives < 1 or not temperature > 0 or not 0 <= momentum < 1:
             raise ValueError(
                 "expected size and negatives of at least 1, a temperature above 0 and a momentum in [0, 1), found "
                 f"{size}, {negatives}, {temperature}, {momentum}"
             )
-        self.student_taps, self.teacher_taps = (student_tap,), (teacher_tap,)
-        self.size = size
-        self.negatives = negatives
-        self.temperature = temperature
-        self.momentum = momentum
-        self.relax = relax
-        self.embed_student: nn.Module = nn.Identity()
-        self.embed_teacher: nn.Module = nn.Identity()
+        self.size, self.negatives, self.relax = size, negatives, relax
+        self.temperature, self.momentum = temperature, momentum
 
     def build(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make the embeddings."""
-        assert teacher is not None
-        widths = student.features[self.student_taps[0]][0].numel(), teacher.features[self.teacher_taps[0]][0].numel()
-        self.embed_student, self.embed_teacher = (nn.Linear(width, self.size) for width in widths)
+        s, t = self.features(student, teacher)
+        self.embed_student, self.embed_teacher = (nn.Linear(f[0].numel(), self.size) for f in (s, t))
 
     def start(self, table: SampleTable, labels: Tensor) -> None:
         """Random memories; which rows have which class."""
@@ -109,11 +182,8 @@ class Contrastive(Term):
         self.table.shared[f"{self.key}_steps"] += 1
 
     def _embeddings(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
-        assert teacher is not None
-        features = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
-        layers = self.embed_student, self.embed_teacher
-        one, other = (F.normalize(layer(f.flatten(1))) for layer, f in zip(layers, features, strict=True))
-        return one, other
+        s, t = (f.flatten(1) for f in self.features(student, teacher))
+        return F.normalize(self.embed_student(s)), F.normalize(self.embed_teacher(t))
 
     def _partners(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The rows of the positive ``(B,)`` and the negatives ``(B, K)``: the same however many processes there are."""
