@@ -10,8 +10,7 @@ from scipy.special import rel_entr, softmax
 from torch import Tensor
 
 from lit_kd.losses import kd_loss, revise_labels, revised_teacher
-from lit_kd.trust.influence import select_rows, selection_scores
-from lit_kd.trust.meta import Head, MetaRows
+from lit_kd.trust.meta import Head, MetaRows, select_rows, selection_scores
 from lit_kd.types import UNLABELED
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
-from lit_kd.trust.positive_unlabeled import fit_clean_probability
+from lit_kd.trust.evidence import fit_clean_probability
 from lit_kd.weightings import Robust
 from lit_kd.weightings.robust import memorization, teacher_quality, trust_to_weights
 

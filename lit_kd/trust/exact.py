@@ -30,23 +30,13 @@ is at most 2e-4, and ten times as much at 3e-5, where kinks of ReLUs are crossed
 
 
 def exact_derivative(function: Function, theta: Named, direction: Named) -> Tensor:
-    """The derivative of a function of parameters along a direction v, by forward-mode differentiation.
-
-    `torch.func.jvp` would draw other dropout masks inside attention than the pass that is repeated, and refuse buffers
-    that are updated in place.
-
-    Args:
-        function: Of parameters.
-        theta: Where.
-        direction: v, by parameter.
-
-    Returns:
-        ``d f(theta + e v) / de`` at ``e = 0``.
+    """``d f(theta + e v) / de`` at ``e = 0`` along a direction v, by forward-mode differentiation.
 
     Raises:
         ValueError: If an operator has no forward mode.
     """
-    # the fused kernels of attention have no forward mode
+    # torch.func.jvp would draw other dropout masks in attention than the first pass, and refuse to update buffers in
+    # place; the fused kernels of attention have no forward mode
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         make_dual: Any = forward_ad.make_dual
         dual = {name: make_dual(value, direction[name].to(value)) for name, value in theta.items()}
@@ -67,11 +57,7 @@ def exact_derivative(function: Function, theta: Named, direction: Named) -> Tens
 def central_derivative(function: Function, theta: Named, direction: Named, double: bool = False) -> Tensor:
     """The same as `exact_derivative` by central differences: two passes, for operators without forward mode.
 
-    Args:
-        function: Of parameters.
-        theta: Where.
-        direction: v, by parameter; a step is `CENTRAL_STEP` long.
-        double: Whether parameters are given in float64, for devices that round float32 in convolutions.
+    With ``double`` the parameters are given in float64, for devices that round float32 in convolutions.
     """
     size, length = get_total_norm(theta.values()), get_total_norm(direction.values())
     step = CENTRAL_STEP * size.where(size > 0, 1) / length.where(length > 0, 1)

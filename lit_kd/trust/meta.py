@@ -2,8 +2,7 @@
 
 The weights ``lam`` of sample i mix its terms. The inner problem is one step of plain SGD on the last layer,
 ``z = W h + b`` with the features ``h`` held constant (ALM-KD, arXiv 2202.03250, authors' code). The derivative is taken
-in closed form [derived]; it needs three small matrix products, and no gradient of a single sample is ever stored.
-`lit_kd.trust.exact` has the derivative through all layers.
+in closed form [derived]: three small matrix products. `lit_kd.trust.exact` has the derivative through all layers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_kd.losses import cross_entropy
-from lit_kd.types import full
+from lit_kd.types import UNLABELED, full
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a tensor over processes, maybe in place."""
@@ -25,15 +24,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Head(NamedTuple):
-    """The last layer: ``logits = features @ weight.T + bias``.
+    """The last layer: ``logits = features @ weight.T + bias``."""
 
-    Attributes:
-        weight: ``(C, D)``.
-        bias: ``(C,)``, or ``None``.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
+    weight: Tensor  # (C, D)
+    bias: Tensor | None  # (C,)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits ``(B, C)`` of features ``(B, D)``."""
@@ -53,17 +47,11 @@ class Head(NamedTuple):
 
 
 class MetaRows(NamedTuple):
-    """Rows of the meta split of the validation data, as the last layer sees them.
+    """Rows of the meta split of the validation data, as the last layer sees them."""
 
-    Attributes:
-        features: ``(M, D)``.
-        y: Trusted labels.
-        keep: Which rows count, bool ``(M,)``: a row must not vouch for itself.
-    """
-
-    features: Tensor
-    y: Tensor
-    keep: Tensor
+    features: Tensor  # (M, D)
+    y: Tensor  # trusted labels
+    keep: Tensor  # which rows count, bool (M,): a row must not vouch for itself
 
 
 def only_process(total: Tensor) -> Tensor:
@@ -80,16 +68,10 @@ def logit_gradient(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
 
 
 def look_ahead(head: Head, features: Tensor, pull: Tensor, lr: float, all_sum: AllSum = only_process) -> Head:
-    """The last layer after one step of plain SGD on the mean loss of the batch.
+    """The last layer after one step of plain SGD on the mean loss of the batch, which processes share.
 
-    ``W' = W - lr / B sum_i pull_i h_i^T``, ``b' = b - lr / B sum_i pull_i``.
-
-    Args:
-        head: The student's last layer.
-        features: Its inputs h for the batch, ``(B, D)``.
-        pull: The gradient of every sample's loss by its logits, ``(B, C)``.
-        lr: Learning rate.
-        all_sum: Sums a tensor over processes that share the batch.
+    ``W' = W - lr / B sum_i pull_i h_i^T``, ``b' = b - lr / B sum_i pull_i`` with the layer's inputs h, ``(B, D)``, and
+    the gradient of every sample's loss by its logits, ``pull``, ``(B, C)``.
     """
     rows = pull.new_full((pull.shape[1], 1), float(len(pull)))  # one more column, to be summed with the rest
     total = all_sum(torch.cat([pull.T @ features, pull.sum(0).unsqueeze(1), rows], dim=1))
@@ -102,18 +84,9 @@ def last_layer_derivative(
 ) -> Tensor:
     """How the batch's logits move along the validation gradient of the last layer.
 
-    The mean loss of the meta rows has the gradient ``V = E^T H``, ``v = sum_j e_j``, with ``e_j`` that of row j by its
-    logits, divided by M; the result is ``V h_i + v``.
-
-    Args:
-        head: Where the gradient is taken; the look-ahead's.
-        features: h of the batch, ``(B, D)``.
-        meta: Meta rows.
-        loss: Of the meta rows.
-        all_sum: Sums a tensor over processes that share the meta rows.
-
-    Returns:
-        ``(B, C)``, 0 where no meta row is kept; see `alignment`.
+    The mean loss of the meta rows, which processes share, has the gradient ``V = E^T H``, ``v = sum_j e_j`` at the
+    look-ahead's head, with ``e_j`` that of row j by its logits, divided by M. For features h of the batch, ``(B, D)``,
+    the result is ``V h_i + v``, ``(B, C)``: 0 where no meta row is kept; see `alignment`.
     """
     error = logit_gradient(loss, head(meta.features), meta.y) * meta.keep.unsqueeze(-1)
     count = meta.keep.sum().to(error.dtype).expand(error.shape[-1], 1)
@@ -125,22 +98,38 @@ def last_layer_derivative(
 def alignment(gradients: Tensor, derivative: Tensor) -> Tensor:
     """How well each term's gradient agrees with the validation gradient: positive where listening to it helps.
 
-    Args:
-        gradients: Of the terms by the logits, ``(B, S + 1, C)``.
-        derivative: Of the logits along the validation gradient, ``(B, C)``.
-
-    Returns:
-        Their scalar products, ``(B, S + 1)``.
+    The scalar products, ``(B, S + 1)``, of the terms' gradients by the logits, ``(B, S + 1, C)``, with the derivative
+    of the logits along the validation gradient, ``(B, C)``.
     """
     return torch.einsum("bkc,bc->bk", gradients, derivative)
 
 
 def meta_gradient(alignment: Tensor, lr: float, batch_size: int) -> Tensor:
-    """The derivative of the validation loss by the weights: ``dL_val / dlam_ik = -lr / B * alignment``.
+    """The derivative of the validation loss by the weights: ``dL_val / dlam_ik = -lr / B * alignment``, ``(B, S + 1)``.
 
-    Args:
-        alignment: After a look-ahead with the same ``lr``, ``(B, S + 1)``.
-        lr: Learning rate of the look-ahead.
-        batch_size: B of the whole group, over all processes: the inner loss is a mean.
+    The alignment is that after a look-ahead with the same ``lr``; B counts the rows of all processes.
     """
     return -lr / batch_size * alignment
+
+
+def selection_scores(head: Head, features: Tensor, y: Tensor, meta: MetaRows) -> Tensor:
+    """How fast the loss on trusted rows falls if a teacher's last layer learns a sample, ``(N,)`` [ours].
+
+    ``s_i = <grad L_val, grad ell_i>``, both cross-entropies, by the last layer: the first-order score for the
+    "influence-based scoring" of arXiv 2404.03693 [text], whose formula could not be read. Takes the layer's inputs
+    ``(N, D)`` and labels ``(N,)``; a sample without a label scores 0.
+    """
+    gradients = logit_gradient(cross_entropy, head(features), y)
+    return (gradients * last_layer_derivative(head, features, meta)).sum(1)
+
+
+def select_rows(scores: Tensor, y: Tensor, fraction: float) -> Tensor:
+    """Which samples to distil, bool ``(N,)``: a fraction of the labelled ones, and all without a label [ours].
+
+    Takes those of the highest scores ``(N,)``; of equal ones the first.
+    """
+    labelled = y != UNLABELED
+    order = scores.masked_fill(~labelled, torch.inf).argsort(descending=True, stable=True)
+    selected = torch.zeros_like(labelled)
+    selected[order[: int((~labelled).sum()) + round(fraction * int(labelled.sum()))]] = True
+    return selected

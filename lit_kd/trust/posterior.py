@@ -80,15 +80,13 @@ def calibrate(log_probabilities: Tensor, y: Tensor) -> Opinion:
     grid = [torch.tensor([beta]) for beta in np.geomspace(0.05, 5.0, 21)]
     alone = min(grid, key=lambda beta: mean_nll(pool(sources, beta), y))
     passed = min(grid, key=lambda beta: held_out_nll(pool(sources, beta), y))
-    if held_out_nll(pool(sources, passed), y) < mean_nll(pool(sources, alone), y) - BETTER:
-        return Opinion(passed, fit_channel(pool(sources, passed), y))
-    return Opinion(alone, torch.eye(log_probabilities.shape[1], dtype=torch.float64))
+    return _better(sources, alone, passed, y)
 
 
 def stack(sources: Tensor, y: Tensor) -> Opinion:
     """The exponents in [0, 3] that make trusted labels ``(M,)`` most likely, with a small ridge, and a channel [ours].
 
-    Takes log-probabilities ``(W, M, C)``. The channel is the identity unless another one is better by `BETTER`.
+    Takes log-probabilities ``(W, M, C)``.
     """
     s = sources.double()
     of_label = s.gather(2, y.expand(len(s), -1).unsqueeze(2)).squeeze(2).mean(1)
@@ -103,10 +101,15 @@ def stack(sources: Tensor, y: Tensor) -> Opinion:
     start = np.full(len(s), 1 / len(s))
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 3.0)] * len(s))
     exponents = torch.from_numpy(found.x)
-    pooled = pool(s, exponents)
-    if held_out_nll(pooled, y) < mean_nll(pooled, y) - BETTER:
-        return Opinion(exponents, fit_channel(pooled, y))
-    return Opinion(exponents, torch.eye(s.shape[2], dtype=torch.float64))
+    return _better(s, exponents, exponents, y)
+
+
+def _better(sources: Tensor, alone: Tensor, passed: Tensor, y: Tensor) -> Opinion:
+    """Exponents with a channel if it is better by `BETTER` on held-out rows, else those that stand alone."""
+    pooled = pool(sources, passed)
+    if held_out_nll(pooled, y) < mean_nll(pool(sources, alone), y) - BETTER:
+        return Opinion(passed, fit_channel(pooled, y))
+    return Opinion(alone, torch.eye(sources.shape[2], dtype=torch.float64))
 
 
 class Habits(NamedTuple):

@@ -70,12 +70,7 @@ def choose_rows(
 
 
 def margin_gain(probabilities: ArrayLike) -> Floats:
-    """How unsure the student is of each row, ``(n,)`` in [0, 1]: 1 less its margin [the paper's gain, from memory].
-
-    Examples:
-        >>> margin_gain([[0.5, 0.5], [0.75, 0.25]])
-        array([1. , 0.5])
-    """
+    """How unsure the student is of each row, ``(n,)`` in [0, 1]: 1 less its margin [the paper's gain, from memory]."""
     top = np.partition(np.asarray(probabilities, dtype=np.float64), -2, axis=1)
     return 1 - (top[:, -1] - top[:, -2])
 
@@ -83,7 +78,7 @@ def margin_gain(probabilities: ArrayLike) -> Floats:
 def coreset(features: Floats, centers: Floats, budget: int) -> Indices:
     """Cover the pool: again and again, the row farthest from all centers ``(k, D)`` becomes one (arXiv 1708.00489).
 
-    This is the greedy k-center of CoreSet's paper, within twice the best radius; b passes over the features.
+    The greedy k-center of CoreSet's paper; b passes over the features.
     """
     from sklearn.metrics import pairwise_distances_argmin_min  # late, as most runs do without scikit-learn
 
@@ -97,11 +92,9 @@ def coreset(features: Floats, centers: Floats, budget: int) -> Indices:
 
 
 def badge(probabilities: Floats, features: Floats, budget: int, generator: np.random.Generator) -> Indices:
-    """Diverse rows of large gradients (BADGE, arXiv 1906.03671): k-means++ on gradient embeddings.
+    """Diverse rows of large gradients (BADGE, arXiv 1906.03671): k-means++ on ``a h^T`` with ``a = p - e(argmax p)``.
 
-    The embedding of a row is the last layer's gradient if the student's own prediction were the label, ``a h^T`` with
-    ``a = p - e(argmax p)`` and features h [the paper's]. Embeddings of size C D, which scikit-learn's kmeans_plusplus
-    would need, are never built: ``<a h^T, a' h'^T> = <a, a'> <h, h'>`` [derived].
+    These embeddings, which scikit-learn would need, are never built: ``<a h^T, a' h'^T> = <a, a'> <h, h'>`` [derived].
     """
     a, h = probabilities.copy(), features
     a[np.arange(len(a)), a.argmax(1)] -= 1
@@ -123,9 +116,8 @@ def badge(probabilities: Floats, features: Floats, budget: int, generator: np.ra
 def cluster_margin(probabilities: Floats, features: Floats, budget: int) -> Indices:
     """Rows of small margin from many clusters (Cluster-Margin, arXiv 2107.14263).
 
-    The paper's are hierarchical clusters, candidates of small margin and a round robin over the clusters, the smallest
-    first. Ours: only the 10 b candidates are clustered, as memory grows with the square of their number; average
-    linkage, 10 candidates a cluster on average; within a cluster the smallest margin goes first.
+    A round robin over the clusters of candidates, the smallest first. Ours: only the 10 b candidates are clustered, as
+    memory grows with the square of their number; 10 a cluster on average; the smallest margin of a cluster goes first.
     """
     candidates = _largest(margin_gain(probabilities), min(10 * budget, len(probabilities)))
     if len(candidates) < 2:

@@ -13,12 +13,7 @@ from torch import Tensor
 
 
 def margin(logits: Tensor) -> Tensor:
-    """The margin of each row: logits ``(B, C)`` to ``(B,)``.
-
-    Examples:
-        >>> margin(torch.tensor([[0.7, 0.1, 0.2]]).log())
-        tensor([0.5000])
-    """
+    """The margin of each row: logits ``(B, C)`` to ``(B,)``."""
     first, second = logits.detach().float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
     return first - second
 
@@ -126,9 +121,9 @@ class MixingRates(NamedTuple):
 def mixing_rates(teacher_logits: Tensor, y: Tensor, lower_bound: float = 0.5, top_accuracy: float = 0.9) -> MixingRates:
     """Estimate alpha(x) and k(x) of student-label mixing (arXiv 2302.03806) by the teacher's margin [ours in detail].
 
-    alpha is the isotonic regression of "the teacher is right" on the margin, at least ``lower_bound``. k is the
-    smallest number of classes, at least 2, that hold the true one with a probability of ``top_accuracy`` at that
-    margin, again by isotonic regression. Takes the teacher's logits ``(M, C)`` and trusted labels ``(M,)``.
+    Both by isotonic regression: alpha of "the teacher is right", at least ``lower_bound``; k is the smallest number of
+    classes, at least 2, that hold the true one with a probability of ``top_accuracy``. Takes the teacher's logits
+    ``(M, C)`` and trusted labels ``(M,)``.
     """
     margins, classes = margin(teacher_logits), teacher_logits.shape[-1]
     place = class_ranks(teacher_logits).gather(-1, y.unsqueeze(-1)).squeeze(-1)

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
-from lit_kd.trust.channels import label_channel, label_log_odds, teacher_channel
-from lit_kd.trust.positive_unlabeled import fit_clean_probability
+from lit_kd.trust.evidence import fit_clean_probability, label_channel, label_log_odds, teacher_channel
 from lit_kd.types import UNLABELED
 from lit_kd.weightings.base import MetaStep, Rule
 

@@ -9,8 +9,7 @@ from lit_kd.data.rows import Indexed
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network, last_linear
 from lit_kd.teachers.modules import Teachers
-from lit_kd.trust.influence import select_rows, selection_scores
-from lit_kd.trust.meta import Head, MetaRows
+from lit_kd.trust.meta import Head, MetaRows, select_rows, selection_scores
 from lit_kd.types import PENULTIMATE, Batch, full
 from lit_kd.weightings.base import index_of
 
@@ -62,7 +61,7 @@ class Selective(Distiller):
 def selected_rows(module: Distiller, fraction: float) -> Tensor:
     """The rows to distil, chosen once before the training: the choice depends on data and teachers alone.
 
-    Of the training rows with a label the fraction with the highest `lit_kd.trust.influence.selection_scores`; rows
+    Of the training rows with a label the fraction with the highest `lit_kd.trust.meta.selection_scores`; rows
     without a label and meta rows always are. With several teachers the mean of their scores counts, each divided by its
     root mean square [ours].
 

@@ -1,12 +1,15 @@
-"""Positive-unlabeled estimation: which rows look like the trusted ones?"""
+"""Which labels look clean, and how often teachers and labels take one class for another."""
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -24,14 +27,9 @@ class PUFit(NamedTuple):
 def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: float = 12.0) -> PUFit:
     """The probability that a row is clean, from evidence of which clean rows have more [ours].
 
-    Trusted rows, bool ``(N,)``, show what clean rows look like; the others are a mixture of clean and noisy ones. The
-    fit maximises ``mean_trusted log q - log mean_others q`` with ``q = 0.1 + 0.9 p`` and ``p = sigmoid(alpha +
-    beta . x)``, over ``1 <= alpha <= 12`` and ``0 <= beta <= 8``. With p in place of q, a few trusted rows that look
-    like noise would make p so flat that it doubts clean rows. For a constant p the optimum is 0: unless ``2 M N / (M +
-    N)`` times it, for M trusted and N other rows, exceeds ``proof``, every row counts as clean.
-
-    Evidence is ``(N, F)``, a column a feature, on any scale: columns are standardised by the trusted rows' median and
-    interquartile range / 1.35, and clipped to [-12, 4].
+    Evidence is ``(N, F)``, a column a feature, on any scale. Trusted rows, bool ``(N,)``, show what clean rows look
+    like; the others are a mixture of clean and noisy ones: a positive-unlabeled fit, see docs/methods/almkd.md. Unless
+    its statistic exceeds ``proof``, every row counts as clean.
 
     Examples:
         >>> x = np.concatenate([np.full(60, -5.0), np.tile([-1.0, 0.0, 1.0], 60)])
@@ -70,3 +68,36 @@ def fit_clean_probability(evidence: Array, trusted: NDArray[np.bool_], proof: fl
     clean = expit(best.x[0] + x @ best.x[1:])
     clean[trusted] = 1.0
     return PUFit(clean, float(1 - clean[~trusted].mean()))
+
+
+def teacher_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """The distribution of the true class for each class that a teacher predicts, from trusted rows [ours].
+
+    Takes predicted classes ``(M, K)`` and true ones ``(M,)``; returns ``(K, C, C)``, each row a distribution: counts of
+    (predicted, true), plus 5 rows on the diagonal and a tenth of a row everywhere.
+    """
+    joint = F.one_hot(classes, num_classes).transpose(0, 1).transpose(1, 2).float() @ F.one_hot(y, num_classes).float()
+    counts = joint + 5 * torch.eye(num_classes, device=joint.device, dtype=joint.dtype) + 0.1
+    return counts / counts.sum(-1, keepdim=True)
+
+
+def label_channel(classes: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """The noise's transition matrix, with the student's classes taken for the true ones [ours].
+
+    Takes the student's classes and the given labels, ``(N,)``; returns ``(C, C)``, each row a distribution: counts of
+    (predicted, given), plus 5 rows a class, 70% of them right and the rest spread evenly over all classes.
+    """
+    joint = torch.bincount(classes * num_classes + y, minlength=num_classes**2).view(num_classes, num_classes).float()
+    counts = joint + 5 * (0.7 * torch.eye(num_classes, device=joint.device, dtype=joint.dtype) + 0.3 / num_classes)
+    return counts / counts.sum(1, keepdim=True)
+
+
+def label_log_odds(student: Tensor, y: Tensor, channel: Tensor) -> Tensor:
+    """The log-odds that a row of the label's own class got it, not one of another class [ours].
+
+    Takes the student's probabilities ``(B, C)``, given labels ``(B,)`` and a `label_channel`; returns ``(B,)``, between
+    -14 and 14.
+    """
+    given, own = student * channel.T[y], y.unsqueeze(1)
+    right, wrong = given.gather(1, own).squeeze(1), given.scatter(1, own, 0).sum(1)  # 1 - right would cancel
+    return (right + 1e-6).log() - (wrong + 1e-6).log()
