@@ -93,7 +93,7 @@ class Cached:
                 f"found {len(self.teachers)} teachers and {type(data).__name__}"
             )
         self.data = data
-        some = np.linspace(0, self.data.train_size - 1, 64).astype(np.int64)
+        some = np.linspace(0, data.train_size - 1, 64).astype(np.int64)
         with isolate_rng(), torch.no_grad(), module.trainer.precision_plugin.forward_context():
             first, *views = (self._read(some, augmented).x for augmented in (False, False, True, True))
             alike = [equal_inputs(first, view) for view in views]
@@ -123,34 +123,46 @@ class Cached:
 
     def _outputs(self, k: int) -> Arrays:
         """The outputs of one teacher for all rows."""
-        trainer, device, rows = self.module.trainer, self.module.device, np.arange(len(self.data.labels))
-        folder, stores = Path(self.options.where) / self._key(k), self.options.where != "memory"
-        if trainer.strategy.broadcast(stores and (folder / f"{LOGITS}.npy").is_file()):
-            some = np.linspace(0, len(rows) - 1, 8).astype(np.int64)
-            found = self._ask(k, some)
-            for name, (now, dtype) in found.items():
-                # mode c: torch wants an array that it may write to; the file stays as it is
-                array = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
-                apart, largest = (array[some].double() - now[some].double()).abs().max(), now.double().abs().max()
-                if not apart <= (0.05 if dtype.itemsize < 4 else 0.01) * largest:
-                    raise ValueError(f"teacher {k} gives other {name} than stored (new code or data): remove {folder}")
-                found[name] = array, dtype
+        trainer, device = self.module.trainer, self.module.device
+        folder = None if self.options.where == "memory" else Path(self.options.where) / self._key(k)
+        stored = trainer.strategy.broadcast(folder is not None and (folder / f"{LOGITS}.npy").is_file())
+        if folder and stored:
+            found = self._stored(k, folder)
         else:
-            found = self._ask(k, np.array_split(rows, trainer.world_size)[trainer.global_rank])
-            for name, (array, _) in found.items():
-                for block in torch.split(array, 2**16) if trainer.world_size > 1 else ():
-                    block.copy_(all_sum(block.to(device)))  # 0 but for one process's rows
-                sick = (~array.flatten(1).isfinite().all(1)).nonzero()
-                if len(sick):
-                    kept = f"in row {int(sick[0])}: check its weights, the inputs and the dtype {self.options.dtype}"
-                    raise ValueError(f"teacher {k} gives {name} with nan or infinity {kept}")
-            if stores and trainer.is_global_zero:
+            found = self._asked(k)
+            if folder and trainer.is_global_zero:
                 folder.mkdir(parents=True, exist_ok=True)
                 for name in sorted(found, key=LOGITS.__eq__):  # logits last: they tell that all is there
                     write_whole(folder / f"{name}.npy", partial(np.save, arr=found[name][0].numpy()))
         # on the GPU where they fit well: else each step waits for the indices to come to the CPU
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         return {name: (a.to(device) if a.nbytes <= room else a, dtype) for name, (a, dtype) in found.items()}
+
+    def _stored(self, k: int, folder: Path) -> Arrays:
+        """The stored outputs, of which a few are compared with what the teacher gives now."""
+        some = np.linspace(0, len(self.data.labels) - 1, 8).astype(np.int64)
+        found = self._ask(k, some)
+        for name, (now, dtype) in found.items():
+            # mode c: torch wants an array that it may write to; the file stays as it is
+            array = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+            apart, largest = (array[some].double() - now[some].double()).abs().max(), now.double().abs().max()
+            if not apart <= (0.05 if dtype.itemsize < 4 else 0.01) * largest:
+                raise ValueError(f"teacher {k} gives other {name} than stored (new code or data): remove {folder}")
+            found[name] = array, dtype
+        return found
+
+    def _asked(self, k: int) -> Arrays:
+        """What the teacher gives for each process's share of the rows, in all processes."""
+        trainer = self.module.trainer
+        found = self._ask(k, np.array_split(np.arange(len(self.data.labels)), trainer.world_size)[trainer.global_rank])
+        for name, (array, _) in found.items():
+            for block in torch.split(array, 2**16) if trainer.world_size > 1 else ():
+                block.copy_(all_sum(block.to(self.module.device)))  # 0 but for one process's rows
+            sick = (~array.flatten(1).isfinite().all(1)).nonzero()
+            if len(sick):
+                kept = f"in row {int(sick[0])}: check its weights, the inputs and the dtype {self.options.dtype}"
+                raise ValueError(f"teacher {k} gives {name} with nan or infinity {kept}")
+        return found
 
     def _ask(self, k: int, index: Indices) -> Arrays:
         """The outputs of one teacher for some rows, and 0 for the others."""

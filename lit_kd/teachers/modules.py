@@ -76,14 +76,8 @@ def is_path(spec: str | os.PathLike[str]) -> bool:
 def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[str], required: bool) -> Teachers:
     """The teachers of a method: modules, paths of checkpoints, or model names, which have random weights.
 
-    Args:
-        module: The method.
-        specs: What the user gave.
-        taps: Layers whose features are wanted.
-        required: Whether a checkpoint that is not there is an error; else there are no teachers, and a warning.
-
-    Raises:
-        ValueError: If a teacher shares parameters with the student.
+    Unless they are required, where a checkpoint is not there, there are no teachers, and a warning. A ValueError if a
+    teacher shares parameters with the student.
     """
     missing = [spec for spec in specs if isinstance(spec, str) and is_path(spec) and not Path(spec).is_file()]
     if missing and not required:

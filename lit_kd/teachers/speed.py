@@ -19,17 +19,11 @@ KNOWN = {"torch", "torchvision", "timm", "lit_kd"}
 
 
 class Speed(NamedTuple):
-    """How networks run.
+    """How networks run."""
 
-    Attributes:
-        channels_last: Whether 2d convolutions use that memory layout; ``None``: where it is safe.
-        compile: Whether networks without tapped layers are compiled.
-        teacher_precision: With ``"bf16"``, teachers run under autocast to bfloat16 and give float32.
-    """
-
-    channels_last: bool | None = None
-    compile: bool = False
-    teacher_precision: Literal["bf16"] | None = None
+    channels_last: bool | None = None  # whether 2d convolutions use that memory layout; None: where it is safe
+    compile: bool = False  # whether networks without tapped layers are compiled
+    teacher_precision: Literal["bf16"] | None = None  # teachers run under autocast to it, and give float32
 
 
 USUAL = Speed()
@@ -67,8 +61,7 @@ class Frozen:
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str], speed: Speed) -> None:
-        self._plain = Tapped(model, taps)
-        self._taps, self.speed = tuple(taps), speed
+        self._plain, self._taps, self.speed = Tapped(model, taps), taps, speed
         self._run: Tapped | None = None
 
     def forget(self) -> None:
@@ -77,7 +70,7 @@ class Frozen:
 
     def __call__(self, x: Inputs) -> Outputs:
         """The outputs for a batch; in float32 if ``teacher_precision`` is set."""
-        run = self._choose if self._run is None else self._run
+        run = self._run or self._choose
         if self.speed.teacher_precision is None:
             with torch.no_grad():
                 return run(x)

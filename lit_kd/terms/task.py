@@ -78,13 +78,10 @@ def _predict_class(probabilities: Tensor) -> dict[str, Tensor]:
 
 def _class_metrics(num_classes: int) -> dict[str, Metric]:
     """Fractions; top-5 accuracy with more than 5 classes; ECE with 15 bins, a mean absolute gap."""
-
-    def accuracy(top_k: int = 1) -> Metric:
-        return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
-
-    found = {"accuracy": accuracy(), "agreement": accuracy()}
+    accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+    found: dict[str, Metric] = {"accuracy": accuracy(), "agreement": accuracy()}
     found["ece"] = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)
-    return found | ({"accuracy_top5": accuracy(5)} if num_classes > 5 else {})
+    return found | ({"accuracy_top5": accuracy(top_k=5)} if num_classes > 5 else {})
 
 
 def _check_several(y: Tensor, num_classes: int, missing: bool) -> None:
@@ -160,15 +157,11 @@ TASKS = {
 def check_outputs(task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_classes: int, missing: bool) -> None:
     """Refuse labels and logits that do not fit; on an accelerator shapes only, as to read values would stall it.
 
-    Args:
-        task: The task.
-        y: Labels of B samples.
-        outputs: What each model gives for them, by its name; teachers first, as their numbers can spoil the student's.
-        num_classes: C.
-        missing: Whether labels may be missing.
+    Outputs are by the model's name: teachers first, as their numbers can spoil the student's.
 
     Raises:
-        ValueError: If logits are not ``(B, C)`` or not finite, labels are of another task or out of range, or B is 0.
+        ValueError: If logits are not ``(B, C)`` or not finite, labels are of another task, out of range, or missing
+            where they may not be, or B is 0.
     """
     if not len(y):
         raise ValueError("expected batches of at least one row, found an empty one: let the loader leave it out")
@@ -191,13 +184,7 @@ def check_outputs(task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_cla
 
 
 class EvaluationMetrics(nn.Module):
-    """Metrics of one stage.
-
-    Args:
-        stage: Prefix of the names, ``"val"`` or ``"test"``.
-        task: What is measured.
-        num_classes: C.
-    """
+    """Metrics of one stage, ``"val"`` or ``"test"``, which begins their names."""
 
     def __init__(self, stage: str, task: Task, num_classes: int) -> None:
         super().__init__()
@@ -207,15 +194,9 @@ class EvaluationMetrics(nn.Module):
         self.nll = MeanMetric()
 
     def update(self, logits: Tensor, y: Tensor, teachers: Sequence[Tensor]) -> dict[str, Metric]:
-        """Take in a batch.
+        """Take in a batch's student logits ``(B, C)``, labels, and each teacher's logits; return what to log, by name.
 
-        Args:
-            logits: The student's, ``(B, C)``.
-            y: Labels.
-            teachers: Each teacher's logits; agreement is with the mean of their probabilities.
-
-        Returns:
-            The metrics to log that are one number each, by name.
+        Agreement is with the mean of the teachers' probabilities.
         """
         logits = logits.float()
         probabilities = self.task.probabilities(logits)
