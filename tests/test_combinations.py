@@ -233,5 +233,5 @@ def test_several_labels_a_sample() -> None:
         logits = torch.cat([model.student.eval()(batch.x) for batch in data.test_dataloader()])
         truth = torch.cat([batch.y for batch in data.test_dataloader()])
         assert tested["test/accuracy"] == pytest.approx(((logits > 0) == truth).float().mean().item(), abs=1e-6)
-    with pytest.raises(ValueError, match="one class a sample for the rule robust"):
+    with pytest.raises(ValueError, match="the rule Robust needs one class a sample"):
         trainer().fit(ALMKD("mlp-16", teacher.student, **supervised), data)

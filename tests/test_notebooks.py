@@ -38,7 +38,13 @@ def test_there_are_notebooks() -> None:
     assert {path.stem for path in NOTEBOOKS} == {"quickstart", "plug_in", "new_method", "find_mislabelled"}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in ("plug_in", "find_mislabelled") else (), id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # in this process: a kernel would import torch and Lightning again, for each
     shell = InteractiveShell()

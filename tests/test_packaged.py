@@ -60,11 +60,6 @@ class TestFindConfig:
         Path("methods/kd.yaml").write_text("{}")
         assert find_config("methods/kd.yaml") == Path("methods/kd.yaml")
 
-    def test_of_the_home_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HOME", str(Path.cwd()))
-        Path("mine.yaml").write_text("{}")
-        assert find_config("~/mine.yaml") == Path.cwd() / "mine.yaml"
-
     @pytest.mark.parametrize(
         "name",
         ["../configs/methods/kd.yaml", "/methods/kd.yaml", "methods/none.yaml", "methods", "~nobody/kd.yaml"],

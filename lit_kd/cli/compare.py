@@ -1,7 +1,5 @@
 """The command ``lit-kd compare``."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import multiprocessing

@@ -1,7 +1,5 @@
 """Configs that come with lit_kd, by their short names."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,7 +1,5 @@
 """LightningCLI, wired for distillation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint

@@ -1,7 +1,5 @@
 """The ``lit-kd`` command. Each command imports what it needs, so that help and version stay quick."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys

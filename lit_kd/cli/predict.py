@@ -1,7 +1,5 @@
 """The command ``lit-kd predict CHECKPOINT IMAGES``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Recipes: which teachers and which methods to compare, on which data."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import dict_to_namespace
 
 from lit_kd.models.files import parse_yaml, read_yaml
 from lit_kd.report.runs import TEACHER, Config, Job, slug
@@ -111,7 +109,7 @@ def read_overrides(options: Sequence[str]) -> Config:
         >>> read_overrides(["data.init_args.labeled=50", "trainer.max_epochs=3"])
         {'data': {'init_args': {'labeled': 50}}, 'trainer': {'max_epochs': 3}}
     """
-    overrides = Namespace()  # type: ignore[no-untyped-call]
+    overrides = dict_to_namespace({})
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not re.fullmatch(rf"({'|'.join(_PARTS)})(\.[^.]+)+", key):

@@ -1,7 +1,5 @@
 """The commands ``lit-kd inspect`` and ``lit-kd samples``: what a run learned about its training samples."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

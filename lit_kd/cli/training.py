@@ -1,7 +1,5 @@
 """One training of a comparison."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import logging

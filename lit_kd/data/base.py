@@ -1,7 +1,5 @@
 """The base of our data modules: splits, label noise, indices and loaders, written once."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """The handwritten digits that ship with scikit-learn: a study in seconds, without a download."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, ClassVar
 

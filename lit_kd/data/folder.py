@@ -1,7 +1,5 @@
 """Image files in one folder per class, decoded when they are needed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Somebody else's data module with our splits, noise, indices and meta batches."""
 
-from __future__ import annotations
-
 import copy
 import operator
 import warnings

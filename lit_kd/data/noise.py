@@ -1,7 +1,5 @@
 """Label noise: each kind is a transition matrix, and one function draws labels from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Splits a source of rows into train, meta, val and test parts, with noisy and clean labels."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The order in which rows come, and which of them a distributed sampler repeats."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Where the seeds come from."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

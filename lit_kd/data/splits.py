@@ -1,7 +1,5 @@
 """Stratified splits of a data set, from its labels alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The data of the ALM-KD code's synthetic studies: a study in seconds, and inputs that can be plotted."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Image data sets that torchvision reads, held in memory as bytes and transformed by batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar

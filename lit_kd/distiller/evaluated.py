@@ -1,7 +1,5 @@
 """What of a method measures and predicts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Losses for several labels a sample: each of C classes is there or not, independently."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

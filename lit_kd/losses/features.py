@@ -1,7 +1,5 @@
 """Losses on features and on scores of pairs."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

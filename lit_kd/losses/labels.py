@@ -3,8 +3,6 @@
 All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABELED`, and give 0 where one is missing.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Losses on logits ``(B, C)``, and the targets that they compare with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

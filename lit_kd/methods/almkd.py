@@ -1,7 +1,5 @@
 """ALM-KD: for every sample, learn how much to listen to the teacher and to the label."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, Literal
 

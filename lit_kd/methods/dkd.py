@@ -1,7 +1,5 @@
 """Decoupled knowledge distillation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lit_kd.distiller import Distiller

@@ -1,7 +1,5 @@
 """FitNet: hints from an inner layer of the teacher."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lit_kd.distiller import Distiller

@@ -1,7 +1,5 @@
 """Knowledge distillation with one fixed weight."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Label Revision: where the teacher contradicts the label, it is corrected before it is distilled."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

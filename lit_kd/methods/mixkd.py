@@ -1,7 +1,5 @@
 """MixKD: the teacher is also asked about mixtures of samples."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -54,9 +52,6 @@ class MixKD(KD):
         share = torch.distributions.Beta(self.alpha, self.alpha).sample((len(y),)).to(x)
         partner = torch.randperm(len(y)).to(x.device)
         labels = y if y.dim() == 2 else F.one_hot(y.clamp(min=0), self.num_classes) * (y != UNLABELED).unsqueeze(1)
-        mixed, soft = (_mix(part, part[partner], share) for part in (x, labels.to(x)))
-        return Batch(torch.cat([x, mixed]), torch.cat([labels.to(x), soft * self.mixed_labels]))
-
-
-def _mix(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    return torch.lerp(other, one, share.view(-1, *[1] * (one.dim() - 1)))
+        parts = x, labels.to(x)
+        mixed, soft = (part[partner].lerp(part, share.view(-1, *[1] * (part.dim() - 1))) for part in parts)
+        return Batch(torch.cat([x, mixed]), torch.cat([parts[1], soft * self.mixed_labels]))

@@ -1,7 +1,5 @@
 """Deep mutual learning: networks that teach each other."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Posterior distillation: label and teacher are two witnesses of the true class; learn from what both say together."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Robust Active Distillation: ask a teacher that costs, and may be wrong, about a few rows only."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import numpy as np

@@ -1,7 +1,5 @@
 """SimKD: the student borrows the teacher's head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Student-label mixing."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Training with labels alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Weighted distillation with unlabeled examples."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

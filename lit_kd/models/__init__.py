@@ -1,7 +1,5 @@
 """Networks: by name, from checkpoints, with taps on inner layers, for export. Imports torchvision and timm late."""
 
-from __future__ import annotations
-
 from .build import build_model, last_linear, model_names
 from .checkpoint import Network, load_student, resolve_model, student_name
 

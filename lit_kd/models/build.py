@@ -1,7 +1,5 @@
 """Networks by name."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

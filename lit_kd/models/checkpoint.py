@@ -1,7 +1,5 @@
 """The student of a finished run, read from its checkpoint: today's student is tomorrow's teacher."""
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap

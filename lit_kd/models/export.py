@@ -1,7 +1,5 @@
 """The student alone, in formats that other programs read."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, and columns in .csv and .parquet files."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

@@ -4,8 +4,6 @@ They map (B, C, H, W) to logits (B, K). Convolutional ones have layers ``layer1`
 the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F

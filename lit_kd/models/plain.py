@@ -1,7 +1,5 @@
 """Plain values, which a checkpoint that is loaded with ``weights_only`` can hold."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, is_dataclass

@@ -1,7 +1,5 @@
 """Predictions for image files, read as in the student's own evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """A forward pass repeated with other parameters, without a trace on the network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

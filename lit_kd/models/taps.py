@@ -1,7 +1,5 @@
 """A model together with the inner layers whose features are wanted."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

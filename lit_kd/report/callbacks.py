@@ -1,7 +1,5 @@
 """Callbacks of the command line: files that a run leaves, and checks when it is resumed."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from itertools import chain, count

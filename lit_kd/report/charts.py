@@ -3,8 +3,6 @@
 Each function returns a figure in the style that `matplotlib.rc_context` sets: `STYLE` for files, `PAGE` for the page.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re

@@ -1,7 +1,5 @@
 """The results of a comparison: a csv file, tables, pictures and the page."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

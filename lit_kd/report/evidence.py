@@ -1,7 +1,5 @@
 """What a training of a comparison keeps for the report."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a comparison: one HTML page that needs no other file. The words stand in ``page.html``."""
 
-from __future__ import annotations
-
 import base64
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pictures of training samples."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 

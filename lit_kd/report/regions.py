@@ -1,7 +1,5 @@
 """The class that students decide for in each place, for comparisons whose inputs are points of the plane."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence
@@ -34,7 +32,12 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
     Panels: the teacher, the KD student with the best mean test accuracy, and each student with learned weights, whose
     training points show the weight of their label.
     """
-    best, seed = _best_kd(done), done[0][0].seed
+    seed = done[0][0].seed
+    kd: dict[str, list[float]] = {}
+    for job, result in done:
+        if job.config["model"]["class_path"].split(".")[-1] == "KD":
+            kd.setdefault(job.method, []).append(result["test_accuracy"])
+    best = max(kd, key=lambda method: mean(kd[method]), default=None)
     shown = [
         (job, result)
         for job, result in done
@@ -75,14 +78,6 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
         caption += f" {best} is the KD student with the best mean test accuracy."
     figure.supxlabel(textwrap.fill(caption, 55 * columns), fontsize=8, ma="left")
     return figure
-
-
-def _best_kd(done: Sequence[tuple[Job, Result]]) -> str | None:
-    accuracies: dict[str, list[float]] = {}
-    for job, result in done:
-        if job.config["model"]["class_path"].split(".")[-1] == "KD":
-            accuracies.setdefault(job.method, []).append(result["test_accuracy"])
-    return max(accuracies, key=lambda method: mean(accuracies[method]), default=None)
 
 
 def _decide(folder: Path, box: Box) -> tuple[npt.NDArray[np.int64], int]:

@@ -1,7 +1,5 @@
 """The trainings of a comparison, and the files that each one leaves."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

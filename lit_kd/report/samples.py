@@ -1,7 +1,5 @@
 """What a method has learned about each training sample: tables, and the ranking of distrusted labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +24,10 @@ def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwr
 
 
 def sample_columns(table: SampleTable, data: DataModule) -> dict[str, Tensor]:
-    """What was learned about the training samples, without the trusted meta rows, in the order of their indices.
+    """What was learned about the training samples, columns ``(N,)``; a ValueError if the table belongs to other data.
 
-    Returns:
-        Columns ``(N,)``: index, label (-1 where missing), label_weight, teacher_weight (teacher_weight_0, ... for
-        several teachers), clean_probability if the method estimates it, and clean_label and is_noisy if the data module
-        knows the true labels.
-
-    Raises:
-        ValueError: If the table belongs to other data.
+    They are index, label (-1 where missing), label_weight, teacher_weight (teacher_weight_0, ... for several teachers),
+    clean_probability if the method estimates it, and clean_label and is_noisy if the data module knows the truth.
     """
     table.check(len(data.labels), data.fingerprint)
     rows = slice(data.train_size)

@@ -1,7 +1,5 @@
 """Shows what a run learns about its samples, in any logger."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

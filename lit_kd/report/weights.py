@@ -1,7 +1,5 @@
 """Charts of learned sample weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

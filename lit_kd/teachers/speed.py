@@ -1,7 +1,5 @@
 """Faster ways to run a network, with the same numbers up to rounding."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Mapping, Sequence

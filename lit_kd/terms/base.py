@@ -1,7 +1,5 @@
 """What a term is, and the terms of a method together."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

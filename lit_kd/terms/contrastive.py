@@ -1,7 +1,5 @@
 """What is learned from a teacher's embedding of a sample against those of other samples."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

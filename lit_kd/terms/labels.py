@@ -1,7 +1,5 @@
 """What is learned from the label: cross-entropy, and losses for labels that may be wrong."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from lit_kd.losses import (

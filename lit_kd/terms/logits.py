@@ -1,7 +1,5 @@
 """What is learned from a teacher's logits."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What is learned from a teacher that errs: the student's output is mixed as the teacher would get it wrong."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from lit_kd.losses import slam_loss, slam_mix, teacher_labels

@@ -1,7 +1,5 @@
 """What is learned from a teacher whose mistakes the label corrects."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What is learned from a distribution that a method keeps for each sample."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable

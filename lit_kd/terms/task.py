@@ -1,7 +1,5 @@
 """What depends on the task: default terms, checks, metrics, predictions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How often teachers and labels take one class for another."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

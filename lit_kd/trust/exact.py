@@ -5,8 +5,6 @@ parameters, ``dL_val / dlam_ik = -lr / B * d/de ell_i^k(theta + e v)`` at ``e = 
 derivative of the batch's terms, and no graph of second order. It is taken in forward mode, or by central differences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

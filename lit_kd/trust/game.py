@@ -3,8 +3,6 @@
 NumPy arrays in float64; n rows in the pool, b queries. The equations are those of docs/methods/rad.md.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 The source names "influence-based scoring" [text]; its formula could not be read. This is the first-order score [ours].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Positive-unlabeled estimation: which rows look like the trusted ones?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

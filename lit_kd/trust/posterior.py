@@ -4,8 +4,6 @@ Tensors in float64 on the CPU; N training rows, M trusted meta rows, C classes, 
 docs/methods/posterior.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 NumPy arrays; n rows in the pool, b queries, C classes, D features. Probabilities are the student's.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

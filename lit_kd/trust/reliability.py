@@ -4,8 +4,6 @@ B samples, C classes, M rows of the meta split, which neither teacher nor studen
 difference of the two largest probabilities, in [0, 1]. No gradient flows into an estimate.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a rule of ALM-KD is, and what it sees."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Manual optimisation: what Lightning does by itself only in automatic optimisation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

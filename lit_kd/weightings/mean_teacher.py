@@ -1,7 +1,5 @@
 """Several teachers as one, and teachers that the label corrects."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The default rule: believe a label or a teacher only as far as trusted data speaks for it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -62,8 +60,6 @@ class Robust(Rule):
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights, what one epoch shows, and its running means."""
-        if labels.dim() > 1:
-            raise ValueError("expected one class a sample for the rule robust, found several labels: take another rule")
         length = epochs or 10 * (self.warmup_epochs or 0)
         if not length:
             raise ValueError(

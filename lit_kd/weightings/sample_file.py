@@ -1,7 +1,5 @@
 """Weights of samples that an earlier training or another program wrote, to start a training with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

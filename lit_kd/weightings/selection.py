@@ -1,7 +1,5 @@
 """Data selection: which rows are distilled (arXiv 2404.03693)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Trainings that begin anew several times."""
 
-from __future__ import annotations
-
 import torch
 
 from lit_kd.data.table import SampleTable

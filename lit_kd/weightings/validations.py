@@ -1,7 +1,5 @@
 """Validations, as rules hear of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
