@@ -226,15 +226,17 @@ class AllUnlabeled(Blobs):
 
 class TestBadInput:
     def test_numbers(self) -> None:
-        for options in {"budget": 0}, {"rounds": 0}, {"mistakes": -1.0}, {"temperature": 0.0}:
-            with pytest.raises(ValueError, match=r"expected budget and rounds of at least 1, a temperature above 0"):
+        for options in {"budget": 0}, {"rounds": 0}, {"mistakes": -1.0}:
+            with pytest.raises(ValueError, match=r"expected budget and rounds of at least 1, and mistakes"):
                 rad(**options)
+        with pytest.raises(ValueError, match="expected a temperature above 0"):
+            trainer(max_epochs=3).fit(rad(temperature=0.0), data())
 
     @pytest.mark.parametrize(
         ("options", "blob", "match"),
         [
-            ({"teacher": trained_teachers()}, {}, "expected one teacher, no teacher_cache.*found 2"),
-            ({"teacher_cache": "memory"}, {}, "expected one teacher, no teacher_cache.*found 1, TeacherCache"),
+            ({"teacher": trained_teachers()}, {}, "expected one teacher, and no teacher_cache.*found 2"),
+            ({"teacher_cache": "memory"}, {}, "expected one teacher, and no teacher_cache.*found 1 and TeacherCache"),
             ({"budget": 19}, {}, "at least 38 without one to ask about, found 12 and 36"),
             ({}, {"labeled": 48}, "without one to ask about, found 48 and 0"),
             ({}, {"meta": 0}, "meta split for the rule rad without mistakes=.*found 0 rows.*meta=0.1"),
@@ -263,7 +265,7 @@ class TestBadInput:
         strategy = FSDPStrategy.__new__(FSDPStrategy)
         strategy._precision_plugin = HalfPrecision("bf16-true")
         monkeypatch.setattr(Trainer, "strategy", property(lambda _: strategy))
-        with pytest.raises(ValueError, match=r"does not shard the student, such as ddp; found .* FSDPStrategy"):
+        with pytest.raises(ValueError, match="RobustActiveDistillation reads layers that FSDPStrategy shards"):
             model.setup("fit")
 
 

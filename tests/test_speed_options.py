@@ -25,7 +25,7 @@ from lit_kd.teachers.speed import Frozen, Speed, channels_last, reads_channels_l
 from lit_kd.terms import TASKS
 from lit_kd.types import PENULTIMATE, Batch, Outputs
 from lit_kd.weightings import Paper
-from lit_kd.weightings.lookahead import WholeNetwork
+from lit_kd.weightings.whole_network import Exact
 
 
 def alive(model: nn.Module) -> nn.Module:
@@ -280,7 +280,7 @@ def test_the_validation_gradient_does_not_depend_on_how_rows_are_split(tracks: b
     module: Any = SimpleNamespace(student=student, laid_out=lambda batch: batch, task=TASKS["classification"])
     x, y, keep = torch.randn(70, 5).double(), torch.arange(70) % 3, torch.arange(70) % 4 > 0
     theta = dict(student.named_parameters())
-    found = WholeNetwork(module, 1.0, 0.0)._validation_gradient(Batch(x, y), keep, theta)
+    found = Exact(module, 1.0, 0.0)._validation_gradient(Batch(x, y), keep, theta)
     losses = F.cross_entropy(student.eval()(x), y, reduction="none")
     expected = torch.autograd.grad(losses[keep].mean(), list(student.parameters()))
     torch.testing.assert_close(list(found.values()), list(expected))

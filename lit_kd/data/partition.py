@@ -83,10 +83,14 @@ class Partition:
         positions = np.concatenate([self.positions[part] for part in parts])
         return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
 
+    def plain_rows(self, index: Tensor) -> Indexed:
+        """Training rows and, behind them, meta rows, without augmentation."""
+        positions = np.concatenate([self.positions["train"], self.positions["meta"]])
+        return Indexed(self.plain, positions[index.numpy()], self.given[index], index)
+
     def meta_rows(self) -> Indexed:
         """The meta rows without augmentation."""
-        first = len(self.positions["train"])
-        return Indexed(self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given)))
+        return self.plain_rows(torch.arange(len(self.positions["train"]), len(self.given)))
 
 
 def partition(

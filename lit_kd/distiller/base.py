@@ -1,7 +1,5 @@
 """The base of every method: it owns the teachers' inference and the student's optimisation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
@@ -133,10 +131,7 @@ class Distiller(Evaluated):
         return batch
 
     def prepare_epoch(self) -> None:
-        """Form beliefs about samples before each training epoch: the same ones in every process.
-
-        Global random numbers differ between processes: draw with a seed by `lit_kd.data.seeds.derive_seed`.
-        """
+        """Form beliefs about samples before each epoch, the same in every process: draw by `data.seeds.derive_seed`."""
 
     def training_rows(self) -> Tensor | None:
         """Indices of the rows that an epoch draws, the same in every process, repeated to the usual length; or all."""
@@ -194,7 +189,7 @@ class Distiller(Evaluated):
         label, term = label or self.task.label_term(), term or self.default_term()
         return TermSet(label, term, extra, self.num_sources, self.task.name)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:  # torch's; teachers follow
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":  # torch's; teachers follow
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.teachers.apply(fn)
         return self
@@ -234,8 +229,8 @@ class Distiller(Evaluated):
     def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
         """The student's and the teachers' outputs for a batch; refuses labels and outputs that do not fit."""
         training = self.trainer.training
-        if training and not self._begun:  # resumed from a checkpoint that was written in an epoch
-            self._begin_epoch()
+        if training:
+            self.rows_of_epoch()  # the epoch may have begun before a checkpoint from which this run is resumed
         teachers = self.ask(batch)  # first, while no activations of the student take memory
         student = self.tapped_student(self.laid_out(batch).x)
         named = {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student}
@@ -269,18 +264,16 @@ class Distiller(Evaluated):
         """Draw the epoch's randomness from (seed, epoch, rank): a run resumed at an epoch's start repeats it."""
         seed_epoch(self.current_epoch, self.global_rank)
         self.teachers.forget()
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self._begun = True
-        self.prepare_epoch()
-        ours = isinstance(getattr(self.trainer, "datamodule", None), DataModule)
-        self._epoch_rows = self.training_rows() if ours else None
+        self._begun = False
+        self.rows_of_epoch()
 
     def rows_of_epoch(self) -> Tensor | None:
-        """What `training_rows` said of this epoch: our data modules ask it when they draw the first batch."""
+        """What `training_rows` says of this epoch: our data modules ask it when they draw the first batch."""
         if not self._begun:
-            self._begin_epoch()
+            self._begun = True
+            self.prepare_epoch()
+            ours = isinstance(getattr(self.trainer, "datamodule", None), DataModule)
+            self._epoch_rows = self.training_rows() if ours else None
         return self._epoch_rows
 
     def on_train_epoch_end(self) -> None:

@@ -1,7 +1,5 @@
 """The student's optimizer, its scheduler, and how long a training is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
     return SGD(params, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def configure(module: Distiller) -> Any:
+def configure(module: "Distiller") -> Any:
     """The optimizer over what requires gradients, with a group for each further learner, and its scheduler."""
     peers = [list(peer.parameters()) for peer in module.peers.values()]
     apart = {id(p) for group in peers for p in group}
@@ -46,7 +44,7 @@ def anneal(optimizer: Optimizer, length: int | None) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, length) / length)))
 
 
-def planned_length(module: Distiller) -> tuple[int | None, int | None]:
+def planned_length(module: "Distiller") -> tuple[int | None, int | None]:
     """How many epochs and how many updates a training has, the last epoch maybe cut; ``None``: not known."""
     trainer = module.trainer
     epochs, updates = (end if end is not None and end >= 0 else None for end in (trainer.max_epochs, trainer.max_steps))
@@ -58,7 +56,7 @@ def planned_length(module: Distiller) -> tuple[int | None, int | None]:
     return (math.ceil(min(ends) / each), min(ends)) if ends else (None, None)
 
 
-def updates_per_epoch(module: Distiller) -> int:
+def updates_per_epoch(module: "Distiller") -> int:
     """How many updates a whole epoch has, of a stream whose length is known."""
     own = getattr(module, "accumulate_grad_batches", None)  # in manual optimisation
     return max(1, math.ceil(module.trainer.num_training_batches / (own or module.trainer.accumulate_grad_batches)))

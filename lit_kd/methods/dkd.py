@@ -2,29 +2,26 @@
 
 from typing import Any
 
-from lit_kd.distiller import Distiller
-from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
 from lit_kd.terms import DecoupledKL, Term, Weights
 from lit_kd.types import Batch, Outputs
+from lit_kd.weightings.mean_teacher import MeanTeacher
 
 
-class DKD(Distiller):
+class DKD(MeanTeacher):
     """Decoupled distillation (DKD, arXiv 2203.08679): ``CE + w T^2 (alpha TCKD + beta NCKD)``, see `lit_kd.terms`.
 
     w rises from 1 / warm-up to 1 [code]. Where labels are wrong, beta amplifies the teacher on just these rows.
 
     Args:
         student: The network to train, a module or a name.
-        teacher: One teacher or a list, whose mean probabilities count: modules or checkpoint paths.
+        teacher: One teacher or a list: modules or checkpoint paths.
         alpha: Weight of the labelled class against all others.
         beta: Weight of the distribution over the others. In the authors' code 8, and 2 to 6 for some pairs.
         temperature: T > 0, dimensionless.
         warmup_epochs: Epochs until w is 1; 20 of 240 in the authors' code.
-        **base: See `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.mean_teacher.MeanTeacher` and `lit_kd.Distiller`.
     """
-
-    num_sources = 1
 
     def __init__(
         self,
@@ -44,10 +41,7 @@ class DKD(Distiller):
         """Decoupled KL."""
         return DecoupledKL(self.alpha, self.beta, self.temperature)
 
-    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
-        """The mean teacher."""
-        return [teachers[0]._replace(logits=mean_teacher([t.logits for t in teachers], self.temperature))]
-
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
-        """1, and w."""
-        return [1.0, min((self.current_epoch + 1) / max(1, self.warmup_epochs), 1.0)]
+        """1, and w, which several sources share."""
+        w = min((self.current_epoch + 1) / max(1, self.warmup_epochs), 1.0)
+        return [1.0] + [w / len(sources)] * len(sources)

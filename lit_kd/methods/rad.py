@@ -6,25 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
 from lit_kd.models import Network
-from lit_kd.teachers.rows import RowOutputs
 from lit_kd.terms import Term, Weights
 from lit_kd.trust.game import Floats
 from lit_kd.trust.queries import OF_FEATURES, QueryRule, choose_rows
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, check_choice
-from lit_kd.weightings.manual import SHARDED
 from lit_kd.weightings.stretches import Stretched
 
 
 class RobustActiveDistillation(Stretched):
     """Robust Active Distillation (RAD, arXiv 2210.01213): which rows are worth a question to the teacher?
 
-    Each of ``rounds + 1`` stretches of the training but the first begins with ``budget`` questions about rows without
-    a label, the pool; the student learns from labelled rows and all answers so far [the paper's loop]. Each starts from
-    the initial weights; answers are soft labels, taken once, without augmentation [ours].
+    Each of ``rounds + 1`` stretches of the training but the first begins with ``budget`` questions about the pool, the
+    rows without a label; the student learns from labels and all answers so far [the paper's loop]. Each starts from the
+    initial weights; answers are soft labels, taken once, without augmentation [ours].
 
     Args:
         student: The network to train, a module or a name.
@@ -32,8 +29,8 @@ class RobustActiveDistillation(Stretched):
         budget: Questions a round, at least 1.
         rounds: How often to ask, at least 1.
         rule: How rows are chosen, see `lit_kd.trust.queries.choose_rows`.
-        mistakes: On how many rows of the pool the teacher may be wrong, for the rule ``"rad"``. ``None``: its error
-            on the meta split times the size of the pool [text: estimated on a validation set; scaling ours].
+        mistakes: On how many rows of the pool the teacher may be wrong, for the rule ``"rad"``; ``None``: its error
+            rate on the meta split times the size of the pool [text; scaling ours].
         temperature: T > 0 of the answers' loss.
         **base: See `lit_kd.Distiller`.
     """
@@ -51,11 +48,9 @@ class RobustActiveDistillation(Stretched):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        if not (budget >= 1 and rounds >= 1 and temperature > 0 and (mistakes is None or mistakes >= 0)):
-            raise ValueError(
-                "expected budget and rounds of at least 1, a temperature above 0, and mistakes of at least 0 or None; "
-                f"found {budget}, {rounds}, {temperature}, {mistakes}"
-            )
+        if budget < 1 or rounds < 1 or (mistakes or 0) < 0:
+            found = f"found {budget}, {rounds} and {mistakes}"
+            raise ValueError(f"expected budget and rounds of at least 1, and mistakes of at least 0 or None; {found}")
         check_choice("rule", rule, get_args(QueryRule))
         self.rule, self.budget, self.mistakes, self.temperature = rule, budget, mistakes, temperature
         self.questions, self.num_stretches, self.plan = rounds * budget, rounds + 1, (budget,)
@@ -70,12 +65,10 @@ class RobustActiveDistillation(Stretched):
         super().setup(stage)
         if stage != "fit":
             return
-        self.table, strategy = None, type(self.trainer.strategy)  # an earlier training's queries do not count
-        if self.teacher_cache or len(self.teachers) > 1 or issubclass(strategy, SHARDED):
-            raise ValueError(
-                "expected one teacher, no teacher_cache, which asks about all rows, and a strategy that does not shard "
-                f"the student, such as ddp; found {len(self.teachers)}, {self.teacher_cache} and {strategy.__name__}"
-            )
+        self.table = None  # an earlier training's queries do not count
+        if self.teacher_cache or len(self.teachers) > 1:
+            found = f"found {len(self.teachers)} and {self.teacher_cache}"
+            raise ValueError(f"expected one teacher, and no teacher_cache, which asks about all rows; {found}")
         labels = self.data.labels[: self.data.train_size]
         pool = int((labels == UNLABELED).sum())
         if pool == len(labels) or self.questions > pool:
@@ -98,48 +91,36 @@ class RobustActiveDistillation(Stretched):
         assert self.table is not None
         return self.table["query"]
 
-    @property
-    def known(self) -> Tensor:
-        """Which rows have a label or an answer, bool ``(N,)``."""
-        return (self.query.cpu() >= 0) | (self.data.labels != UNLABELED)
-
     def training_rows(self) -> Tensor:
-        """Those that are known."""
-        return self.known.nonzero().squeeze(1)
-
-    def predict_plain(self, index: Tensor, teachers: bool) -> RowOutputs:
-        """The outputs for training rows without augmentation."""
-        parts = self.data.parts
-        rows = Indexed(parts.plain, parts.positions["train"][index.numpy()], self.data.labels[index], index)
-        return self.predict_rows(rows, teachers)
+        """Those with a label or an answer."""
+        return ((self.query.cpu() >= 0) | (self.data.labels != UNLABELED)).nonzero().squeeze(1)
 
     def begin_stretch(self, stretch: int) -> None:
         """First choose rows of the pool as the student sees them, and ask the teacher about them."""
         assert self.table is not None
-        pool = (~self.known[: self.data.train_size]).nonzero().squeeze(1)
-        student, known = self.predict_plain(pool, teachers=False).student, None
-        if self.rule == "coreset":
-            rows = self.known[: self.data.train_size].nonzero().squeeze(1)
-            known = _features(self.predict_plain(rows, teachers=False).student)
+        parts, known = self.data.parts, self.training_rows()
+        pool = torch.from_numpy(np.setdiff1d(np.arange(self.data.train_size), known))
+        student = self.predict_rows(parts.plain_rows(pool), teachers=False).student
+        heard = self.predict_rows(parts.plain_rows(known), teachers=False).student if self.rule == "coreset" else None
         chosen = choose_rows(
             self.rule,
             student.logits.double().softmax(-1).numpy(force=True),
             self.budget,
             np.random.default_rng(derive_seed(resolve_seed(None), f"queries of round {stretch - 1}")),
-            mistakes=self.expected_mistakes(len(pool)) if self.rule == "rad" else 0,
+            mistakes=self.expected_mistakes(len(pool)),
             features=_features(student),
-            known_features=known,
+            known_features=_features(heard),
         )
         index = pool[torch.from_numpy(chosen)]
         places = torch.arange(self.budget, device=self.device) + (stretch - 1) * self.budget
-        self.table.shared["soft_labels"][places] = self.predict_plain(index, True).teachers[0].logits.float()
+        self.table.shared["soft_labels"][places] = self.predict_rows(parts.plain_rows(index)).teachers[0].logits.float()
         self.query[index.to(self.device)] = places
         super().begin_stretch(stretch)
 
     def expected_mistakes(self, pool: int) -> float:
-        """On how many rows of the pool the teacher may be wrong."""
-        if self.mistakes is not None:
-            return self.mistakes
+        """On how many rows of the pool the teacher may be wrong, for the rule rad."""
+        if self.rule != "rad" or self.mistakes is not None:
+            return self.mistakes or 0.0
         said = self.predict_rows(self.data.parts.meta_rows())
         return float((said.teachers[0].logits.argmax(-1) != said.y).double().mean()) * pool
 
@@ -163,6 +144,6 @@ class RobustActiveDistillation(Stretched):
         self.log("rad/queries", (self.query >= 0).sum().float())
 
 
-def _features(student: Outputs) -> Floats | None:
-    """What its last linear layer reads, ``(n, D)``."""
-    return student.features[PENULTIMATE].flatten(1).double().numpy(force=True) if student.features else None
+def _features(said: Outputs | None) -> Floats | None:
+    """What the last linear layer reads, ``(n, D)``."""
+    return said.features[PENULTIMATE].flatten(1).double().numpy(force=True) if said and said.features else None

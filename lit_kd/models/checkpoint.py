@@ -46,7 +46,12 @@ def load_student(path: str | Path) -> nn.Module:
 
 def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
-    hparams = read_checkpoint(Path(path))["hyper_parameters"]
+    checkpoint = read_checkpoint(Path(path))
+    if checkpoint.get("composite"):
+        raise ValueError(
+            f"{path}: expected a student to train on, found SimKD's, which has its teacher's head: it teaches"
+        )
+    hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network
 
-SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
@@ -57,11 +56,11 @@ class ManualOptimisation(Distiller):
     def setup(self, stage: str) -> None:
         """Refuse what a look-ahead cannot do right: fp16, and sharded students."""
         super().setup(stage)
-        name, precision, strategy = type(self).__name__, self.trainer.precision, self.trainer.strategy
-        if stage == "fit" and precision in ("16-mixed", "16-true"):
-            raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
-        if stage == "fit" and isinstance(strategy, SHARDED):
-            raise ValueError(f"{name} reads layers that {type(strategy).__name__} shards: use the strategy ddp")
+        if stage == "fit":
+            name, precision = type(self).__name__, self.trainer.precision
+            if precision in ("16-mixed", "16-true"):
+                raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
+            refuse_sharded(self)
 
     def update(self, loss: Tensor, batch_idx: int) -> None:
         """Backward, and after every n-th and the last batch clip, step, and step the schedulers."""
@@ -101,6 +100,13 @@ class ManualOptimisation(Distiller):
 
     def on_validation_model_zero_grad(self) -> None:
         """Keep the gradients: validation may come between accumulated batches."""
+
+
+def refuse_sharded(module: Distiller) -> None:
+    """Refuse strategies under which no process has the whole student; a ValueError."""
+    name, strategy = type(module).__name__, module.trainer.strategy
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise ValueError(f"{name} reads layers that {type(strategy).__name__} shards: use the strategy ddp")
 
 
 def learning_rate(module: LightningModule, parameter: Tensor) -> float:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_kd.data.rows import Indexed
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network, last_linear
 from lit_kd.teachers.modules import Teachers
@@ -78,10 +77,9 @@ def selected_rows(module: Distiller, fraction: float) -> Tensor:
     data, models = module.data, module.teachers.models
     data.require_meta(f"select={fraction}, by which rows are scored")
     n, parts = data.train_size, data.parts
-    plain = Indexed(parts.plain, parts.positions["train"], data.labels[:n], torch.arange(n))
     untapped, module.teachers = module.teachers, Teachers(models, (PENULTIMATE,), module.speed)
     try:
-        train, meta = module.predict_rows(plain), module.predict_rows(parts.meta_rows())
+        train, meta = module.predict_rows(parts.plain_rows(torch.arange(n))), module.predict_rows(parts.meta_rows())
     finally:
         module.teachers = untapped
     total = torch.zeros(n, device=train.y.device)

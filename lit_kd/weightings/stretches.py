@@ -5,6 +5,7 @@ import torch
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller.base import Distiller
 from lit_kd.distiller.optimisation import planned_length, updates_per_epoch
+from lit_kd.weightings.manual import refuse_sharded
 
 
 class Stretched(Distiller):
@@ -35,6 +36,12 @@ class Stretched(Distiller):
             return end - start
         each = updates_per_epoch(self)
         return min(each * end, planned_length(self)[1] or 0) - each * start
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that shard the student."""
+        super().setup(stage)
+        if stage == "fit":
+            refuse_sharded(self)
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """Keep the plan and the initial weights; refuse a checkpoint of another plan."""
