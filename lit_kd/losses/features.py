@@ -6,8 +6,7 @@ from torch import Tensor
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error of each sample's features, ``(B, ...)`` (FitNet, arXiv 1412.6550) [code].
 
-    Raises:
-        ValueError: If the shapes differ.
+    A ValueError if the shapes differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(

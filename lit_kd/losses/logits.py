@@ -168,10 +168,8 @@ def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) ->
     """Label Revision (arXiv 2404.03693): a teacher's probabilities, mixed with the label where they contradict it.
 
     There ``p = beta p^T + (1 - beta) e(y)`` with ``beta = eta / (p^T_max - p^T_y + 1)`` [text]: the label's class comes
-    out on top by ``1 - eta`` [derived]. Elsewhere, and where the label is missing, they stay as they are; ``(B, C)``.
-
-    Raises:
-        ValueError: If eta is not in [0, 1).
+    out on top by ``1 - eta`` [derived]. Elsewhere, and where the label is missing, they stay as they are; ``(B, C)``. A
+    ValueError if eta is not in [0, 1).
 
     Examples:
         >>> revise_labels(torch.tensor([[0.2, 0.7, 0.1]]), torch.tensor([0]))

@@ -68,10 +68,6 @@ def adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
     """The layers from features of one shape to those of another, see `Hint`; a ValueError if there are none.
 
     Shapes are of one sample: ``(d,)``, ``(tokens, d)`` or ``(c, h, w)``.
-
-    Examples:
-        >>> adapter((8, 4, 4), (16, 4, 4))[0]
-        Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1), bias=False)
     """
     if len(student) == len(teacher) == 3:
         (c, h, w), (channels, height, width) = student, teacher

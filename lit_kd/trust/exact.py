@@ -1,9 +1,4 @@
-"""The whole-network meta-gradient: the look-ahead moves every layer, not the last alone.
-
-The weights enter the inner loss linearly. So with v, the gradient of the validation loss at the look-ahead's
-parameters, ``dL_val / dlam_ik = -lr / B * d/de ell_i^k(theta + e v)`` at ``e = 0`` [derived]: one directional
-derivative of the batch's terms, and no graph of second order. It is taken in forward mode, or by central differences.
-"""
+"""The whole-network meta-gradient by one directional derivative, eq. (c) of docs/methods/almkd.md."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,18 +17,13 @@ Function = Callable[[Named], Tensor]
 """Of parameters."""
 
 CENTRAL_STEP = 3e-6
-"""Length of a step of central differences, relative to the norm of all parameters [ours].
-
-Measured in float32 on six networks of up to 20 layers, at the start and in training: 1 - cosine to the exact derivative
-is at most 2e-4, and ten times as much at 3e-5, where kinks of ReLUs are crossed, and at 2e-7, where rounding tells.
-"""
+"""Length of a step of central differences, relative to the norm of all parameters [ours], see docs/methods/almkd.md."""
 
 
 def exact_derivative(function: Function, theta: Named, direction: Named) -> Tensor:
     """``d f(theta + e v) / de`` at ``e = 0`` along a direction v, by forward-mode differentiation.
 
-    Raises:
-        ValueError: If an operator has no forward mode.
+    A ValueError if an operator has no forward mode.
     """
     # torch.func.jvp would draw other dropout masks in attention than the first pass, and refuse to update buffers in
     # place; the fused kernels of attention have no forward mode

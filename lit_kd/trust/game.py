@@ -86,10 +86,8 @@ def dep_round(marginals: ArrayLike, generator: np.random.Generator) -> Indices:
     """Draw exactly b different rows, rising, ``(b,)``, each with its own probability: dependent rounding (DepRound).
 
     One pass over the undecided rows: each meets the one that is carried along, one of the two is decided at odds that
-    keep the expectation of both, and the other is carried on. Each undecided row takes one random number.
-
-    Raises:
-        ValueError: If a marginal ``(n,)`` is outside of [0, 1], or their sum is not whole.
+    keep the expectation of both, and the other is carried on. Each undecided row takes one random number. A ValueError
+    if a marginal ``(n,)`` is outside of [0, 1], or their sum is not whole.
     """
     q = _vector(marginals, "marginals")
     largest, total = q.max(initial=0), q.sum()

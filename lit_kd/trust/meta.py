@@ -1,9 +1,4 @@
-"""The last-layer meta-gradient: what would each sample's terms do to the validation loss?
-
-The weights ``lam`` of sample i mix its terms. The inner problem is one step of plain SGD on the last layer,
-``z = W h + b`` with the features ``h`` held constant (ALM-KD, arXiv 2202.03250, authors' code). The derivative is taken
-in closed form [derived]: three small matrix products. `lit_kd.trust.exact` has the derivative through all layers.
-"""
+"""The last-layer meta-gradient: what would each term do to the validation loss? See docs/methods/almkd.md."""
 
 from __future__ import annotations
 
@@ -68,10 +63,9 @@ def logit_gradient(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
 
 
 def look_ahead(head: Head, features: Tensor, pull: Tensor, lr: float, all_sum: AllSum = only_process) -> Head:
-    """The last layer after one step of plain SGD on the mean loss of the batch, which processes share.
+    """The last layer after one step of plain SGD on the mean loss of the batch, which processes share, eq. (a).
 
-    ``W' = W - lr / B sum_i pull_i h_i^T``, ``b' = b - lr / B sum_i pull_i`` with the layer's inputs h, ``(B, D)``, and
-    the gradient of every sample's loss by its logits, ``pull``, ``(B, C)``.
+    Takes the layer's inputs ``(B, D)``, and ``pull``, the gradient of every sample's loss by its logits, ``(B, C)``.
     """
     rows = pull.new_full((pull.shape[1], 1), float(len(pull)))  # one more column, to be summed with the rest
     total = all_sum(torch.cat([pull.T @ features, pull.sum(0).unsqueeze(1), rows], dim=1))
@@ -84,9 +78,8 @@ def last_layer_derivative(
 ) -> Tensor:
     """How the batch's logits move along the validation gradient of the last layer.
 
-    The mean loss of the meta rows, which processes share, has the gradient ``V = E^T H``, ``v = sum_j e_j`` at the
-    look-ahead's head, with ``e_j`` that of row j by its logits, divided by M. For features h of the batch, ``(B, D)``,
-    the result is ``V h_i + v``, ``(B, C)``: 0 where no meta row is kept; see `alignment`.
+    Eq. (b), ``V h_i + v``, ``(B, C)``, for features h of the batch, ``(B, D)``, at the look-ahead's head; 0 where no
+    meta row, which processes share, is kept.
     """
     error = logit_gradient(loss, head(meta.features), meta.y) * meta.keep.unsqueeze(-1)
     count = meta.keep.sum().to(error.dtype).expand(error.shape[-1], 1)

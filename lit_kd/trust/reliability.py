@@ -21,10 +21,9 @@ def margin(logits: Tensor) -> Tensor:
 def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float = 1e-2) -> Tensor:
     """How many times more the teacher's label costs the student than the true one, for each meta row, ``(M,)``.
 
-    ``r = l(teacher's label) / l(true label)``, 1 where a hard label is right. Over rows alike, where the teacher errs
-    with probability p and a wrong label costs d times the true one, its mean is ``1 + p (d - 1)`` [derived]: 1 over the
-    weight of arXiv 2210.06711 [text]. A soft label q costs ``-sum_c q_c log f_c``, the mean cost of hard labels drawn
-    from q [ours]. No loss counts less than ``floor`` nats [ours]: no single row may silence its neighbourhood.
+    The mean over rows alike is 1 over the weight of arXiv 2210.06711 [derived], see docs/methods/weighted.md. A soft
+    label q costs ``-sum_c q_c log f_c`` [ours]. No loss counts less than ``floor`` nats [ours]: no single row may
+    silence its neighbourhood.
 
     Takes the student's logits and the teacher's labels, distributions, ``(M, C)``, and trusted labels ``(M,)``.
 
@@ -61,8 +60,7 @@ class Neighbours:
 def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: Tensor) -> Tensor:
     """How much the teacher's label of each row counts, ``(B,)``: 1 over the mean distortion among its neighbours.
 
-    Under these weights the loss with the teacher's labels is, in the mean, that with the true ones, see `distortions`.
-    Clipped to at most 1 [ours], also where the student likes the teacher's mistakes better than the truth.
+    At most 1 [ours], also where the student likes the teacher's mistakes better than the truth.
     """
     known = distortions.to(margins.device)
     # in parts, as a row has many neighbours
