@@ -1,4 +1,1 @@
-"""Pure estimates of what can be trusted: labels, teachers, loss terms, and which rows are worth a question.
-
-Functions of tensors or arrays, which know nothing of Lightning; import each from its file.
-"""
+"""Pure estimates, without Lightning, of what can be trusted: labels, teachers, terms; and which rows to ask about."""
