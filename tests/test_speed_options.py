@@ -269,15 +269,19 @@ def test_a_meta_step_reads_images_channels_last() -> None:
 
 
 def test_the_exact_meta_gradient_refuses_a_compiled_student() -> None:
+    shapes: Any = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+    model = ALMKD("mlp-8", trained_teachers()[0], meta_gradient="exact", compile=True, **shapes)
     with pytest.raises(ValueError, match="compile=False"):
-        ALMKD("mlp-8", num_classes=CLASSES, input_shape=[4], meta_gradient="exact", compile=True)
+        trainer().fit(model, Blobs())
 
 
 @pytest.mark.parametrize("tracks", [True, False])
 def test_the_validation_gradient_does_not_depend_on_how_rows_are_split(tracks: bool) -> None:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=tracks), nn.Linear(6, 3)).double()
-    module: Any = SimpleNamespace(student=student, laid_out=lambda batch: batch, task=TASKS["classification"])
+    module: Any = SimpleNamespace(
+        student=student, laid_out=lambda batch: batch, task=TASKS["classification"], num_classes=3
+    )
     x, y, keep = torch.randn(70, 5).double(), torch.arange(70) % 3, torch.arange(70) % 4 > 0
     theta = dict(student.named_parameters())
     found = Exact(module, 1.0, 0.0)._validation_gradient(Batch(x, y), keep, theta)
