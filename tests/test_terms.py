@@ -103,7 +103,8 @@ class TestDecoupledKL:
         shares = []
         for epoch in range(6):
             model.trainer.fit_loop.epoch_progress.current.completed = epoch
-            shares.append(model.weigh(Outputs(draw(1, 3), {}), [], Batch(draw(1), torch.zeros(1)))[1])
+            said = Outputs(draw(1, 3), {})
+            shares.append(model.weigh(said, [said], Batch(draw(1), torch.zeros(1)))[1])
         assert shares == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
