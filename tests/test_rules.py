@@ -164,7 +164,7 @@ class TestPublished:
 
     def test_constants_of_the_first_version(self) -> None:
         """Random start weights, the same for the same seed; explicit constants win."""
-        rule = Paper.first_version()
+        rule = Paper("first")
         assert (rule.step_size, rule.repeats, rule.train_share, rule.meta_rows) == (2000, 10, 0.25, 1000)
         weights = started(rule, 4000, 2)["weights"]
         torch.testing.assert_close(weights.sum(1), torch.ones(4000))

@@ -11,14 +11,13 @@ from lit_kd.models import Network
 from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, Outputs, as_batch, check_choice
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
-from lit_kd.weightings.base import has_label, index_of
+from lit_kd.weightings.base import TellRule, has_label, index_of
 from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
 from lit_kd.weightings.mean_teacher import check_eta, revised
 from lit_kd.weightings.sample_file import starting_weights
 from lit_kd.weightings.selection import Selective
-from lit_kd.weightings.validations import TellRule
 from lit_kd.weightings.whole_network import Central, Exact
 
 RULES: dict[str, type[Rule]] = {"robust": Robust, "paper": Paper, "amal": Amal}

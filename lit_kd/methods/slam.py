@@ -10,7 +10,7 @@ from lit_kd.models import Network
 from lit_kd.terms import Mixed, Term, Weights
 from lit_kd.trust.reliability import MixingRates, mixing_rates
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
-from lit_kd.weightings.few_labels import require_trusted
+from lit_kd.weightings.checks import require_trusted
 from lit_kd.weightings.mean_teacher import as_one
 
 

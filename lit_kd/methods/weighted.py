@@ -12,7 +12,7 @@ from lit_kd.models import Network
 from lit_kd.terms import HardLabel, TeacherLabel, Term, Weights
 from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
-from lit_kd.weightings.few_labels import require_trusted, warn_of_warmup
+from lit_kd.weightings.checks import require_trusted, warn_of_warmup
 from lit_kd.weightings.mean_teacher import as_one
 
 

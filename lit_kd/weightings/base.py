@@ -1,39 +1,33 @@
-"""What a rule of ALM-KD is, and what it sees."""
+"""What a rule of ALM-KD is, what it sees, and who tells it of validations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_kd.data.table import SampleTable
+from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
 from lit_kd.types import UNLABELED, Batch
 
 
 @dataclass
 class MetaStep:
-    """A training batch, and how its terms agree with the validation gradient; without gradients, in float32.
+    """A training batch, and how its terms agree with the validation gradient; without gradients, in float32."""
 
-    Attributes:
-        index: Sample indices, ``(B,)``.
-        y: Given labels, ``(B,)``, or ``(B, C)`` for several a sample.
-        logits: Student logits, ``(B, C)``.
-        teachers: Teacher logits, K tensors ``(B, C)``.
-        alignment: From weights ``(B, K + 1)`` and a learning rate to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``,
-            after a look-ahead step with them; a learning rate of 0 takes none.
-        lr: Current learning rate of the student.
-        batch_size: Rows of the batch over all processes.
-    """
-
-    index: Tensor
-    y: Tensor
-    logits: Tensor
-    teachers: list[Tensor]
+    index: Tensor  # of the samples, (B,)
+    y: Tensor  # given labels, (B,), or (B, C) for several a sample
+    logits: Tensor  # of the student, (B, C)
+    teachers: list[Tensor]  # their logits, K of (B, C)
     alignment: Callable[[Tensor, float], Tensor]
-    lr: float
-    batch_size: int
+    """From weights ``(B, K + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``, after a look-ahead step with them
+    and a learning rate; a rate of 0 takes none."""
+    lr: float  # the student's, now
+    batch_size: int  # rows of the batch over all processes
 
     @property
     def labelled(self) -> Tensor:
@@ -98,6 +92,26 @@ class Rule(ABC):
             wrong: How many rows the student's class is wrong for, then each teacher's, ``(K + 1,)``.
             rows: How many were counted, a scalar above 0.
         """
+
+
+class TellRule(Callback):
+    """Counts for how many rows of a validation student and teachers are wrong, and tells ALM-KD's rule."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        """Count anew."""
+        self.counts = torch.zeros(2 + len(module.teachers), dtype=torch.int64, device=module.device)
+
+    def on_validation_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *args: Any) -> None:
+        """Count the rows that no other process has."""
+        wrong = torch.stack([outputs["logits"], *outputs["teachers"]]).argmax(-1) != outputs["y"]
+        self.counts += torch.cat([wrong.sum(1), self.counts.new_tensor([wrong.shape[1]])])
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        """Tell the rule, before a checkpoint is written."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and module.table is not None:
+            *wrong, rows = all_sum(self.counts)
+            if rows > 0:
+                module.rule.validated(module.table, torch.stack(wrong), rows)
 
 
 def has_label(y: Tensor) -> Tensor:

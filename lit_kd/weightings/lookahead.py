@@ -27,19 +27,12 @@ Align = Callable[[Tensor, float], Tensor]
 
 
 class Seen(NamedTuple):
-    """A training batch, and what student and sources give for it.
-
-    Attributes:
-        train: The batch.
-        student: Its outputs, with their graph.
-        sources: What the terms compare it with.
-        losses: The terms, ``S + 1`` of ``(B,)``, with their graph.
-    """
+    """A training batch, and what student and sources give for it."""
 
     train: Batch
-    student: Outputs
-    sources: list[Outputs]
-    losses: list[Tensor]
+    student: Outputs  # with their graph
+    sources: list[Outputs]  # what the terms compare it with
+    losses: list[Tensor]  # the terms, S + 1 of (B,), with their graph
 
 
 class LookAhead(ABC):

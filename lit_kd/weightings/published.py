@@ -1,7 +1,5 @@
 """The two published rules of ALM-KD: gradient steps on the weights of each sample."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Literal
 
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
+from lit_kd.types import check_choice
 from lit_kd.weightings.base import MetaStep, Rule
 
 
@@ -42,8 +41,7 @@ class Published(Rule):
         warmup_epochs: int = 10,
         every: int = 10,
     ) -> None:
-        if version not in ("amal", "first"):
-            raise ValueError(f"expected a version 'amal' or 'first', found {version!r}")
+        check_choice("version", version, ("amal", "first"))
         own = (0.9, 1500.0, 5, 0.0) if version == "amal" else (None, 2000.0, 10, 0.25)
         self.start_weight = own[0] if start_weight is None else start_weight
         self.step_size = own[1] if step_size is None else step_size
@@ -100,11 +98,6 @@ class Paper(Published):
 
     For one teacher the projection is a clamp to [0, 1]; for several it is the Euclidean one [ours].
     """
-
-    @classmethod
-    def first_version(cls) -> Paper:
-        """With the constants of arXiv 2202.03250 v1."""
-        return cls("first")
 
     def first_weights(self, shares: Tensor) -> Tensor:
         """``(1 - lam, lam)``; several teachers share lam equally."""
