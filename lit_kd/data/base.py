@@ -13,12 +13,11 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data.noise import check_matrix, transition_matrix
+from lit_kd.data.labels import Positions, check_matrix, transition_matrix
 from lit_kd.data.partition import Partition, Source, partition
 from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
-from lit_kd.data.splits import Positions
 from lit_kd.models.images import ImageInput
 from lit_kd.types import UNLABELED, Batch
 

@@ -25,10 +25,10 @@ from torch.utils.data import (
 )
 
 from lit_kd.data.base import DataModule
+from lit_kd.data.labels import Labels
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows, equal_inputs
-from lit_kd.data.splits import Labels
-from lit_kd.models.plain import known_names
+from lit_kd.models.checkpoint import known_names
 from lit_kd.types import Batch
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

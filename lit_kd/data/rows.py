@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, default_collate
 
-from lit_kd.data.splits import Positions
+from lit_kd.data.labels import Positions
 from lit_kd.types import Batch, Inputs
 
-T = TypeVar("T")
 Move = Callable[[Tensor], Tensor]
 """Brings inputs to a device, the same tensor only once."""
 
@@ -35,8 +34,7 @@ class TensorRows:
 
     Attributes:
         x: Tensor ``(n, ...)``.
-        transform: Called on each fetched batch ``(B, ...)``, e.g. to augment it. Loader workers must be able to pickle
-            it.
+        transform: Called on each fetched batch ``(B, ...)``, e.g. to augment it; loader workers must pickle it.
     """
 
     x: Tensor
@@ -63,11 +61,7 @@ class ItemRows:
 
     def fetch(self, positions: list[int]) -> Inputs:
         """The collated inputs at `positions`."""
-        return self.merge([self.dataset[p] for p in positions])
-
-    def merge(self, items: list[Any]) -> Inputs:
-        """Collate items and keep the inputs."""
-        batch = self.collate(items)
+        batch = self.collate([self.dataset[p] for p in positions])
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise TypeError(f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}")
         return cast(Inputs, batch[0])
@@ -75,7 +69,7 @@ class ItemRows:
 
 @dataclass(eq=False)
 class JoinedRows:
-    """Two `Rows`, one after the other."""
+    """See `joined`."""
 
     first: Rows
     second: Rows
@@ -91,16 +85,20 @@ class JoinedRows:
             return self.first.fetch(front)
         if not front:
             return self.second.fetch(back)
-        if isinstance(self.first, ItemRows) and isinstance(self.second, ItemRows):
-            # merge items, not batches: only the collate function can pad texts of unequal length
-            first, second = self.first, self.second
-            return first.merge([second.dataset[p - n] if p >= n else first.dataset[p] for p in positions])
         a, b = self.first.fetch(front), self.second.fetch(back)
         # undo that the front rows come first now
         order = torch.tensor([p >= n for p in positions]).int().argsort(stable=True).argsort()
         if isinstance(a, Tensor):
             return torch.cat([a, cast(Tensor, b)])[order]
         return {key: torch.cat([a[key], cast(Mapping[str, Tensor], b)[key]])[order] for key in a}
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """Two `Rows`, one after the other."""
+    if isinstance(first, ItemRows) and isinstance(second, ItemRows):
+        # one data set: only the collate function can pad texts of unequal length
+        return ItemRows(ConcatDataset([first.dataset, second.dataset]), first.collate)
+    return JoinedRows(first, second)
 
 
 def on_device(rows: Rows, move: Move) -> Rows:
@@ -167,6 +165,6 @@ class Indexed(Dataset[Batch]):
         return Batch(one, y[0], None if index is None else index[0])
 
 
-def as_is(batch: T) -> T:
+def as_is(batch: Any) -> Any:
     """Return the batch: the collate function of a data set that gives whole batches."""
     return batch

@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lit_kd.data.splits import Positions
+from lit_kd.data.labels import Positions
 from lit_kd.types import Batch
 
 
