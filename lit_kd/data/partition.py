@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lit_kd.data.labels import Labels, Matrix, Positions, corrupt, count_rows, has_label, keep_labels, stratified_split
 from lit_kd.data.rows import Indexed, Rows, joined
@@ -47,15 +46,14 @@ class Source:
     identity: bytes = b""
 
 
-@dataclass(frozen=True)
 class Partition:
-    """The parts of a data set, with ``N`` training and ``M`` meta rows.
+    """A source split by `meta` and `val`, its training labels corrupted and some hidden; see `DataModule`.
 
     Attributes:
         source: What was split.
         augmented: Rows to train on, the pool and then the source's own validation rows.
         plain: The same rows without augmentation.
-        positions: Positions of train, meta and val in both of these.
+        positions: Positions of the ``N`` training, ``M`` meta and the validation rows in both of these.
         given: Labels that the training sees, of training, then of meta rows: ``(N + M,)`` or ``(N + M, C)``.
         clean: The true labels of the same rows.
         val: Validation rows.
@@ -64,16 +62,65 @@ class Partition:
         rows_fingerprint: The same without labels.
     """
 
-    source: Source
-    augmented: Rows
-    plain: Rows
     positions: dict[str, Positions]
-    given: Tensor
-    clean: Tensor
-    val: Indexed
-    test: Indexed
-    fingerprint: str
-    rows_fingerprint: str
+
+    def __init__(
+        self,
+        source: Source,
+        num_classes: int,
+        meta: int | float,
+        val: int | float,
+        matrix: Matrix | None,
+        seed: int,
+        labeled: int | float | None,
+        multilabel: bool,
+    ) -> None:
+        checked = partial(check_labels, num_classes=num_classes, multilabel=multilabel)
+        labels = checked(source.labels, source.train, "training", missing=True)
+        if len(source.plain) != len(source.train):
+            found = f"{len(source.plain)} and {len(source.train)}"
+            raise ValueError(f"expected as many plain as augmented rows, found {found}")
+        self.source, self.augmented, self.plain, clean = source, source.train, source.plain, labels
+        split_seed = derive_seed(seed, "split")
+        known = np.flatnonzero(has_label(labels))
+        total = len(known)
+        # the same test rows under every seed: no teacher of another seed was trained on what tests a student
+        held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
+        tested, known = known[held["test"]], known[held["pool"]]
+        if source.val is None:
+            # fractions are of all labeled rows, test rows included
+            sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
+            parts = stratified_split(labels[known], sizes, split_seed)
+            self.positions = {name: known[part] for name, part in parts.items()}
+        else:
+            own = checked(source.val_labels, source.val, "validation")
+            # one numbering for both: the validation rows follow the pool
+            self.augmented = joined(source.train, source.val_train or source.val)
+            self.plain = joined(source.plain, source.val)
+            clean = np.concatenate([labels, own])
+            parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
+            self.positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
+        train = np.sort(np.concatenate([self.positions["train"], np.flatnonzero(~has_label(labels))]))
+        self.positions["train"] = train
+
+        truth = clean[np.concatenate([train, self.positions["meta"]])]
+        given, n = truth.copy(), len(train)
+        if matrix is not None:
+            given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
+        if labeled is not None:
+            # chosen by the given labels, after the noise: the choice must not show the truth
+            given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
+        self.given, self.clean = torch.from_numpy(given), torch.from_numpy(truth)
+        self.fingerprint = self._fingerprint(given, num_classes)
+        self.rows_fingerprint = self._fingerprint(given[:0], 0)
+
+        held_out = self.positions["val"]
+        self.val = Indexed(self.plain, held_out, torch.from_numpy(clean[held_out]), None)
+        test, test_labels = source.plain, labels
+        if source.test is not None:
+            test, test_labels = source.test, checked(source.test_labels, source.test, "test")
+            tested = np.arange(len(test_labels))
+        self.test = Indexed(test, tested, torch.from_numpy(test_labels[tested]), None)
 
     def train_rows(self, meta: bool) -> Indexed:
         """The training rows, followed by the meta rows if `meta`; a ValueError if those must not be trained on."""
@@ -88,68 +135,13 @@ class Partition:
         first = len(self.positions["train"])
         return Indexed(self.plain, self.positions["meta"], self.given[first:], torch.arange(first, len(self.given)))
 
-
-def partition(
-    source: Source,
-    num_classes: int,
-    meta: int | float,
-    val: int | float,
-    matrix: Matrix | None,
-    seed: int,
-    labeled: int | float | None = None,
-    multilabel: bool = False,
-) -> Partition:
-    """Split a source, corrupt its training labels and hide some; arguments as of `DataModule`, with its matrix."""
-    checked = partial(check_labels, num_classes=num_classes, multilabel=multilabel)
-    labels = checked(source.labels, source.train, "training", missing=True)
-    if len(source.plain) != len(source.train):
-        raise ValueError(f"expected as many plain as augmented rows, found {len(source.plain)} and {len(source.train)}")
-    augmented, plain, clean = source.train, source.plain, labels
-    split_seed = derive_seed(seed, "split")
-    known = np.flatnonzero(has_label(labels))
-    total = len(known)
-    # the same test rows under every seed: no teacher of another seed was trained on what tests a student
-    held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
-    test_positions, known = known[held["test"]], known[held["pool"]]
-    if source.val is None:
-        # fractions are of all labeled rows, test rows included
-        sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
-        parts = stratified_split(labels[known], sizes, split_seed)
-        positions = {name: known[part] for name, part in parts.items()}
-    else:
-        own = checked(source.val_labels, source.val, "validation")
-        # one numbering for both: the validation rows follow the pool
-        augmented = joined(augmented, source.val_train or source.val)
-        plain = joined(plain, source.val)
-        clean = np.concatenate([labels, own])
-        parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
-        positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
-    positions["train"] = np.sort(np.concatenate([positions["train"], np.flatnonzero(~has_label(labels))]))
-
-    truth = clean[np.concatenate([positions["train"], positions["meta"]])]
-    given, n = truth.copy(), len(positions["train"])
-    if matrix is not None:
-        given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
-    if labeled is not None:
-        # chosen by the given labels, after the noise: the choice must not show the truth
-        given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
-
-    test, test_labels = source.plain, labels
-    if source.test is not None:
-        test, test_labels = source.test, checked(source.test_labels, source.test, "test")
-        test_positions = np.arange(len(test_labels))
-    return Partition(
-        source=source,
-        augmented=augmented,
-        plain=plain,
-        positions=positions,
-        given=torch.from_numpy(given),
-        clean=torch.from_numpy(truth),
-        val=Indexed(plain, positions["val"], torch.from_numpy(clean[positions["val"]]), None),
-        test=Indexed(test, test_positions, torch.from_numpy(test_labels[test_positions]), None),
-        fingerprint=_fingerprint(source, positions, given, num_classes),
-        rows_fingerprint=_fingerprint(source, positions, given[:0], 0),
-    )
+    def _fingerprint(self, given: Labels, num_classes: int) -> str:
+        sizes = [num_classes, *(len(part) for part in self.positions.values())]
+        digest = hashlib.sha256(repr(sizes).encode())
+        for array in (self.positions["train"], self.positions["meta"], given):
+            digest.update(array.astype("<i8").tobytes())
+        digest.update(self.source.identity)
+        return digest.hexdigest()
 
 
 def check_labels(
@@ -175,12 +167,3 @@ def check_labels(
             f"({wrong.sum()} such rows). Give the right num_classes, or count the classes from 0."
         )
     return y.astype(np.int64)
-
-
-def _fingerprint(source: Source, positions: dict[str, Positions], given: Labels, num_classes: int) -> str:
-    sizes = [num_classes, *(len(part) for part in positions.values())]
-    digest = hashlib.sha256(repr(sizes).encode())
-    for array in (positions["train"], positions["meta"], given):
-        digest.update(array.astype("<i8").tobytes())
-    digest.update(source.identity)
-    return digest.hexdigest()

@@ -30,11 +30,9 @@ class Rows(Protocol):
 
 @dataclass(eq=False)
 class TensorRows:
-    """Rows of one tensor in memory.
+    """Rows of one tensor ``(n, ...)`` in memory.
 
-    Attributes:
-        x: Tensor ``(n, ...)``.
-        transform: Called on each fetched batch ``(B, ...)``, e.g. to augment it; loader workers must pickle it.
+    `transform` is called on each fetched batch ``(B, ...)``, e.g. to augment it; loader workers must pickle it.
     """
 
     x: Tensor
@@ -111,7 +109,7 @@ def on_device(rows: Rows, move: Move) -> Rows:
 
 
 def in_memory(rows: Rows) -> list[Tensor]:
-    """The tensors in memory that rows are made of; none for rows from elsewhere."""
+    """The tensors in memory that rows are made of."""
     if isinstance(rows, JoinedRows):
         return in_memory(rows.first) + in_memory(rows.second)
     return [rows.x] if isinstance(rows, TensorRows) else []
@@ -130,14 +128,7 @@ def equal_inputs(a: Any, b: Any) -> bool:
 
 @dataclass(eq=False)
 class Indexed(Dataset[Batch]):
-    """Some rows with labels and indices, as the loaders read them.
-
-    Attributes:
-        rows: The inputs.
-        positions: Which of the rows, ``(n,)``.
-        labels: Labels of the chosen rows, int64, ``(n,)`` or ``(n, C)``.
-        indices: Their indices in the training set, int64, ``(n,)``, if they have any.
-    """
+    """The rows at some positions ``(n,)``, with int64 labels ``(n,)`` or ``(n, C)`` and, if any, indices ``(n,)``."""
 
     rows: Rows
     positions: Positions

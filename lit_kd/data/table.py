@@ -45,7 +45,6 @@ class SampleTable:
     """Named columns with one row per training sample, addressed by sample index.
 
     Each process calls `write` for the rows of its own batches and `sync` now and then, or `exchange` for both at once.
-    The table is not a `torch.nn.Module`, as DDP would overwrite a buffer with the first process's copy at each forward.
 
     Args:
         size: Number of rows: the training samples, then the trusted meta rows.
@@ -75,11 +74,10 @@ class SampleTable:
         """Add a column; one that is there already keeps its values.
 
         Args:
-            name: Its name.
-            start: First value of each row, ``(...)``; with `rows`, the whole column, ``(N, ...)``, equal in all
-                processes.
+            name: The column.
+            start: First value of each row, ``(...)``; with `rows`, the whole column, ``(N, ...)``.
             saved: Whether `state_dict` holds it; false for what the method can rebuild.
-            rows: Whether `start` is a whole column.
+            rows: Whether `start` is a whole column, equal in all processes.
         """
         shape = start.shape if rows else (self.size, *start.shape)
         if not saved:

@@ -28,12 +28,7 @@ CIFAR100_SUPERCLASS = [
 
 
 def next_in_group(groups: Sequence[int]) -> dict[int, int]:
-    """Pair each class with the next one of its group, the last with the first.
-
-    Examples:
-        >>> next_in_group([0, 1, 0, 1, 0])
-        {0: 2, 2: 4, 4: 0, 1: 3, 3: 1}
-    """
+    """Pair each class with the next one of its group, the last with the first."""
     members = [[c for c, own in enumerate(groups) if own == group] for group in sorted(set(groups))]
     return {c: after for own in members for c, after in zip(own, own[1:] + own[:1], strict=True)}
 
@@ -41,8 +36,7 @@ def next_in_group(groups: Sequence[int]) -> dict[int, int]:
 class ImageTransform:
     """Turns bytes into normalised floats, with random crops after `padding` and random flips if asked for.
 
-    `mean` and `std` of each channel are on the scale ``[0, 1]``. Draws come from torch's global generator on the CPU,
-    wherever the images are.
+    Draws come from torch's global generator on the CPU, wherever the images are.
     """
 
     def __init__(self, mean: list[float], std: list[float], padding: int = 0, flip: bool = False) -> None:
@@ -110,7 +104,7 @@ class _TorchvisionDataModule(DataModule):
     def prepare_data(self) -> None:
         """Download the files if asked to."""
         if self.download:
-            self._class()(self.root, download=True)
+            self._open(download=True)
 
     def load(self) -> Source:
         """Read all files into memory; a FileNotFoundError or ValueError if some are missing or damaged."""
@@ -123,23 +117,15 @@ class _TorchvisionDataModule(DataModule):
             x, labels = x[torch.from_numpy(kept)], labels[kept]
         plain = ImageTransform(self.mean, self.std)
         train = ImageTransform(self.mean, self.std, padding=4, flip=True) if self.augment else plain
-        return Source(
-            train=TensorRows(x, train),
-            plain=TensorRows(x, plain),
-            labels=labels,
-            test=TensorRows(_images(test), plain),
-            test_labels=np.asarray(test.targets),
-            identity=self.dataset.encode() + x[[0, -1]].numpy().tobytes(),
-        )
+        test_rows, test_labels = TensorRows(_images(test), plain), np.asarray(test.targets)
+        identity = self.dataset.encode() + x[[0, -1]].numpy().tobytes()
+        return Source(TensorRows(x, train), TensorRows(x, plain), labels, test_rows, test_labels, identity=identity)
 
-    def _class(self) -> Any:
+    def _open(self, **options: bool) -> Any:
         from torchvision import datasets  # late, as it takes a second
 
-        return getattr(datasets, self.dataset)
-
-    def _open(self, train: bool) -> Any:
         try:
-            return self._class()(self.root, train=train)
+            return getattr(datasets, self.dataset)(self.root, **options)
         except (RuntimeError, ValueError, IndexError, AssertionError, EOFError) as error:
             folder = Path(self.root).expanduser().resolve() / self.folder
             kind = FileNotFoundError if "not found" in str(error) else ValueError  # of the file, or of its checksum
@@ -180,7 +166,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     Args:
         augment: Train on random crops after padding by 4 pixels, and on random mirror images.
         root: Directory of the data sets, in torchvision's layout.
-        **shared: Arguments of every image data set and of every data module.
+        **shared: As of `MNISTDataModule`.
     """
 
     # truck for car, bird for plane, deer for horse, cat and dog for each other
@@ -279,7 +265,7 @@ class ImageFolderDataModule(DataModule):
 
 
 def _read_image(path: str) -> Any:
-    """Decode a file; the decoder's own error would not name it."""
+    """Decode a file, and name it if that fails."""
     from torchvision.datasets.folder import default_loader
 
     try:

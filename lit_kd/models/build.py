@@ -72,8 +72,7 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
     """The path and the layer that gives the logits: the last `nn.Linear` in registration order.
 
-    That is right for all networks here and nearly all of torchvision and timm, but not for one that registers a second
-    head later (timm's ``deit_*_distilled``) or ends in a convolution (SqueezeNet).
+    Wrong for a network with a second head (timm's ``deit_*_distilled``) or a convolution at its end (SqueezeNet).
     """
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_kd.models.files import CHECKPOINTS, check_checkpoint_file
+from lit_kd.models.files import CHECKPOINTS
 from lit_kd.models.images import ImageInput
 
 from .build import build_model
-from .composite import Composite
+from .taps import Composite
 
 if TYPE_CHECKING:
     Network: TypeAlias = nn.Module | str
@@ -52,11 +52,7 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
 
 
 def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
-    """Turn what a user gave as a student or teacher into a network.
-
-    It is a network, a name for `build_model`, or the path of a lit_kd checkpoint (an existing file, or a name with a
-    checkpoint's suffix), which brings its own `input_shape`.
-    """
+    """The network that a user gave: as such, by a name for `build_model`, or by the path of a lit_kd checkpoint."""
     if isinstance(spec, nn.Module):
         return spec
     if not isinstance(spec, (str, os.PathLike)):
@@ -66,16 +62,14 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
         return build_model(os.fspath(spec), num_classes, input_shape)
     student = read_student(path)
     if student.num_classes != num_classes:
-        found = f"it gives {student.num_classes} logits, this task has {num_classes} classes"
-        raise ValueError(f"{spec}: a network with another class count: {found}")
+        raise ValueError(
+            f"{spec}: another class count: it gives {student.num_classes} logits, this task has {num_classes} classes"
+        )
     return student.model
 
 
 def read_student(path: Path) -> SavedStudent:
-    """Rebuild a checkpoint's student from its name in ``hyper_parameters`` and the weights under ``student.``.
-
-    The file cannot run code. Global random numbers stay as they are.
-    """
+    """Rebuild a checkpoint's student from its name and weights; global random numbers stay as they are."""
     checkpoint = read_checkpoint(path)
     state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters")
     state, hparams = (part if isinstance(part, dict) else {} for part in (state, hparams))
@@ -103,21 +97,20 @@ def read_student(path: Path) -> SavedStudent:
             f"{path}: its weights do not fit the student that it names, {name} with {num_classes} classes and "
             f"input_shape {input_shape}: {textwrap.shorten(str(err), 500)}"
         ) from err
-    data = checkpoint.get("data")
-    data = data if isinstance(data, dict) else {}
-    names, images, shape = data.get("class_names"), data.get("image_input"), input_shape or data.get("input_shape")
+    data = checkpoint.get("data") or {}
     try:
+        names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
         image_input = None if images is None else ImageInput(**images)
-        if names is not None and len(names) != num_classes:
-            raise ValueError(f"expected {num_classes} class names, found {len(names)}")
-    except (TypeError, ValueError) as err:
+        shape = tuple(input_shape or data.get("input_shape") or ()) or None
+    except (AttributeError, TypeError, ValueError) as err:
         raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
-    return SavedStudent(model.eval(), name, num_classes, tuple(shape) if shape else None, names, image_input)
+    return SavedStudent(model.eval(), name, num_classes, shape, names, image_input)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's dict, read without running any code in it."""
-    check_checkpoint_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -155,12 +148,7 @@ def keep_plain(values: MutableMapping[str, Any]) -> None:
 
 
 def known_names(names: object, num_classes: int) -> list[str] | None:
-    r"""Class names as a list of one-line texts; None if they are not one name per class.
-
-    Examples:
-        >>> known_names(np.array(["a", "b\n c"]), 2), known_names({0: "a", 1: "b"}, 2)
-        (['a', 'b c'], None)
-    """
+    """Class names as a list of one-line texts; None if they are not one name per class."""
     if not isinstance(names, (list, tuple, np.ndarray)) or len(names) != num_classes:
         return None
     return [" ".join(str(name).split()) for name in names]
@@ -172,7 +160,7 @@ def about_data(data: Any, num_classes: int) -> dict[str, Any]:
     return {
         "class_names": known_names(names, num_classes),
         "input_shape": [int(size) for size in shape] if shape else None,
-        "image_input": images.plain() if isinstance(images, ImageInput) else None,
+        "image_input": asdict(images) if isinstance(images, ImageInput) else None,
     }
 
 
