@@ -191,10 +191,8 @@ class DataModule(LightningDataModule, ABC):
         module = self._method
         needs_meta, trains_on_meta = (bool(getattr(module, name, False)) for name in ("needs_meta", "trains_on_meta"))
         if trains_on_meta and self.train_on_meta is False:
-            raise ValueError(
-                f"expected train_on_meta to be true or unset, as {type(module).__name__} trains on the meta rows, "
-                "found false. Remove train_on_meta from the data's arguments, or change the method's."
-            )
+            name = type(module).__name__
+            raise ValueError(f"expected no train_on_meta, as {name} trains on the meta rows, found false. Remove it.")
         joined = trains_on_meta or bool(self.train_on_meta)
         if needs_meta or joined:
             self.require_meta(type(module).__name__ if needs_meta or trains_on_meta else "train_on_meta")
@@ -207,8 +205,7 @@ class DataModule(LightningDataModule, ABC):
         train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
         if not needs_meta:
             return train
-        # as many draws as the training stream, so as many batches
-        meta = self._shuffled(self.parts.meta_rows(), len(stream), "meta order")
+        meta = self._shuffled(self.parts.meta_rows(), len(stream), "meta order")  # as many batches
         return CombinedLoader({"train": train, "meta": meta}, mode="min_size")
 
     def val_dataloader(self) -> Any:

@@ -132,7 +132,7 @@ class DistillationDataModule(DataModule):
         return self.inner.test_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """The wrapped module's own predict loader, or its test loader if it has none."""
+        """The wrapped module's own predict loader, or else its test loader."""
         if not is_overridden("predict_dataloader", self.inner, DataHooks):
             return self.test_dataloader()
         self._setup_inner("predict")
@@ -164,7 +164,7 @@ class DistillationDataModule(DataModule):
             rank_zero_warn(f"the training loader's {name} is not used: rows are drawn uniformly, each once an epoch")
 
     def _augment_meta_rows(self, source: Source, train: DataLoader[Any], val: Any) -> None:
-        """Meta rows that are trained on must look like training rows, or they cannot speak for them."""
+        # meta rows that are trained on must look like training rows, or they cannot speak for them
         augmented = with_transform_of(train.dataset, val) if self.val_train is None else self.val_train
         if augmented is not None:
             if len(augmented) != len(val):

@@ -67,13 +67,17 @@ def stratified_split(
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(y))
-    # a queue for each class, in random order: each part takes its share from the front
+    # a queue for each class, in random order: each part takes its share, by largest remainders, from the front
     grouped = order[np.argsort(strata[order], kind="stable")]
     queues = np.split(grouped, np.cumsum(per_stratum)[:-1])
     taken = np.zeros_like(per_stratum)
     parts: dict[str, Positions] = {}
     for name, count in counts.items():
-        share = _apportion(count, per_stratum - taken, rng)
+        # whole numbers throughout: a floating-point quota of 2.9999 would cost a class a row
+        available = per_stratum - taken
+        share, remainder = np.divmod(count * available, available.sum())
+        # a class gets one more only where its remainder is positive, so never more than it has
+        share[np.lexsort((rng.random(len(available)), -remainder))[: count - share.sum()]] += 1
         parts[name] = np.sort(np.concatenate([q[t : t + s] for q, t, s in zip(queues, taken, share, strict=True)]))
         taken += share
     left = np.concatenate([q[t:] for q, t in zip(queues, taken, strict=True)])
@@ -88,16 +92,6 @@ def _strata(y: Labels, smallest: int) -> tuple[Positions, Positions]:
         if len(counts) <= smallest:
             break
     return strata, counts
-
-
-def _apportion(count: int, available: Positions, rng: np.random.Generator) -> Positions:
-    """Divide `count` rows among classes in proportion to `available`, by largest remainders."""
-    # whole numbers throughout: a floating-point quota of 2.9999 would cost a class a row
-    floor, remainder = np.divmod(count * available, available.sum())
-    # a class gets one more only where its remainder is positive, so never more than it has
-    largest = np.lexsort((rng.random(len(available)), -remainder))[: count - floor.sum()]
-    floor[largest] += 1
-    return np.asarray(floor, dtype=np.int64)
 
 
 def transition_matrix(
@@ -146,12 +140,7 @@ def check_matrix(matrix: Any, num_classes: int) -> Matrix:
 
 
 def corrupt(labels: Labels, matrix: Sequence[Sequence[float]] | Matrix, seed: int | np.random.Generator) -> Labels:
-    """Draw each label, int64 of any shape, anew from its row of a transition matrix ``(C, C)``; missing ones stay.
-
-    Examples:
-        >>> corrupt(np.array([0, 1, -1]), [[0, 1], [1, 0]], seed=0).tolist()
-        [1, 0, -1]
-    """
+    """Draw each label, int64 of any shape, anew from its row of a transition matrix ``(C, C)``; missing ones stay."""
     array = check_matrix(matrix, len(matrix))
     given = np.array(labels)
     classes = np.unique(given[given != UNLABELED])

@@ -259,7 +259,7 @@ class ImageFolderDataModule(DataModule):
         return ItemRows(folder), np.array([known[folder.classes[c]] for c in folder.targets], dtype=np.int64)
 
     def _names(self, rows: ItemRows) -> bytes:
-        """File names, which tell data sets apart; decoded pixels depend on the library."""
+        # file names tell data sets apart; decoded pixels depend on the library
         paths = (Path(path).relative_to(self.root).as_posix() for path, _ in rows.dataset.samples)
         return "\n".join(paths).encode()
 
