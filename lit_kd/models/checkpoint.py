@@ -62,9 +62,8 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
         return build_model(os.fspath(spec), num_classes, input_shape)
     student = read_student(path)
     if student.num_classes != num_classes:
-        raise ValueError(
-            f"{spec}: another class count: it gives {student.num_classes} logits, this task has {num_classes} classes"
-        )
+        found = f"it gives {student.num_classes} logits, this task has {num_classes} classes"
+        raise ValueError(f"{spec}: a network with another class count: {found}")
     return student.model
 
 
