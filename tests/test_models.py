@@ -15,9 +15,8 @@ from torch.nn import functional as F
 import lit_kd.models
 from lit_kd.models import build_model, last_linear, load_student, resolve_model
 from lit_kd.models.checkpoint import read_student
-from lit_kd.models.composite import Composite
 from lit_kd.models.export import export_student
-from lit_kd.models.taps import Tapped
+from lit_kd.models.taps import Composite, Tapped
 
 OWN = ["mlp-16-8", "cnn-16", "resnet8", "resnet8x4", "wrn-10-1", "wrn-16-2"]
 

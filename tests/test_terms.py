@@ -23,8 +23,7 @@ from lit_kd import (
 from lit_kd.data.table import SampleTable
 from lit_kd.losses import contrastive_loss, cross_entropy, decoupled_kd_loss, hint_loss, kd_loss
 from lit_kd.models import build_model
-from lit_kd.models.composite import Composite
-from lit_kd.models.taps import Tapped
+from lit_kd.models.taps import Composite, Tapped
 from lit_kd.terms import (
     BernoulliCrossEntropy,
     BernoulliKL,

@@ -16,8 +16,8 @@ from torch import Tensor
 from lit_kd.data import DataModule
 from lit_kd.data.table import SampleTable
 from lit_kd.models import load_student
+from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import check_new, check_unused, read_yaml, write_columns, write_whole
-from lit_kd.models.plain import known_names
 from lit_kd.report.pictures import as_pictures, contact_sheet
 from lit_kd.report.samples import (
     any_distrusted,

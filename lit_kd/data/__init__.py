@@ -1,18 +1,22 @@
 """Data modules whose batches tell each sample's index, with label noise and a trusted meta split."""
 
-from lit_kd.data.base import DataModule, data_of
-from lit_kd.data.digits import DigitAttributesDataModule, DigitsDataModule
-from lit_kd.data.folder import ImageFolderDataModule
-from lit_kd.data.foreign import DistillationDataModule
-from lit_kd.data.noise import corrupt, transition_matrix
-from lit_kd.data.partition import Source
-from lit_kd.data.rows import ItemRows, Rows, TensorRows
-from lit_kd.data.sampler import EpochSampler
-from lit_kd.data.splits import stratified_split
-from lit_kd.data.synthetic import BlobsDataModule, GMMDataModule, SpiralDataModule
-from lit_kd.data.table import SampleTable
-from lit_kd.data.vision import CIFAR10DataModule, CIFAR100DataModule, FashionMNISTDataModule, MNISTDataModule
 from lit_kd.types import UNLABELED, Batch, as_batch
+
+from .base import DataModule, data_of
+from .foreign import DistillationDataModule
+from .labels import corrupt, stratified_split, transition_matrix
+from .partition import Source
+from .rows import ItemRows, Rows, TensorRows
+from .sampler import EpochSampler
+from .small import BlobsDataModule, DigitAttributesDataModule, DigitsDataModule, GMMDataModule, SpiralDataModule
+from .table import SampleTable
+from .vision import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+)
 
 __all__ = [
     "UNLABELED",

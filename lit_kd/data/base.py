@@ -5,20 +5,17 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data.noise import check_matrix, transition_matrix
-from lit_kd.data.partition import Partition, Source, partition
+from lit_kd.data.labels import Matrix, Positions, check_matrix, transition_matrix
+from lit_kd.data.partition import Partition, Source
 from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
-from lit_kd.data.splits import Positions
 from lit_kd.models.images import ImageInput
 from lit_kd.types import UNLABELED, Batch
 
@@ -27,9 +24,9 @@ class DataModule(LightningDataModule, ABC):
     """Gives every method its batches, `Batch(x, y, index)`.
 
     It splits the rows into train, meta, val and test, stratified by class, and corrupts training labels only. An index
-    is a position in the training set of ``N`` rows, whatever their order; the ``M`` meta rows follow.
+    is a position in the training set of ``N`` rows; the ``M`` meta rows follow.
 
-    The method tells its needs by attributes. With `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
+    A method tells its needs by attributes. With `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
     `trains_on_meta`, the meta rows join the training rows. `rows_of_epoch`, if there is one, runs at the first batch
     of an epoch and returns the indices to draw from, or None for all.
 
@@ -41,18 +38,16 @@ class DataModule(LightningDataModule, ABC):
         meta: Size of the meta split, trusted and clean: a fraction (0.1) or a count (500).
         val: Size of the validation split, likewise. A data set's own validation rows take its place, and then the meta
             split is cut from them.
-        noise: Noise on the training labels, see `lit_kd.data.transition_matrix`.
-        noise_rate: Its probability. Symmetric noise redraws a label from all classes, its own included: a rate r makes
-            r (C - 1) / C of the labels wrong, so 40% noise is 36% wrong labels with 10 classes. With several labels a
-            sample, each is redrawn from {0, 1}: 40% noise flips 20% of them.
+        noise: Noise on the training labels, see `lit_kd.data.transition_matrix`. With several labels a sample, each is
+            redrawn from {0, 1}.
+        noise_rate: Its probability; a symmetrically redrawn label may stay, so fewer labels are wrong.
         pairs: What asymmetric noise makes of each class. Default: the data set's confusable classes, or the next class.
         transition: Noise by a matrix instead: row i holds P(given label = j | true label = i).
-        train_on_meta: Train on the meta rows and their clean labels too, as an honest baseline does. Default: as the
-            method asks.
+        train_on_meta: Train on the meta rows and their clean labels too. Default: as the method asks.
         seed: Seed of split, noise, kept labels and order. Default: the one of `seed_everything`.
         drop_last: Drop the last training batch if it is not full, as BatchNorm may need it.
-        labeled: Training rows that keep their label, a fraction or a count of those that have one; the others get
-            `UNLABELED`. The draw is stratified by the given label, noise included. Default: all.
+        labeled: Training rows that keep their label, a fraction or a count of those that have one, stratified by the
+            given label; the others get `UNLABELED`. Default: all.
         on_device: Keep inputs on the training device, and cut and augment batches there. The inputs must be tensors in
             memory, so not image folders or wrapped data modules.
 
@@ -124,15 +119,12 @@ class DataModule(LightningDataModule, ABC):
         self._seed = resolve_seed(self.seed)
         source, matrix = self.load(), self.noise_matrix()
         sizes = self.num_classes, self.meta, self.val
-        self._partition = partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
+        self._partition = Partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
 
-    def noise_matrix(self) -> npt.NDArray[np.float64] | None:
+    def noise_matrix(self) -> Matrix | None:
         """The transition matrix of the label noise, ``(C, C)``; with several labels a sample, ``(2, 2)``."""
         if self.multilabel and (self.transition is not None or self.noise == "asymmetric"):
-            raise ValueError(
-                "expected symmetric noise or none with several labels a sample, found asymmetric noise or a transition "
-                "matrix: set noise='symmetric'"
-            )
+            raise ValueError("expected symmetric noise or none with several labels a sample: set noise='symmetric'")
         if self.transition is not None:
             return check_matrix(self.transition, self.num_classes)
         if self.noise is None:
@@ -196,13 +188,11 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Any:
         """The shuffled training batches, with meta batches beside them if the method needs those."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module = self._method
         needs_meta, trains_on_meta = (bool(getattr(module, name, False)) for name in ("needs_meta", "trains_on_meta"))
         if trains_on_meta and self.train_on_meta is False:
-            raise ValueError(
-                f"expected train_on_meta to be true or unset, as {type(module).__name__} trains on the meta rows, "
-                "found false. Remove train_on_meta from the data's arguments, or change the method's."
-            )
+            name = type(module).__name__
+            raise ValueError(f"expected no train_on_meta, as {name} trains on the meta rows, found false. Remove it.")
         joined = trains_on_meta or bool(self.train_on_meta)
         if needs_meta or joined:
             self.require_meta(type(module).__name__ if needs_meta or trains_on_meta else "train_on_meta")
@@ -215,8 +205,7 @@ class DataModule(LightningDataModule, ABC):
         train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
         if not needs_meta:
             return train
-        # as many draws as the training stream, so as many batches
-        meta = self._shuffled(self.parts.meta_rows(), len(stream), "meta order")
+        meta = self._shuffled(self.parts.meta_rows(), len(stream), "meta order")  # as many batches
         return CombinedLoader({"train": train, "meta": meta}, mode="min_size")
 
     def val_dataloader(self) -> Any:
@@ -257,11 +246,12 @@ class DataModule(LightningDataModule, ABC):
         """Free the device of the inputs."""
         self._move = None
 
+    @property
+    def _method(self) -> LightningModule | None:
+        return None if self.trainer is None else self.trainer.lightning_module
+
     def _epoch_rows(self) -> Positions | None:
-        """Which training rows the method wants to draw in this epoch."""
-        module = None if self.trainer is None else self.trainer.lightning_module
-        ask: Callable[[], Tensor | None] | None = getattr(module, "rows_of_epoch", None)
-        rows = None if ask is None else ask()
+        rows: Tensor | None = getattr(self._method, "rows_of_epoch", lambda: None)()
         return None if rows is None else rows.cpu().numpy()
 
     def _shuffled(
@@ -272,11 +262,7 @@ class DataModule(LightningDataModule, ABC):
 
 
 def data_of(module: LightningModule) -> DataModule:
-    """The data module of lit_kd that a module is trained on.
-
-    Raises:
-        ValueError: If there is none, or another one.
-    """
+    """The data module of lit_kd that a module is trained on; a ValueError if there is none, or another one."""
     data = getattr(module.trainer, "datamodule", None)
     if not isinstance(data, DataModule):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import copy
 import operator
-import warnings
 from functools import partial
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
@@ -25,10 +25,10 @@ from torch.utils.data import (
 )
 
 from lit_kd.data.base import DataModule
+from lit_kd.data.labels import Labels
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows, equal_inputs
-from lit_kd.data.splits import Labels
-from lit_kd.models.plain import known_names
+from lit_kd.models.checkpoint import known_names
 from lit_kd.types import Batch
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -37,22 +37,21 @@ HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch
 class DistillationDataModule(DataModule):
     """Wraps any data module whose training and validation data sets are map-style, with ``(x, y)`` items.
 
-    Data sets, batch size, number of workers and collate function come from its loaders, so mappings and tokenised text
-    work. Splits, noise, indices and the order of the training rows are ours. Test and predict loaders stay its own.
+    Its loaders give data sets, batch size, number of workers and collate function, so tokenised text works. Splits,
+    noise, indices and the order of the training rows are ours. Test and predict loaders stay its own.
 
     Args:
         inner: The data module to wrap.
         num_classes: Number of classes. Default: `inner.num_classes`, or the highest label plus one.
         meta: Size of the meta split, a fraction or a count of the validation rows of `inner`.
-        batch_size: Default: as in its training loader.
-        num_workers: Default: as in its training loader.
-        drop_last: Default: as in its training loader.
+        batch_size: Default, as for the next two: as in its training loader.
+        num_workers: See `DataModule`.
+        drop_last: See `DataModule`.
         val_train: The validation data set with the training's augmentation, for methods that train on meta rows.
             Default: the validation data set with the `transform` of the training data set, if both have one.
         **shared: See `DataModule`; not `val`.
 
     Examples:
-        >>> import torch
         >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
         >>> inner = LightningDataModule.from_datasets(rows, val_dataset=rows, batch_size=4)
         >>> data = DistillationDataModule(inner)
@@ -74,8 +73,7 @@ class DistillationDataModule(DataModule):
         **shared: Any,
     ) -> None:
         if isinstance(inner, DataModule):
-            name = type(inner).__name__
-            raise ValueError(f"expected a data module to wrap, found {name}, which is one of lit_kd already: use it")
+            raise ValueError(f"found {type(inner).__name__}, which is one of lit_kd already: use it without a wrapper")
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
         self.prepare_data_per_node = inner.prepare_data_per_node
@@ -134,7 +132,7 @@ class DistillationDataModule(DataModule):
         return self.inner.test_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """The wrapped module's own predict loader, or its test loader if it has none."""
+        """The wrapped module's own predict loader, or else its test loader."""
         if not is_overridden("predict_dataloader", self.inner, DataHooks):
             return self.test_dataloader()
         self._setup_inner("predict")
@@ -159,18 +157,14 @@ class DistillationDataModule(DataModule):
             setattr(self, name, getattr(loader, name) if given is None else given)
         if self.batch_size is None:
             raise ValueError(
-                "expected a train_dataloader with a batch_size, found one with a batch sampler of its own: set the "
-                "wrapper's batch_size"
+                "expected train_dataloader with a batch_size, found one with a batch sampler of its own: set batch_size"
             )
         if not isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
-            warnings.warn(
-                f"the training loader's {type(loader.sampler).__name__} is not used: rows are drawn uniformly, each "
-                "once an epoch",
-                stacklevel=2,
-            )
+            name = type(loader.sampler).__name__
+            rank_zero_warn(f"the training loader's {name} is not used: rows are drawn uniformly, each once an epoch")
 
     def _augment_meta_rows(self, source: Source, train: DataLoader[Any], val: Any) -> None:
-        """Meta rows that are trained on must look like training rows, or they cannot speak for them."""
+        # meta rows that are trained on must look like training rows, or they cannot speak for them
         augmented = with_transform_of(train.dataset, val) if self.val_train is None else self.val_train
         if augmented is not None:
             if len(augmented) != len(val):
@@ -179,8 +173,8 @@ class DistillationDataModule(DataModule):
         elif is_random(train.dataset) and not is_random(val):
             source.unlike = (
                 "expected meta rows with the training's augmentation, as they are trained on: found random training "
-                "items and fixed validation items. Pass val_train to DistillationDataModule, the validation data set "
-                "with the training's augmentation, or choose a rule that does not train on meta rows"
+                "items and fixed validation items. Pass val_train to DistillationDataModule, or choose a rule that "
+                "does not train on meta rows"
             )
 
     def _call_hook(self, hook: str, batch: Any, *args: Any) -> Any:
@@ -234,13 +228,8 @@ def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
 
 
 def read_labels(dataset: Any, name: str) -> Labels:
-    """Read the class number of every ``(x, y)`` item of a map-style data set, ``(n,)``; messages call it `name`.
-
-    They come from ``dataset.targets``, ``dataset.labels`` or the second tensor of a `TensorDataset`, also through
-    `Subset` and `ConcatDataset`, if a few items confirm them. Otherwise every item is read once.
-    """
-    n = len(dataset)
-    known = _known(dataset)
+    """The class number of every ``(x, y)`` item, ``(n,)``: as the data set gives them if a few items agree, or read."""
+    n, known = len(dataset), _known(dataset)
     with isolate_rng():  # items may be augmented
         some = np.unique(np.linspace(0, n - 1, num=min(n, 8)).astype(int))
         seen = [_label(dataset, int(i), name) for i in some]
@@ -251,7 +240,7 @@ def read_labels(dataset: Any, name: str) -> Labels:
 
 
 def _known(dataset: Any) -> Labels | None:
-    """Labels that the data set gives without reading items, or None."""
+    """Labels that the data set gives without reading items, in torchvision's attributes or a tensor; or None."""
     if isinstance(dataset, Subset):
         whole = _known(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]

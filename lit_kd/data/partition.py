@@ -2,16 +2,15 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from lit_kd.data.noise import corrupt
-from lit_kd.data.rows import Indexed, JoinedRows, Rows
+from lit_kd.data.labels import Labels, Matrix, Positions, corrupt, count_rows, has_label, keep_labels, stratified_split
+from lit_kd.data.rows import Indexed, Rows, joined
 from lit_kd.data.seeds import derive_seed
-from lit_kd.data.splits import Labels, Positions, count_rows, stratified_split
 from lit_kd.types import UNLABELED
 
 
@@ -47,38 +46,86 @@ class Source:
     identity: bytes = b""
 
 
-@dataclass(frozen=True)
 class Partition:
-    """The parts of a data set, with ``N`` training and ``M`` meta rows.
+    """A source split by `meta` and `val`, its training labels corrupted and some hidden; see `DataModule`.
 
     Attributes:
-        augmented: Rows to train on.
+        source: What was split.
+        augmented: Rows to train on, the pool and then the source's own validation rows.
         plain: The same rows without augmentation.
-        positions: Positions of train, meta and val in both of these.
+        positions: Positions of the ``N`` training, ``M`` meta and the validation rows in both of these.
         given: Labels that the training sees, of training, then of meta rows: ``(N + M,)`` or ``(N + M, C)``.
         clean: The true labels of the same rows.
         val: Validation rows.
         test: Test rows.
         fingerprint: Hash of indices, given labels and the source's `identity`.
         rows_fingerprint: The same without labels.
-        unlike: See `Source`.
     """
 
-    augmented: Rows
-    plain: Rows
     positions: dict[str, Positions]
-    given: Tensor
-    clean: Tensor
-    val: Indexed
-    test: Indexed
-    fingerprint: str
-    rows_fingerprint: str
-    unlike: str | None = None
+
+    def __init__(
+        self,
+        source: Source,
+        num_classes: int,
+        meta: int | float,
+        val: int | float,
+        matrix: Matrix | None,
+        seed: int,
+        labeled: int | float | None,
+        multilabel: bool,
+    ) -> None:
+        checked = partial(check_labels, num_classes=num_classes, multilabel=multilabel)
+        labels = checked(source.labels, source.train, "training", missing=True)
+        if len(source.plain) != len(source.train):
+            found = f"{len(source.plain)} and {len(source.train)}"
+            raise ValueError(f"expected as many plain as augmented rows, found {found}")
+        self.source, self.augmented, self.plain, clean = source, source.train, source.plain, labels
+        split_seed = derive_seed(seed, "split")
+        known = np.flatnonzero(has_label(labels))
+        total = len(known)
+        # the same test rows under every seed: no teacher of another seed was trained on what tests a student
+        held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
+        tested, known = known[held["test"]], known[held["pool"]]
+        if source.val is None:
+            # fractions are of all labeled rows, test rows included
+            sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
+            parts = stratified_split(labels[known], sizes, split_seed)
+            self.positions = {name: known[part] for name, part in parts.items()}
+        else:
+            own = checked(source.val_labels, source.val, "validation")
+            # one numbering for both: the validation rows follow the pool
+            self.augmented = joined(source.train, source.val_train or source.val)
+            self.plain = joined(source.plain, source.val)
+            clean = np.concatenate([labels, own])
+            parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
+            self.positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
+        train = np.sort(np.concatenate([self.positions["train"], np.flatnonzero(~has_label(labels))]))
+        self.positions["train"] = train
+
+        truth = clean[np.concatenate([train, self.positions["meta"]])]
+        given, n = truth.copy(), len(train)
+        if matrix is not None:
+            given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
+        if labeled is not None:
+            # chosen by the given labels, after the noise: the choice must not show the truth
+            given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
+        self.given, self.clean = torch.from_numpy(given), torch.from_numpy(truth)
+        self.fingerprint = self._fingerprint(given, num_classes)
+        self.rows_fingerprint = self._fingerprint(given[:0], 0)
+
+        held_out = self.positions["val"]
+        self.val = Indexed(self.plain, held_out, torch.from_numpy(clean[held_out]), None)
+        test, test_labels = source.plain, labels
+        if source.test is not None:
+            test, test_labels = source.test, checked(source.test_labels, source.test, "test")
+            tested = np.arange(len(test_labels))
+        self.test = Indexed(test, tested, torch.from_numpy(test_labels[tested]), None)
 
     def train_rows(self, meta: bool) -> Indexed:
         """The training rows, followed by the meta rows if `meta`; a ValueError if those must not be trained on."""
-        if meta and self.unlike is not None:
-            raise ValueError(self.unlike)
+        if meta and self.source.unlike is not None:
+            raise ValueError(self.source.unlike)
         parts = ("train", "meta") if meta else ("train",)
         positions = np.concatenate([self.positions[part] for part in parts])
         return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
@@ -92,134 +139,35 @@ class Partition:
         """The meta rows without augmentation."""
         return self.plain_rows(torch.arange(len(self.positions["train"]), len(self.given)))
 
-
-def partition(
-    source: Source,
-    num_classes: int,
-    meta: int | float,
-    val: int | float,
-    matrix: npt.NDArray[np.float64] | None,
-    seed: int,
-    labeled: int | float | None = None,
-    multilabel: bool = False,
-) -> Partition:
-    """Split a source, corrupt its training labels and hide some; arguments as of `DataModule`, with its matrix."""
-
-    def checked(labels: Labels | None, rows: Rows, name: str, missing: bool = False) -> Labels:
-        assert labels is not None, f"a Source with {name} rows has their labels"
-        shape = (len(rows), num_classes) if multilabel else (len(rows),)
-        return check_labels(labels, shape, 2 if multilabel else num_classes, name, missing)
-
-    labels = checked(source.labels, source.train, "training", missing=True)
-    if len(source.plain) != len(source.train):
-        raise ValueError(f"expected as many plain as augmented rows, found {len(source.plain)} and {len(source.train)}")
-    augmented, plain, clean = source.train, source.plain, labels
-    split_seed = derive_seed(seed, "split")
-    known = np.flatnonzero(has_label(labels))
-    total = len(known)
-    # the same test rows under every seed: no teacher of another seed was trained on what tests a student
-    held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
-    test_positions, known = known[held["test"]], known[held["pool"]]
-    if source.val is None:
-        # fractions are of all labeled rows, test rows included
-        sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
-        parts = stratified_split(labels[known], sizes, split_seed)
-        positions = {name: known[part] for name, part in parts.items()}
-    else:
-        own = checked(source.val_labels, source.val, "validation")
-        # one numbering for both: the validation rows follow the pool
-        augmented = JoinedRows(augmented, source.val_train or source.val)
-        plain = JoinedRows(plain, source.val)
-        clean = np.concatenate([labels, own])
-        parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
-        positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
-    positions["train"] = np.sort(np.concatenate([positions["train"], np.flatnonzero(~has_label(labels))]))
-
-    truth = clean[np.concatenate([positions["train"], positions["meta"]])]
-    given, n = truth.copy(), len(positions["train"])
-    if matrix is not None:
-        given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
-    if labeled is not None:
-        # chosen by the given labels, after the noise: the choice must not show the truth
-        given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
-
-    if source.test is None:
-        test = Indexed(source.plain, test_positions, torch.from_numpy(labels[test_positions]), None)
-    else:
-        test_labels = checked(source.test_labels, source.test, "test")
-        test = Indexed(source.test, np.arange(len(test_labels)), torch.from_numpy(test_labels), None)
-    return Partition(
-        augmented=augmented,
-        plain=plain,
-        positions=positions,
-        given=torch.from_numpy(given),
-        clean=torch.from_numpy(truth),
-        val=Indexed(plain, positions["val"], torch.from_numpy(clean[positions["val"]]), None),
-        test=test,
-        fingerprint=_fingerprint(source, positions, given, num_classes),
-        rows_fingerprint=_fingerprint(source, positions, given[:0], 0),
-        unlike=source.unlike,
-    )
-
-
-def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Which rows have a label, ``(n,)``."""
-    known: npt.NDArray[np.bool_] = labels != UNLABELED
-    return known if known.ndim == 1 else np.asarray(known.all(axis=1))
-
-
-def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:
-    """Keep a fraction or count of the labels, about the same share of each class; the others become `UNLABELED`.
-
-    Examples:
-        >>> (keep_labels(np.arange(12) % 3, 0.5, seed=0) != UNLABELED).sum()
-        np.int64(6)
-    """
-    known = np.flatnonzero(has_label(given))
-    count = count_rows(labeled, len(known), "labeled")
-    classes = len(np.unique(given[known])) if given.ndim == 1 else 1
-    if not max(1, classes) <= count <= len(known):
-        raise ValueError(
-            f"expected labeled to keep at least one training label a class ({classes}) and at most all "
-            f"({len(known)}), found {labeled}, {count} labels. Give a count or a fraction between, or None to keep all."
-        )
-    if count == len(known):
-        return given.copy()
-    kept = known[stratified_split(given[known], {"labeled": count}, seed)["labeled"]]
-    left = np.full_like(given, UNLABELED)
-    left[kept] = given[kept]
-    return left
+    def _fingerprint(self, given: Labels, num_classes: int) -> str:
+        sizes = [num_classes, *(len(part) for part in self.positions.values())]
+        digest = hashlib.sha256(repr(sizes).encode())
+        for array in (self.positions["train"], self.positions["meta"], given):
+            digest.update(array.astype("<i8").tobytes())
+        digest.update(self.source.identity)
+        return digest.hexdigest()
 
 
 def check_labels(
-    labels: npt.ArrayLike, shape: tuple[int, ...], num_classes: int, name: str, missing: bool = False
+    labels: npt.ArrayLike | None, rows: Rows, name: str, num_classes: int, multilabel: bool, missing: bool = False
 ) -> Labels:
-    """Return labels as int64; raise a ValueError unless they have this shape and lie in ``[0, num_classes)``.
+    """Return the labels of rows as int64; a ValueError unless they have the right shape and values.
 
     Rows of `UNLABELED` pass where labels may be `missing`.
     """
-    y = np.asarray(labels)
+    y, shape, high = np.asarray(labels), (len(rows), *[num_classes] * multilabel), 2 if multilabel else num_classes
     if y.shape != shape or y.dtype.kind not in "iu":
-        each = "one integer label" if len(shape) == 1 else f"{shape[1]} labels, 0 or 1,"
-        raise ValueError(f"expected {each} for each of {shape[0]} {name} rows, found {y.dtype} of shape {y.shape}")
+        each = f"{num_classes} labels, 0 or 1," if multilabel else "one integer label"
+        raise ValueError(f"expected {each} for each of {len(rows)} {name} rows, found {y.dtype} of shape {y.shape}")
     table = y[:, None] if y.ndim == 1 else y
-    wrong = ((table < 0) | (table >= num_classes)).any(axis=1)
+    wrong = ((table < 0) | (table >= high)).any(axis=1)
     if missing:
         wrong &= (table != UNLABELED).any(axis=1)
     if wrong.any():
         row = wrong.argmax()
         also = f" (or {UNLABELED} for a missing one)" if missing else ""
         raise ValueError(
-            f"expected {name} labels in [0, {num_classes}){also}, found {y[row].tolist()} in row {row} "
+            f"expected {name} labels in [0, {high}){also}, found {y[row].tolist()} in row {row} "
             f"({wrong.sum()} such rows). Give the right num_classes, or count the classes from 0."
         )
     return y.astype(np.int64)
-
-
-def _fingerprint(source: Source, positions: dict[str, Positions], given: Labels, num_classes: int) -> str:
-    sizes = [num_classes, *(len(part) for part in positions.values())]
-    digest = hashlib.sha256(repr(sizes).encode())
-    for array in (positions["train"], positions["meta"], given):
-        digest.update(array.astype("<i8").tobytes())
-    digest.update(source.identity)
-    return digest.hexdigest()

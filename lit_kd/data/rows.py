@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, default_collate
 
-from lit_kd.data.splits import Positions
+from lit_kd.data.labels import Positions
 from lit_kd.types import Batch, Inputs
 
-T = TypeVar("T")
 Move = Callable[[Tensor], Tensor]
 """Brings inputs to a device, the same tensor only once."""
 
@@ -31,12 +30,9 @@ class Rows(Protocol):
 
 @dataclass(eq=False)
 class TensorRows:
-    """Rows of one tensor in memory.
+    """Rows of one tensor ``(n, ...)`` in memory.
 
-    Attributes:
-        x: Tensor ``(n, ...)``.
-        transform: Called on each fetched batch ``(B, ...)``, e.g. to augment it. Loader workers must be able to pickle
-            it.
+    `transform` is called on each fetched batch ``(B, ...)``, e.g. to augment it; loader workers must pickle it.
     """
 
     x: Tensor
@@ -63,11 +59,7 @@ class ItemRows:
 
     def fetch(self, positions: list[int]) -> Inputs:
         """The collated inputs at `positions`."""
-        return self.merge([self.dataset[p] for p in positions])
-
-    def merge(self, items: list[Any]) -> Inputs:
-        """Collate items and keep the inputs."""
-        batch = self.collate(items)
+        batch = self.collate([self.dataset[p] for p in positions])
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise TypeError(f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}")
         return cast(Inputs, batch[0])
@@ -75,7 +67,7 @@ class ItemRows:
 
 @dataclass(eq=False)
 class JoinedRows:
-    """Two `Rows`, one after the other."""
+    """See `joined`."""
 
     first: Rows
     second: Rows
@@ -91,16 +83,20 @@ class JoinedRows:
             return self.first.fetch(front)
         if not front:
             return self.second.fetch(back)
-        if isinstance(self.first, ItemRows) and isinstance(self.second, ItemRows):
-            # merge items, not batches: only the collate function can pad texts of unequal length
-            first, second = self.first, self.second
-            return first.merge([second.dataset[p - n] if p >= n else first.dataset[p] for p in positions])
         a, b = self.first.fetch(front), self.second.fetch(back)
         # undo that the front rows come first now
         order = torch.tensor([p >= n for p in positions]).int().argsort(stable=True).argsort()
         if isinstance(a, Tensor):
             return torch.cat([a, cast(Tensor, b)])[order]
         return {key: torch.cat([a[key], cast(Mapping[str, Tensor], b)[key]])[order] for key in a}
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """Two `Rows`, one after the other."""
+    if isinstance(first, ItemRows) and isinstance(second, ItemRows):
+        # one data set: only the collate function can pad texts of unequal length
+        return ItemRows(ConcatDataset([first.dataset, second.dataset]), first.collate)
+    return JoinedRows(first, second)
 
 
 def on_device(rows: Rows, move: Move) -> Rows:
@@ -113,7 +109,7 @@ def on_device(rows: Rows, move: Move) -> Rows:
 
 
 def in_memory(rows: Rows) -> list[Tensor]:
-    """The tensors in memory that rows are made of; none for rows from elsewhere."""
+    """The tensors in memory that rows are made of."""
     if isinstance(rows, JoinedRows):
         return in_memory(rows.first) + in_memory(rows.second)
     return [rows.x] if isinstance(rows, TensorRows) else []
@@ -132,14 +128,7 @@ def equal_inputs(a: Any, b: Any) -> bool:
 
 @dataclass(eq=False)
 class Indexed(Dataset[Batch]):
-    """Some rows with labels and indices, as the loaders read them.
-
-    Attributes:
-        rows: The inputs.
-        positions: Which of the rows, ``(n,)``.
-        labels: Labels of the chosen rows, int64, ``(n,)`` or ``(n, C)``.
-        indices: Their indices in the training set, int64, ``(n,)``, if they have any.
-    """
+    """The rows at some positions ``(n,)``, with int64 labels ``(n,)`` or ``(n, C)`` and, if any, indices ``(n,)``."""
 
     rows: Rows
     positions: Positions
@@ -167,6 +156,6 @@ class Indexed(Dataset[Batch]):
         return Batch(one, y[0], None if index is None else index[0])
 
 
-def as_is(batch: T) -> T:
+def as_is(batch: Any) -> Any:
     """Return the batch: the collate function of a data set that gives whole batches."""
     return batch

@@ -6,16 +6,15 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lit_kd.data.splits import Positions
+from lit_kd.data.labels import Positions
 from lit_kd.types import Batch
 
 
 class EpochSampler(DistributedSampler[int]):
     """Shuffles anew each epoch, in an order that depends on the seed and the epoch alone.
 
-    Rank ``r`` of ``R`` takes every ``R``-th row from the ``r``-th on. So the ``k``-th batches of all ranks together are
-    the ``k``-th batch of one process with their summed batch size, and a resumed run sees the rows of an uninterrupted
-    one. Lightning calls `set_epoch`; your own loop must call it too.
+    Rank ``r`` of ``R`` takes every ``R``-th row from the ``r``-th on, so the ``k``-th batches of all ranks together are
+    the ``k``-th batch of one process. Lightning calls `set_epoch`; your own loop must call it too.
 
     Args:
         size: Number of rows to draw from.
@@ -23,14 +22,7 @@ class EpochSampler(DistributedSampler[int]):
         num_replicas: Number of processes ``R``. The draws are padded, from their start, to a multiple of it.
         rank: This process, in ``[0, R)``.
         seed: Seed, at least 0.
-        rows: Returns at each epoch's start the rows to draw from, int64, or None for all; rows from `size` on do not
-            count.
-
-    Examples:
-        >>> sampler = EpochSampler(3, length=5, seed=0)
-        >>> draws = list(sampler)
-        >>> len(draws), sorted(draws[:3])
-        (5, [0, 1, 2])
+        rows: Returns at each epoch's start the rows below `size` to draw from, int64, or None for all.
     """
 
     def __init__(
@@ -80,21 +72,15 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class EpochLoader(DataLoader[Batch]):
-    """Seeds and starts its workers at the first `next`.
-
-    Lightning makes the iterator before a resumed run has told the sampler its epoch, and before it sets the epoch's
-    seed. torch would draw the workers' seed and start them right there.
-    """
+    """Seeds and starts its workers at the first `next`."""
 
     def __iter__(self) -> Any:
+        # Lightning makes the iterator before it tells a resumed sampler its epoch and sets the epoch's seed
         yield from super().__iter__()
 
 
 def own_rows(loaders: Any, which: int, seen: int, rows: int) -> int:
-    """How many of a batch's first `rows` rows are not repeated.
-
-    The batch comes from loader `which` of the trainer's loader or loaders; `seen` rows came before it.
-    """
+    """How many of a batch's first `rows` rows, of loader `which`, are not repeated; `seen` rows came before it."""
     loader = loaders[which] if isinstance(loaders, (list, tuple)) else loaders
     sampler = loader.sampler if isinstance(loader, DataLoader) else None
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:

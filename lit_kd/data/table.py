@@ -45,7 +45,6 @@ class SampleTable:
     """Named columns with one row per training sample, addressed by sample index.
 
     Each process calls `write` for the rows of its own batches and `sync` now and then, or `exchange` for both at once.
-    The table is not a `torch.nn.Module`, as DDP would overwrite a buffer with the first process's copy at each forward.
 
     Args:
         size: Number of rows: the training samples, then the trusted meta rows.
@@ -74,12 +73,8 @@ class SampleTable:
     def add(self, name: str, start: Tensor, saved: bool = True, rows: bool = False) -> None:
         """Add a column; one that is there already keeps its values.
 
-        Args:
-            name: Its name.
-            start: First value of each row, ``(...)``; with `rows`, the whole column, ``(N, ...)``, equal in all
-                processes.
-            saved: Whether `state_dict` holds it; false for what the method can rebuild.
-            rows: Whether `start` is a whole column.
+        `start` is the first value of each row, ``(...)``; with `rows`, the whole column, ``(N, ...)``, equal in all
+        processes. `state_dict` leaves out a column that is not `saved`.
         """
         shape = start.shape if rows else (self.size, *start.shape)
         if not saved:
@@ -114,10 +109,7 @@ class SampleTable:
             self._written[name][index] = True
 
     def sync(self) -> None:
-        """Give every process the rows that others wrote since the last call; all processes must call it together.
-
-        A row that several processes wrote, as padding repeats rows, gets the mean of their values.
-        """
+        """Give every process what any wrote since the last call, the mean of several; all must call it together."""
         for name, written in self._written.items():
             column = self.columns[name]
             mask = written.view(-1, *[1] * (column.dim() - 1))
@@ -128,10 +120,8 @@ class SampleTable:
         self._written = {}
 
     def exchange(self, index: Tensor, **values: Tensor) -> None:
-        """Write in all processes at once; all must call it together, with equally many rows each.
-
-        Of a repeated index, the last row of the last process counts, so all copies stay equal.
-        """
+        """Write in all processes at once; all must call it together, with equally many rows each."""
+        # of a repeated index, the last row of the last process counts, so all copies stay equal
         index, order = all_rows(index).sort(stable=True)
         last = index.diff(append=index.new_full((1,), -1)) != 0
         for name, rows in values.items():

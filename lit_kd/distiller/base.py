@@ -14,7 +14,7 @@ from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
 from lit_kd.models import Network, resolve_model, student_name
-from lit_kd.models.plain import about_data, drop_unknown, keep_plain
+from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers

@@ -37,9 +37,6 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
             or ``timm/resnet18``. Names without a slash are networks for small images: ``resnet32`` is the CIFAR one.
         num_classes: The number of logits K.
         input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
-
-    >>> build_model("mlp-32", num_classes=10, input_shape=(1, 8, 8))[-1]
-    Linear(in_features=32, out_features=10, bias=True)
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be 1 or more, found {num_classes}")
@@ -47,10 +44,9 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
     if shape is not None and (not shape or min(shape) < 1):
         raise ValueError(f"input_shape must be (C, H, W) or (F,) with sizes of 1 or more, found {shape}")
     library, _, member = name.partition("/")
-    if library == "torchvision" and member:
-        return _torchvision_model(member, num_classes, _image_shape(name, shape))
-    if library == "timm" and member:
-        return _timm_model(member, num_classes, _image_shape(name, shape))
+    if library in ("torchvision", "timm") and member:
+        build = _torchvision_model if library == "torchvision" else _timm_model
+        return build(member, num_classes, _image_shape(name, shape))
     if name in _RESNETS:
         return ResNet(*_RESNETS[name], _image_shape(name, shape)[0], num_classes)
     family, *numbers = name.split("-")
@@ -72,8 +68,7 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
     """The path and the layer that gives the logits: the last `nn.Linear` in registration order.
 
-    That is right for all networks here and nearly all of torchvision and timm, but not for one that registers a second
-    head later (timm's ``deit_*_distilled``) or ends in a convolution (SqueezeNet).
+    Wrong for a network with a second head (timm's ``deit_*_distilled``) or a convolution at its end (SqueezeNet).
     """
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
@@ -96,8 +91,7 @@ def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) ->
     import torchvision
 
     options: dict[str, Any] = {}
-    if member in ("googlenet", "inception_v3"):
-        # auxiliary heads would make them return a tuple; without init_weights, their default, they warn
+    if member in ("googlenet", "inception_v3"):  # no auxiliary heads, which give a tuple; init_weights, or they warn
         options = {"aux_logits": False, "init_weights": True}
     elif member.startswith("vit_"):
         options = {"image_size": shape[1]}

@@ -1,21 +1,22 @@
-"""The student of a finished run, read from its checkpoint: today's student is tomorrow's teacher."""
+"""What a checkpoint holds: plain values only, and a student that can be a teacher."""
 
 import os
 import re
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
-from lit_kd.models.files import CHECKPOINTS, check_checkpoint_file
+from lit_kd.models.files import CHECKPOINTS
 from lit_kd.models.images import ImageInput
 
 from .build import build_model
-from .composite import Composite
+from .taps import Composite
 
 if TYPE_CHECKING:
     Network: TypeAlias = nn.Module | str
@@ -56,11 +57,7 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
 
 
 def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
-    """Turn what a user gave as a student or teacher into a network.
-
-    It is a network, a name for `build_model`, or the path of a lit_kd checkpoint (an existing file, or a name with a
-    checkpoint's suffix), which brings its own `input_shape`.
-    """
+    """The network that a user gave: as such, by a name for `build_model`, or by the path of a lit_kd checkpoint."""
     if isinstance(spec, nn.Module):
         return spec
     if not isinstance(spec, (str, os.PathLike)):
@@ -76,10 +73,7 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
 
 
 def read_student(path: Path) -> SavedStudent:
-    """Rebuild a checkpoint's student from its name in ``hyper_parameters`` and the weights under ``student.``.
-
-    The file cannot run code. Global random numbers stay as they are.
-    """
+    """Rebuild a checkpoint's student from its name and weights; global random numbers stay as they are."""
     checkpoint = read_checkpoint(path)
     state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters")
     state, hparams = (part if isinstance(part, dict) else {} for part in (state, hparams))
@@ -107,21 +101,20 @@ def read_student(path: Path) -> SavedStudent:
             f"{path}: its weights do not fit the student that it names, {name} with {num_classes} classes and "
             f"input_shape {input_shape}: {textwrap.shorten(str(err), 500)}"
         ) from err
-    data = checkpoint.get("data")
-    data = data if isinstance(data, dict) else {}
-    names, images, shape = data.get("class_names"), data.get("image_input"), input_shape or data.get("input_shape")
+    data = checkpoint.get("data") or {}
     try:
+        names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
         image_input = None if images is None else ImageInput(**images)
-        if names is not None and len(names) != num_classes:
-            raise ValueError(f"expected {num_classes} class names, found {len(names)}")
-    except (TypeError, ValueError) as err:
+        shape = tuple(input_shape or data.get("input_shape") or ()) or None
+    except (AttributeError, TypeError, ValueError) as err:
         raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
-    return SavedStudent(model.eval(), name, num_classes, tuple(shape) if shape else None, names, image_input)
+    return SavedStudent(model.eval(), name, num_classes, shape, names, image_input)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's dict, read without running any code in it."""
-    check_checkpoint_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -134,3 +127,48 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: expected a Lightning checkpoint, a dict, found a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of numbers, strings, lists and mappings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(v) for v in value)
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def keep_plain(values: MutableMapping[str, Any]) -> None:
+    """Convert paths, numpy's numbers and dataclasses to plain values, and remove the rest."""
+    for name, value in list(values.items()):
+        if isinstance(value, os.PathLike):
+            values[name] = os.fspath(value)
+        elif isinstance(value, np.generic):
+            values[name] = value.item()
+        elif is_dataclass(value) and not isinstance(value, type):
+            values[name] = asdict(value)
+        elif not is_plain(value):
+            del values[name]
+
+
+def known_names(names: object, num_classes: int) -> list[str] | None:
+    """Class names as a list of one-line texts; None if they are not one name per class."""
+    if not isinstance(names, (list, tuple, np.ndarray)) or len(names) != num_classes:
+        return None
+    return [" ".join(str(name).split()) for name in names]
+
+
+def about_data(data: Any, num_classes: int) -> dict[str, Any]:
+    """What a student's user must know of its data: class names, input shape and how an image becomes an input."""
+    names, shape, images = (getattr(data, name, None) for name in ("class_names", "input_shape", "image_input"))
+    return {
+        "class_names": known_names(names, num_classes),
+        "input_shape": [int(size) for size in shape] if shape else None,
+        "image_input": asdict(images) if isinstance(images, ImageInput) else None,
+    }
+
+
+def drop_unknown(state: dict[str, Any], own: Mapping[str, Any], prefixes: tuple[str, ...]) -> None:
+    """Remove what a state has under some prefixes and a module lacks."""
+    for key in [key for key in state if key.startswith(prefixes) and key not in own]:
+        del state[key]

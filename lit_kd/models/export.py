@@ -4,6 +4,7 @@ import copy
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -32,8 +33,7 @@ def export_student(
     """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
 
     `format` is ``"onnx"``, ``"torch_export"`` or ``"safetensors"``; the last holds weights only, for
-    `lit_kd.models.build_model`. The file's metadata hold JSON texts under ``class_names``, ``input_shape``,
-    ``image_input``, ``student`` (the name) and ``lit_kd`` (the version).
+    `lit_kd.models.build_model`. The other arguments become JSON texts in the file's metadata.
 
     Returns:
         The largest difference between the logits of file and student for random inputs.
@@ -50,7 +50,7 @@ def export_student(
     facts = {
         "class_names": list(class_names) if class_names else None,
         "input_shape": list(input_shape),
-        "image_input": image_input.plain() if image_input else None,
+        "image_input": asdict(image_input) if image_input else None,
         "student": name,
         "lit_kd": __version__,
     }

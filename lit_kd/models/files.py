@@ -16,16 +16,14 @@ CHECKPOINTS = {".ckpt", ".pt", ".pth"}
 
 
 def write_whole(path: Path, content: str | bytes | memoryview | Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all, even in a power cut: after an OSError, an existing file is unchanged.
-
-    The content is bytes, a text (file names in it may be no UTF-8), or a function that writes to an open file.
-    """
+    """Write bytes, a text or what a function writes to an open file: whole or not at all, even in a power cut."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # beside it, as only there a rename is atomic
     try:
         with part.open("wb") as file:
             if callable(content):
                 content(file)
             else:
+                # file names in a text may be no UTF-8
                 file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -45,12 +43,6 @@ def write_whole(path: Path, content: str | bytes | memoryview | Callable[[Binary
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {kept}") from error
 
 
-def check_checkpoint_file(path: Path) -> None:
-    """Raise FileNotFoundError if a checkpoint is not there."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
-
-
 def read_yaml(path: Path) -> Any:
     """Read the plain values of a YAML file, see `parse_yaml`."""
     return parse_yaml(path.read_bytes(), str(path))
@@ -62,15 +54,11 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except RecursionError as error:
-        raise ValueError(f"{name}: expected YAML that is nested less deep") from error
-    except yaml.YAMLError as error:
+    except (RecursionError, ValueError, yaml.YAMLError) as error:  # a ValueError for a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         told = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"{name}: expected YAML, found a mistake{where}: {told}") from error
-    except ValueError as error:  # a date that is none
-        raise ValueError(f"{name}: expected YAML, found a mistake: {error}") from error
 
 
 def check_unused(path: Path, overwrite: bool) -> None:
@@ -85,7 +73,7 @@ def check_new(path: Path, overwrite: bool) -> None:
         raise ValueError(f"expected a path that ends in {' or '.join(TABLES)}, found {path}")
     check_unused(path, overwrite)
     if path.suffix == ".parquet":
-        _parquet()
+        optional("pyarrow.parquet", "parquet", "a .parquet file")
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: bool = False) -> None:
@@ -93,8 +81,9 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], overwrite: b
     check_new(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        parquet, table = _parquet(), import_module("pyarrow").table(dict(columns))
-        write_whole(path, lambda file: parquet.write_table(table, file))
+        import pyarrow as pa
+
+        write_whole(path, lambda file: pa.parquet.write_table(pa.table(dict(columns)), file))
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -108,10 +97,12 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}: expected a table with a row a sample")
     if path.suffix == ".parquet":
-        parquet, damaged = _parquet(), import_module("pyarrow").ArrowException
+        parquet = optional("pyarrow.parquet", "parquet", "a .parquet file")
+        from pyarrow import ArrowException
+
         try:
             found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
-        except damaged as error:
+        except ArrowException as error:
             raise ValueError(f"{path}: expected a parquet file, found another or a damaged one ({error})") from error
         return found
     try:
@@ -125,13 +116,9 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
 
 def optional(module: str, extra: str, what: str) -> Any:
     """Import a module of one of lit_kd's extras, which `what` needs."""
+    package = module.split(".")[0]
     try:
+        import_module(package)
         return import_module(module)
     except ImportError as error:
-        package = module.split(".")[0]
         raise ImportError(f"{what} needs {package}, which is not installed: pip install 'lit_kd[{extra}]'") from error
-
-
-def _parquet() -> Any:
-    optional("pyarrow", "parquet", "a .parquet file")
-    return import_module("pyarrow.parquet")

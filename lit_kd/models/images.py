@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -26,16 +25,15 @@ class ImageInput:
     std: list[float]
 
     def __post_init__(self) -> None:
-        numbers = [*self.mean, *self.std]
         if not (
             (self.channels in (1, 3) and isinstance(self.size, int) and self.size >= 1)
             and len(self.mean) == len(self.std) == self.channels
-            and all(isinstance(number, (int, float)) for number in numbers)
+            and all(isinstance(number, (int, float)) for number in [*self.mean, *self.std])
             and min(self.std) > 0
         ):
             raise ValueError(
                 f"expected 1 or 3 channels, a size of 1 or more, and a mean and a positive std for each channel, "
-                f"found {self.plain()}"
+                f"found {asdict(self)}"
             )
 
     @property
@@ -43,16 +41,12 @@ class ImageInput:
         """Shape of one input, ``(C, H, W)``."""
         return self.channels, self.size, self.size
 
-    def plain(self) -> dict[str, Any]:
-        """The arguments as plain values, for a checkpoint."""
-        return asdict(self)
-
     def transform(self) -> Callable[[Any], Tensor]:
         """Maps a PIL image in the right mode to a float tensor ``(C, H, W)``."""
         from torchvision import transforms as t  # late, as it takes a second
 
-        resize = [t.Resize(self.size), t.CenterCrop(self.size)]
-        transform: Callable[[Any], Tensor] = t.Compose([*resize, t.ToTensor(), t.Normalize(self.mean, self.std)])
+        steps = [t.Resize(self.size), t.CenterCrop(self.size), t.ToTensor(), t.Normalize(self.mean, self.std)]
+        transform: Callable[[Any], Tensor] = t.Compose(steps)
         return transform
 
     def open(self, path: Path) -> Any:

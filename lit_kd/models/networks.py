@@ -4,7 +4,8 @@ They map (B, C, H, W) to logits (B, K). Convolutional ones have layers ``layer1`
 the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,75 +28,69 @@ class GlobalPool(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-class ConvNet(nn.Module):
+class _Layers(nn.Sequential):
+    """Layers by name, convolutions with He et al.'s normal initialisation."""
+
+    fc: nn.Linear
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__(OrderedDict(layers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ConvNet(_Layers):
     """A small CNN: three stages of conv-BN-ReLU of widths w, 2w and 4w, average pooling by 2 between them."""
 
     def __init__(self, in_channels: int, width: int, num_classes: int) -> None:
-        super().__init__()
-
         def stage(inputs: int, outputs: int, *tail: nn.Module) -> nn.Sequential:
             return nn.Sequential(_conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(), *tail)
 
-        self.layer1 = stage(in_channels, width, nn.AvgPool2d(2))
-        self.layer2 = stage(width, 2 * width, nn.AvgPool2d(2))
-        self.layer3 = stage(2 * width, 4 * width)
-        self.pool = GlobalPool()
-        self.fc = nn.Linear(4 * width, num_classes)
-        _init_convs(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K), H and W at least 4."""
-        logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
-        return logits
+        super().__init__(
+            layer1=stage(in_channels, width, nn.AvgPool2d(2)),
+            layer2=stage(width, 2 * width, nn.AvgPool2d(2)),
+            layer3=stage(2 * width, 4 * width),
+            pool=GlobalPool(),
+            fc=nn.Linear(4 * width, num_classes),
+        )
 
 
-class ResNet(nn.Module):
+class ResNet(_Layers):
     """A CIFAR ResNet of basic blocks (He et al., "Deep residual learning for image recognition", 4.2).
 
     Its depth is 6n + 2, for three stages of n blocks; `widths` are the channels after the stem and in each stage. As in
-    distillation benchmarks (Tian et al., "Contrastive representation distillation", and the RepDistiller code), a
-    shortcut that changes shape is a 1x1 convolution with BN, where He et al. pad with zeros.
+    RepDistiller's code, a shortcut that changes shape is a 1x1 convolution with BN, where He et al. pad with zeros.
     """
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(in_channels, widths[0])
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1, self.layer2, self.layer3 = _stages(_BasicBlock, (depth - 2) // 6, widths)
-        self.pool = GlobalPool()
-        self.fc = nn.Linear(widths[-1], num_classes)
-        _init_convs(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        logits: Tensor = self.fc(self.pool(self.layer3(self.layer2(self.layer1(x)))))
-        return logits
+        super().__init__(
+            conv1=_conv3x3(in_channels, widths[0]),
+            bn1=nn.BatchNorm2d(widths[0]),
+            relu=nn.ReLU(),
+            **_stages(_BasicBlock, (depth - 2) // 6, widths),
+            pool=GlobalPool(),
+            fc=nn.Linear(widths[-1], num_classes),
+        )
 
 
-class WideResNet(nn.Module):
+class WideResNet(_Layers):
     """A wide ResNet of pre-activation blocks (Zagoruyko and Komodakis, "Wide residual networks"), no dropout.
 
     Its depth is 6n + 4, for three stages of n blocks; `widen` multiplies the stages' widths 16, 32 and 64.
     """
 
     def __init__(self, depth: int, widen: int, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(in_channels, 16)
-        widths = (16, 16 * widen, 32 * widen, 64 * widen)
-        self.layer1, self.layer2, self.layer3 = _stages(_PreActBlock, (depth - 4) // 6, widths)
-        # pre-activation blocks end in a sum, which BN and ReLU follow here
-        self.bn1 = nn.BatchNorm2d(64 * widen)
-        self.pool = GlobalPool()
-        self.fc = nn.Linear(64 * widen, num_classes)
-        _init_convs(self)
+        super().__init__(
+            conv1=_conv3x3(in_channels, 16),
+            **_stages(_PreActBlock, (depth - 4) // 6, (16, 16 * widen, 32 * widen, 64 * widen)),
+            # pre-activation blocks end in a sum, which BN and ReLU follow here
+            bn1=nn.BatchNorm2d(64 * widen),
+            relu=nn.ReLU(),
+            pool=GlobalPool(),
+            fc=nn.Linear(64 * widen, num_classes),
+        )
         nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, K)."""
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        logits: Tensor = self.fc(self.pool(F.relu(self.bn1(x))))
-        return logits
 
 
 class _BasicBlock(nn.Module):
@@ -144,15 +139,11 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 def _stages(
     block: type[_BasicBlock] | type[_PreActBlock], blocks: int, widths: Sequence[int]
-) -> Iterator[nn.Sequential]:
-    """Three stages of blocks, from a stem's width on; the second and the third halve the resolution."""
-    for inputs, outputs, stride in zip(widths[:3], widths[1:], (1, 2, 2), strict=True):
-        first = block(inputs, outputs, stride)
-        yield nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
-
-
-def _init_convs(model: nn.Module) -> None:
-    """He et al.'s normal initialisation of convolutions; other layers keep PyTorch's."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+) -> dict[str, nn.Sequential]:
+    """``layer1`` to ``layer3``, from a stem's width on; the second and the third halve the resolution."""
+    stages = {}
+    for number, stride in enumerate((1, 2, 2), 1):
+        first = block(widths[number - 1], widths[number], stride)
+        rest = [block(widths[number], widths[number], 1) for _ in range(blocks - 1)]
+        stages[f"layer{number}"] = nn.Sequential(first, *rest)
+    return stages

@@ -1,14 +1,19 @@
-"""A model together with the inner layers whose features are wanted."""
+"""Models run with taps on inner layers, once more with other parameters, or cut at a tap for another head."""
 
+from __future__ import annotations
+
+import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from lit_kd.models.build import last_linear
-from lit_kd.types import PENULTIMATE, Inputs, Outputs, read_logits, run_model
+from lit_kd.types import PENULTIMATE, Inputs, Outputs, full, read_logits, run_model
 
 
 class Tapped:
@@ -67,3 +72,129 @@ def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> Removabl
         features[tap] = output
 
     return layer.register_forward_hook(after)
+
+
+class Replay:
+    """Keeps a network's buffers and the random numbers just before a pass, so that the pass can be repeated."""
+
+    def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
+        self.model = model
+        self.taps = tuple(taps)
+        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self._random = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.gpus)]
+
+    @property
+    def gpus(self) -> list[torch.device]:
+        """The network's GPU, if it is on one."""
+        device = next(self.model.parameters()).device
+        return [device] if device.type == "cuda" else []
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable ones, detached, in at least float32, as bfloat16 cannot hold a small change of them."""
+        return {name: full(p.detach()) for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def __call__(self, x: Inputs, changed: Mapping[str, Tensor] | None = None) -> Outputs:
+        """Repeat the pass on copies of the buffers, with the same random numbers, in at least float32.
+
+        `changed` replaces some of the parameters by name; if they are float64, so is the pass.
+        """
+        changed = dict(changed or {})
+        double = any(value.dtype == torch.float64 for value in changed.values())
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.double() if double and tensor.is_floating_point() else full(tensor)
+
+        own = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        copies = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        values = {name: cast(value) for name, value in (copies | own | changed).items()}
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.model, values, args, kwargs)
+
+        gpus = self.gpus
+        with torch.random.fork_rng(gpus), torch.autocast(next(iter(own.values())).device.type, enabled=False):
+            torch.set_rng_state(self._random[0])
+            for gpu, state in zip(gpus, self._random[1:], strict=True):
+                torch.cuda.set_rng_state(state, gpu)
+            inputs = {k: cast(v) for k, v in x.items()} if isinstance(x, Mapping) else cast(x)
+            return Tapped(self.model, self.taps)(inputs, call)
+
+
+class Composite(nn.Module):
+    """Runs a body up to a tapped layer, projects the features and classifies them with another network's head.
+
+    Args:
+        body: The network; `build` freezes its own last linear layer.
+        tap: The layer, see `Tapped`; it gives vectors (d,) or maps (c, h, w) per sample.
+    """
+
+    projector: nn.Sequential
+    head: nn.Linear
+
+    def __init__(self, body: nn.Module, tap: str) -> None:
+        super().__init__()
+        self.body = body
+        self.tap = tap
+        self._tapped = Tapped(body, (tap,))
+        self._shapes: list[list[int]] = []
+
+    def build(
+        self, student_features: Sequence[int], teacher_features: Sequence[int], head: nn.Linear | tuple[int, int]
+    ) -> None:
+        """Make the projector and a frozen copy of the head, a layer or its number of inputs and outputs.
+
+        Maps go through three convolutions with BatchNorm and ReLU [code], pooled first if larger than the teacher's;
+        vectors through two linear layers with a ReLU between them [ours].
+        """
+        given, wanted = tuple(student_features), tuple(teacher_features)
+        head = copy.deepcopy(head) if isinstance(head, nn.Linear) else nn.Linear(*head)
+        if len(given) != len(wanted) or len(given) not in (1, 3) or head.in_features != wanted[0]:
+            raise ValueError(
+                "expected features of student and teacher that are both (d,) or both (c, h, w), and a head for the "
+                f"teacher's; found {given} and {wanted}, and a head of {head.in_features} inputs"
+            )
+        self._shapes = [list(given), list(wanted)]
+        middle = max(1, wanted[0] // 2)
+        layers: list[nn.Module] = []
+        if len(given) == 3:
+            size = min(given[1], wanted[1]), min(given[2], wanted[2])
+            layers += [nn.AdaptiveAvgPool2d(size)] if size != given[1:] else []
+            layers += [*_conv(given[0], middle, 1), *_conv(middle, middle, 3), *_conv(middle, wanted[0], 1)]
+        else:
+            # no last ReLU, which could not reach negative features
+            layers += [nn.Linear(given[0], wanted[0]), nn.ReLU(), nn.Linear(wanted[0], wanted[0])]
+        self.projector = nn.Sequential(*layers)
+        self.head = head.requires_grad_(False)  # after the projector: it is the last linear layer
+        last_linear(self.body)[1].requires_grad_(False)  # nothing reads its outputs
+
+    @property
+    def built(self) -> bool:
+        """Whether there are a projector and a head."""
+        return bool(self._shapes)
+
+    def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
+        """The logits ``(B, K)`` for one tensor, or for a mapping that is passed as keywords."""
+        if not self.built:
+            raise ValueError("expected a student whose projector is built, found none: train it, or load a checkpoint")
+        features: Tensor = self.projector(self._tapped(x[0] if x else named).features[self.tap])
+        logits: Tensor = self.head(features.mean((2, 3)) if features.dim() == 4 else features)
+        return logits
+
+    def spec(self) -> dict[str, Any]:
+        """The plain values that `from_spec` needs."""
+        student, teacher = self._shapes
+        head = [self.head.in_features, self.head.out_features]
+        return {"tap": self.tap, "student_features": student, "teacher_features": teacher, "head": head}
+
+    @classmethod
+    def from_spec(cls, body: nn.Module, spec: Mapping[str, Any]) -> Composite:
+        """Rebuild a composite around a body, with random weights."""
+        composite = cls(body, spec["tap"])
+        composite.build(spec["student_features"], spec["teacher_features"], (spec["head"][0], spec["head"][1]))
+        return composite
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule
 from lit_kd.distiller import Distiller
-from lit_kd.models.plain import known_names
+from lit_kd.models.checkpoint import known_names
 from lit_kd.report.pictures import as_pictures
 from lit_kd.report.runs import POINTS, SAMPLES, Result
 from lit_kd.report.samples import Suspect, most_distrusted, noise_auc, rows_of, suspects

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule
-from lit_kd.data.rows import Indexed, JoinedRows
+from lit_kd.data.rows import Indexed
 from lit_kd.data.table import SampleTable
 from lit_kd.models.files import write_columns
 from lit_kd.weightings.sample_file import weight_columns
@@ -114,9 +114,8 @@ def noise_auc(
 
 def file_names(data: DataModule) -> list[str] | None:
     """The file of each training sample; ``None`` if the samples are not files."""
-    rows = data.parts.plain
-    rows = rows.first if isinstance(rows, JoinedRows) else rows  # validation rows follow
-    files: Sequence[tuple[str | Path, int]] | None = getattr(getattr(rows, "dataset", None), "samples", None)
+    dataset = getattr(data.parts.source.plain, "dataset", None)
+    files: Sequence[tuple[str | Path, int]] | None = getattr(dataset, "samples", None)
     return None if files is None else [str(files[position][0]) for position in data.parts.positions["train"]]
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from lit_kd.data import UNLABELED
 from lit_kd.distiller import Distiller
+from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import write_whole
-from lit_kd.models.plain import known_names
 from lit_kd.report import charts
 from lit_kd.report.callbacks import run_directory, unused
 from lit_kd.report.pictures import as_pictures, contact_sheet

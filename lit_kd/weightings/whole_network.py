@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lit_kd.data.table import all_sum
-from lit_kd.models.replay import Replay
+from lit_kd.models.taps import Replay
 from lit_kd.trust import exact
 from lit_kd.types import Batch, evaluating
 from lit_kd.weightings.base import index_of

@@ -36,7 +36,7 @@ from turns import Turns, interleave
 
 from lit_kd import ALMKD
 from lit_kd.data.table import SampleTable
-from lit_kd.models.replay import Replay
+from lit_kd.models.taps import Replay
 from lit_kd.trust import exact
 from lit_kd.trust.meta import meta_gradient
 from lit_kd.weightings import Paper, Robust, Rule
