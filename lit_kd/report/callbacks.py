@@ -84,11 +84,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Replaces a local checkpoint at once: either the old or the new one is there.
-
-    Lightning moves the file from the system's temporary folder. Between file systems this is a copy, which a kill or a
-    full disk leaves half done.
-    """
+    """Replaces a local checkpoint at once, where Lightning's copy between file systems may be left half done."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; see `lit_kd.models.files.write_whole`."""
@@ -101,10 +97,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class ResumeAsBefore(Callback):
-    """Refuses to resume with another optimizer or scheduler than the checkpoint's.
-
-    They return with their state, learning rate included: what was asked for would be lost silently.
-    """
+    """Refuses to resume with another optimizer or scheduler, whose options the checkpoint's would replace silently."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the options."""
