@@ -15,7 +15,7 @@ from commands import CONFIGS, QUIET, call, configs, files, read_csv, read_yaml, 
 
 from lit_kd import KD, __version__
 from lit_kd.cli.main import main
-from lit_kd.data import DigitsDataModule
+from lit_kd.data import DigitAttributesDataModule, DigitsDataModule
 
 TINY = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4")
 ONE, TWO = "--trainer.max_epochs=1", "--trainer.max_epochs=2"
@@ -105,6 +105,23 @@ def test_from_fit_to_predictions_without_the_teacher(teacher: Path) -> None:
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)  # the largest of ten
     classes = torch.tensor([int(row["class"]) for row in rows])
     assert float(tested["test/accuracy"]) == pytest.approx((classes == labels).double().mean().item(), abs=1e-6)
+
+
+def test_predictions_of_several_labels() -> None:
+    call("fit", *configs("supervised", "digit_attributes"), *TINY, ONE, "--model.task=multilabel")
+    call("predict", "--config", version(0) / "config.yaml", "--ckpt_path", best(0))
+    call("test", "--config", version(0) / "config.yaml", "--ckpt_path", best(0))
+    [tested] = read_csv(version(2) / "metrics.csv")
+    rows = read_csv(Path("predictions.csv"))
+    assert list(rows[0]) == ["row", *(f"{name}_{c}" for name in ("labels", "probability") for c in range(5))]
+    data = DigitAttributesDataModule(seed=0)
+    data.setup()
+    truth = torch.cat([batch.y for batch in data.test_dataloader()])
+    assert [int(row["row"]) for row in rows] == list(range(len(truth)))
+    labels = torch.tensor([[int(row[f"labels_{c}"]) for c in range(5)] for row in rows])
+    probabilities = torch.tensor([[float(row[f"probability_{c}"]) for c in range(5)] for row in rows])
+    assert torch.equal(labels, (probabilities > 0.5).long())
+    assert float(tested["test/accuracy"]) == pytest.approx((labels == truth).double().mean().item(), abs=1e-6)
 
 
 @pytest.mark.usefixtures("_trained")

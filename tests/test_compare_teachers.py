@@ -16,7 +16,7 @@ from comparison import ALMKD, again, compare
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lit_kd.cli import compare as command
+from lit_kd.cli import training as command
 from lit_kd.cli.recipe import read_recipe
 from lit_kd.data import SpiralDataModule
 from lit_kd.models import load_student
@@ -135,14 +135,14 @@ class TestChain:
     def test_who_comes_after_a_renewed_teacher_is_renewed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder("teacher small") / "result.json").unlink()
         before = files(CHAINED)
-        train = command._train
+        train = command.train
 
         def stopped(job: Job) -> Any:
             if job.method == "All":
                 raise KeyboardInterrupt
             return train(job)
 
-        monkeypatch.setattr(command, "_train", stopped)
+        monkeypatch.setattr(command, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
             compare(CHAIN)
         assert renewed(before) == {"teacher small"}

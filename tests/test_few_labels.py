@@ -33,9 +33,7 @@ from lit_kd.data import (
     MNISTDataModule,
     SpiralDataModule,
 )
-from lit_kd.report.charts import to_png
-from lit_kd.report.samples import noise_auc
-from lit_kd.report.weights import chart_of, draw_histogram, pooled_weights
+from lit_kd.report.charts import noise_auc, to_png, weights_chart
 
 NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.3}
 
@@ -325,7 +323,7 @@ class TestALMKD:
         assert noise_auc(weights[:, 0], np.full(5, -1), noisy & False) is None
         for given in (label, np.full(5, -1)):
             seed = {"weights": weights, "label": given, "noisy": noisy & (given >= 0)}
-            assert len(to_png(chart_of(draw_histogram, *pooled_weights([seed, seed])))) > 1000
+            assert len(to_png(weights_chart([seed, seed]))) > 1000
 
 
 class Looking(KD):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import CONFIGS, files
 
-from lit_kd.cli.configs import find_config, with_paths
+from lit_kd.cli.main import find_config, with_paths
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +39,7 @@ def test_the_wheel_brings_the_configs(tmp_path: Path, monkeypatch: pytest.Monkey
         code = {path.relative_to(ROOT / "lit_kd") for path in (ROOT / "lit_kd").rglob(f"*.{suffix}")}
         assert {path.relative_to(package) for path in package.rglob(f"*.{suffix}")} == code != set()
 
-    script = "from lit_kd.cli.configs import find_config as f; print(f('methods/kd.yaml'), f('digits_pair', 'recipes'))"
+    script = "from lit_kd.cli.main import find_config as f; print(f('methods/kd.yaml'), f('digits_pair', 'recipes'))"
     done = python(script, tmp_path / "installed")
     configs = package / "configs"
     assert done.stdout.split() == [str(configs / "methods/kd.yaml"), str(configs / "recipes/digits_pair.yaml")]

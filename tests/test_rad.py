@@ -19,6 +19,7 @@ from torch.optim import SGD
 from lit_kd import RobustActiveDistillation, Supervised
 from lit_kd.data import DataModule
 from lit_kd.report.evidence import accuracy_by_queries
+from lit_kd.report.runs import read_metrics
 from lit_kd.types import UNLABELED
 
 ROUNDS, BUDGET = 2, 5
@@ -276,6 +277,6 @@ class TestCurves:
             "epoch,step,rad/queries,train/loss,val/accuracy\n0,5,,,0.1\n0,5,0.0,1.2,\n1,9,,,0.2\n1,9,0.0,1.1,\n"
             "2,14,,,0.4\n2,14,5.0,1.0,\n3,18,5.0,1.0,0.3\n"
         )
-        assert accuracy_by_queries(log) == [(0, 0.2), (5, 0.3)]
+        assert accuracy_by_queries(read_metrics(log)) == [(0, 0.2), (5, 0.3)]
         log.write_text("epoch,step,val/accuracy\n0,5,0.1\n")
-        assert accuracy_by_queries(log) == []
+        assert accuracy_by_queries(read_metrics(log)) == []

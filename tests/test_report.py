@@ -17,7 +17,7 @@ from scipy.stats import linregress
 
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
-from lit_kd.report.charts import accuracy_chart, curves_chart, line
+from lit_kd.report.charts import accuracy_chart, confidence_chart, curves_chart
 from lit_kd.report.evidence import evidence
 
 VOID = {"meta", "br", "img", "link"}
@@ -168,7 +168,8 @@ class TestEvidence:
                 assert kept["teacher_log_odds"] == pytest.approx(logit, abs=1e-3)
                 assert kept["student_log_odds"] == pytest.approx(torch.logit(said.gather(1, named)[:, 0]), abs=1e-3)
                 fit = linregress(*(kept[f"{who}_log_odds"].astype(float) for who in ("teacher", "student")))
-                assert line(kept["teacher_log_odds"], kept["student_log_odds"])[0] == pytest.approx(fit.slope, rel=1e-4)
+                x, y = confidence_chart([kept]).axes[0].lines[1].get_data()
+                assert (y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(fit.slope, rel=1e-4)
 
     def test_the_sure_stay_finite_and_several_teachers_are_averaged(self) -> None:
         logits = torch.tensor([[90.0, 0.0, 0.0]])

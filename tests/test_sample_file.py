@@ -324,6 +324,8 @@ class TestCommand:
         [best] = (p for p in (version(0) / "checkpoints").iterdir() if p.name != "last.ckpt")
         run = ("--config", version(0) / "config.yaml", "--ckpt_path", best)
         call("samples", *run, "--output", "samples.csv")
+        call("samples", version(0), "--ckpt_path", best)
+        assert (version(0) / "samples.csv").read_bytes() == Path("samples.csv").read_bytes()
 
         rows = read_csv(Path("samples.csv"))
         saved = torch.load(best, weights_only=True)["sample_table"]["columns"]["weights"]

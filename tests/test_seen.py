@@ -293,7 +293,7 @@ class TestInPython:
 
 
 def test_large_pictures_are_made_small_and_others_are_none() -> None:
-    from lit_kd.report.pictures import as_pictures
+    from lit_kd.report.samples import as_pictures
 
     draw = torch.Generator().manual_seed(0)
     shown = as_pictures(3 * torch.randn(2, 3, 192, 96, generator=draw) - 5)

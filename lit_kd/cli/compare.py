@@ -15,7 +15,7 @@ from jsonargparse.typing import PositiveInt
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lit_kd.cli.configs import find_config
+from lit_kd.cli.main import find_config
 from lit_kd.cli.recipe import check_seeds, merge, read_overrides, read_recipe
 from lit_kd.report.runs import RESULT, Job, Result
 
@@ -31,13 +31,8 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--root", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
     parser.add_argument("--max_epochs", type=PositiveInt, help="shorter trainings, to try a recipe out")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of every training, such as data.init_args.root=DIR; may be repeated. Give the results a --name",
-    )
+    option = "an option of every training, such as data.init_args.root=DIR; may be repeated. Give the results a --name"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=option)
     parser.add_argument("--jobs", type=PositiveInt, help="trainings side by side (default: one a core, one with a GPU)")
     parser.add_argument("--wandb", metavar="PROJECT", help="show each training in this W&B project, grouped by NAME")
     options = parser.parse_args(args)
@@ -51,9 +46,12 @@ def main(args: Sequence[str]) -> None:
         overrides = merge(overrides, {"trainer": {"max_epochs": int(options.max_epochs)}})
     jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
 
-    from lit_kd.cli.training import check, finished
-    from lit_kd.report.comparison import write_report  # heavy, and not needed to find a mistake in the recipe
+    import torch  # heavy, and not needed to find a mistake in the recipe
 
+    from lit_kd.cli.training import check, finished
+    from lit_kd.report.comparison import write_report
+
+    side_by_side = options.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     done: dict[tuple[str, int], Result] = {}
     todo: dict[tuple[str, int], Job] = {}
     for job in jobs:
@@ -72,7 +70,7 @@ def main(args: Sequence[str]) -> None:
         bar = progress.add_task(folder.name, total=len(jobs), completed=len(done))
         for wave in sorted({job.wave for job in todo.values()}):
             now = [job for job in todo.values() if job.wave == wave]
-            for job, result in _train_all(now, options.jobs or _default_jobs()):
+            for job, result in _train_all(now, side_by_side):
                 done[job.method, job.seed] = result
                 progress.advance(bar)
                 told = f"{job.method}, seed {job.seed}: {result['test_accuracy']:.4f} ({result['seconds']:.0f} s)"
@@ -82,31 +80,23 @@ def main(args: Sequence[str]) -> None:
 
 def _train_all(jobs: list[Job], side_by_side: int) -> Iterator[tuple[Job, Result]]:
     """Train jobs, several at a time, each in a process of its own with its share of the cores."""
+    from lit_kd.cli.training import train
+
     if side_by_side == 1:
         for job in jobs:
-            yield job, _train(job)
+            yield job, train(job)
         return
     # a job that runs alone keeps to its share too: with more threads sums round otherwise
     threads = max(1, (os.cpu_count() or 1) // side_by_side)
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(side_by_side, len(jobs)), spawn, _start_worker, (threads,))
     try:
-        running = {pool.submit(_train, job): job for job in jobs}
+        running = {pool.submit(train, job): job for job in jobs}
         for future in as_completed(running):
             yield running[future], future.result()
     finally:
         # trainings that have begun are finished, so that none writes while the command is run again
         pool.shutdown(cancel_futures=True)
-
-
-def _train(job: Job) -> Result:
-    from lit_kd.cli.training import train
-
-    try:
-        return train(job)
-    except Exception as error:
-        error.add_note(f"in the training of {job.method}, seed {job.seed}")
-        raise
 
 
 def _start_worker(threads: int) -> None:
@@ -122,9 +112,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-def _default_jobs() -> int:
-    import torch
-
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

@@ -2,10 +2,11 @@
 
 import difflib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
 
 from lit_kd.version import __version__
 
@@ -17,7 +18,7 @@ Distil a student when labels or teacher cannot be trusted.
   predict CHECKPOINT IMAGES           classify a directory of images, into a csv file
   compare RECIPE                      train a recipe's methods side by side
   inspect RUN                         rank training samples by learned distrust
-  samples                             write what a run learned about each training sample
+  samples RUN                         write what a run learned about each training sample
   export CHECKPOINT --format FORMAT   write the student alone, for ONNX, torch.export or safetensors
 
 lit-kd COMMAND --help tells the options, lit-kd fit --model.help KD those of a method, lit-kd --version the version.
@@ -26,7 +27,7 @@ TRACEBACK = "LIT_KD_TRACEBACK"
 LIGHTNING = ("fit", "validate", "test", "predict")
 OURS = {
     "compare": "lit_kd.cli.compare:main",
-    "export": "lit_kd.cli.export:main",
+    "export": "lit_kd.cli.students:export",
     "inspect": "lit_kd.cli.samples:inspect",
     "samples": "lit_kd.cli.samples:samples",
 }
@@ -57,21 +58,54 @@ def _run(args: list[str] | None) -> None:
     elif command in ("--help", "-h"):
         print(HELP, end="")
     elif command == "predict" and line[1:] and not line[1].startswith("-"):
-        _load("lit_kd.cli.predict:main")(line[1:])
+        resolve_name("lit_kd.cli.students:predict")(line[1:])
     elif command in OURS:
-        _load(OURS[command])(line[1:])
+        resolve_name(OURS[command])(line[1:])
     elif command in LIGHTNING or command.startswith("-"):
-        line = _load("lit_kd.cli.configs:with_paths")(line)
+        line = with_paths(line)
         if args is None:  # Lightning reads them itself, and starts other processes with them
             sys.argv[1:] = line
-        _load("lit_kd.cli.lightning:run")(None if args is None else line)
+        resolve_name("lit_kd.cli.lightning:run")(None if args is None else line)
     else:
         near = difflib.get_close_matches(command, [*LIGHTNING, *OURS], n=1)
         hint = f"did you mean {near[0]}?" if near else "lit-kd --help lists them"
         raise ValueError(f"expected a command, found {command}: {hint}")
 
 
-def _load(path: str) -> Callable[[list[str] | None], Any]:
-    module, _, name = path.partition(":")
-    function: Callable[[list[str] | None], Any] = getattr(import_module(module), name)
-    return function
+def find_config(name: str | Path, *kinds: str) -> Path:
+    """A config file: the path itself if it exists, else one that comes with this package, as ``methods/kd.yaml``.
+
+    Of a shipped one ``configs/``, ``.yaml`` and the folders `kinds` may be left out. If there is none, a
+    FileNotFoundError names similar ones.
+    """
+    installed = Path(__file__).parents[1] / "configs"
+    shipped = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"  # of the repository
+    path = Path(os.path.expanduser(name))  # Path's own fails for an unknown user
+    if path.is_file():
+        return path
+    short = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    known = {file.relative_to(shipped).with_suffix("").as_posix(): file for file in sorted(shipped.glob("*/*.yaml"))}
+    wanted = short.as_posix().removesuffix(".yaml")
+    for each in (wanted, *(f"{kind}/{wanted}" for kind in kinds)):
+        if each in known:
+            return known[each]
+    near = difflib.get_close_matches(path.stem, {file.stem for file in known.values()}, n=3)
+    names = [f"{each}.yaml" for each, file in known.items() if file.stem in near or not near]
+    hint = f"; did you mean {', '.join(names)}?" if near else f", or one that comes with lit_kd: {', '.join(names)}"
+    raise FileNotFoundError(f"no config at {name}: expected a YAML file{hint}")
+
+
+def with_paths(line: Sequence[str]) -> list[str]:
+    """A command line with the paths of configs in place of their names; YAML in place of a path stays as it is."""
+    found = list(line)
+    for place, word in enumerate(line):
+        if word.startswith("--config="):
+            found[place] = f"--config={_path(word.removeprefix('--config='))}"
+        elif word in ("--config", "-c") and place + 1 < len(line):
+            found[place + 1] = _path(line[place + 1])
+    return found
+
+
+def _path(value: str) -> str:
+    is_name = re.fullmatch(r"[^\s:{}]+", value)
+    return str(find_config(value, "methods", "data")) if is_name else value

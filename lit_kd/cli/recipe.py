@@ -84,10 +84,7 @@ def _mapping(content: Any, keys: set[str], where: str) -> Config:
 
 
 def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: bool, where: str) -> tuple[str, ...]:
-    """The rows of the teachers that a training learns from: those asked for, else all that are known.
-
-    A training that is itself a teacher learns from nobody unasked.
-    """
+    """The rows of the teachers that a training learns from: those asked for, else all known; a teacher from none."""
     model = config.get("model", {})
     if "class_path" not in model:
         raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
@@ -103,12 +100,7 @@ def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: 
 
 
 def read_overrides(options: Sequence[str]) -> Config:
-    """Options of every training from the command line: ``KEY=VALUE``, the key with dots, the value in YAML.
-
-    Examples:
-        >>> read_overrides(["data.init_args.labeled=50", "trainer.max_epochs=3"])
-        {'data': {'init_args': {'labeled': 50}}, 'trainer': {'max_epochs': 3}}
-    """
+    """Options of every training: ``KEY=VALUE``, the key such as ``data.init_args.labeled``, the value in YAML."""
     overrides = dict_to_namespace({})
     for option in options:
         key, equals, value = option.partition("=")
@@ -129,12 +121,7 @@ def check_seeds(seeds: Any, where: str) -> list[int]:
 
 
 def merge(base: Config, own: Config) -> Config:
-    """Nested mappings merged; where both have a value, ``own`` counts.
-
-    Examples:
-        >>> merge({"a": {"x": 1, "y": 1}}, {"a": {"y": 2}})
-        {'a': {'x': 1, 'y': 2}}
-    """
+    """Nested mappings merged; where both have a value, ``own`` counts."""
     merged = copy.deepcopy(base)
     for key, value in own.items():
         old = merged.get(key)

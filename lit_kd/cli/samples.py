@@ -18,12 +18,12 @@ from lit_kd.data.table import SampleTable
 from lit_kd.models import load_student
 from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import check_new, check_unused, read_yaml, write_columns, write_whole
-from lit_kd.report.pictures import as_pictures, contact_sheet
 from lit_kd.report.samples import (
     any_distrusted,
+    as_pictures,
+    contact_sheet,
     file_names,
     most_distrusted,
-    rows_of,
     sample_columns,
     suspects,
     write_samples,
@@ -34,16 +34,8 @@ from lit_kd.weightings.sample_file import read_table
 
 def samples(args: Sequence[str]) -> None:
     """Run ``lit-kd samples`` with the command line after it; it needs no teacher."""
-    parser = argparse.ArgumentParser(
-        "lit-kd samples",
-        description="Write what a run learned about each training sample, trusted rows left out.",
-    )
-    parser.add_argument("--config", type=Path, required=True, help="the run's config.yaml, which tells its data")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint of the run")
-    parser.add_argument("--output", type=Path, required=True, help="a .csv or .parquet file")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-    options = parser.parse_args(args)
-    check_new(options.output, options.overwrite)
+    parser = _parser("samples", "Write what a run learned about each training sample, trusted rows left out.")
+    options = _parse(parser, args)
     table, data = read_run(options.config, options.ckpt_path)
     write_samples(options.output, table, data, options.overwrite)
     print(f"{data.train_size} samples written to {options.output}")
@@ -51,29 +43,18 @@ def samples(args: Sequence[str]) -> None:
 
 def inspect(args: Sequence[str]) -> None:
     """Run ``lit-kd inspect`` with the command line after it; it needs no teacher."""
-    parser = argparse.ArgumentParser(
-        "lit-kd inspect",
-        description="Find mislabelled data: rank a run's training samples by how little their labels are believed. "
+    parser = _parser(
+        "inspect",
+        "Find mislabelled data: rank a run's training samples by how little their labels are believed. "
         "Writes a table, and a contact sheet of the most distrusted ones where they are pictures.",
     )
-    parser.add_argument("run", type=Path, nargs="?", help="the run's directory: its config.yaml, and last or best.ckpt")
-    parser.add_argument("--config", type=Path, help="the run's config.yaml, if it is not in the directory")
-    parser.add_argument("--ckpt_path", type=Path, help="a checkpoint of the run, likewise")
-    parser.add_argument("--output", type=Path, help="a .csv or .parquet file (default: inspect.csv in the directory)")
-    parser.add_argument(
-        "--samples", type=PositiveInt, default=48, help="how many the contact sheet shows (default: 48)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    options = parser.parse_args(args)
-    if options.run is None and None in (options.config, options.ckpt_path, options.output):
-        parser.error("expected a run's directory, or --config, --ckpt_path and --output")
-    output = options.output or options.run / "inspect.csv"
+    shown = "how many the contact sheet shows (default: 48)"
+    parser.add_argument("--samples", type=PositiveInt, default=48, help=shown)
+    options = _parse(parser, args)
+    output, checkpoint = options.output, options.ckpt_path
     sheet = output.with_suffix(".png")
-    check_new(output, options.overwrite)
     check_unused(sheet, options.overwrite)
-    config = options.config or find_config(options.run)
-    checkpoint = options.ckpt_path or find_checkpoint(config, options.run)
-    table, data = read_run(config, checkpoint)
+    table, data = read_run(options.config, checkpoint)
     index = most_distrusted(table, data)
     if not len(index):
         raise ValueError(f"{checkpoint}: expected training samples with a label, found none")
@@ -92,7 +73,7 @@ def inspect(args: Sequence[str]) -> None:
     write_columns(output, columns, options.overwrite)
     print(f"{len(found)} training samples, the most distrusted first, written to {output}")
 
-    first = rows_of(data, index[: options.samples])
+    first = data.parts.plain_rows(index[: options.samples])
     pictures = as_pictures(first.rows.fetch(first.positions.tolist()))
     if pictures is None:
         print("no contact sheet: the samples are no pictures (1 or 3 channels, height and width)")
@@ -101,6 +82,29 @@ def inspect(args: Sequence[str]) -> None:
     title = f"{len(pictures)} of {len(found)} training samples, {order}"
     write_whole(sheet, contact_sheet(pictures, found[: len(pictures)], names, title))
     print(f"the first {len(pictures)} are shown in {sheet}")
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The options of both commands."""
+    parser = argparse.ArgumentParser(f"lit-kd {command}", description=description)
+    parser.add_argument("run", type=Path, nargs="?", help="the run's directory: its config.yaml, and last or best.ckpt")
+    parser.add_argument("--config", type=Path, help="the run's config.yaml, if it is not in the directory")
+    parser.add_argument("--ckpt_path", type=Path, help="a checkpoint of the run, likewise")
+    parser.add_argument("--output", type=Path, help=f".csv or .parquet file (default: {command}.csv in the directory)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.Namespace:
+    """The options, with the files that are not given."""
+    options = parser.parse_args(args)
+    if options.run is None and None in (options.config, options.ckpt_path, options.output):
+        parser.error("expected a run's directory, or --config, --ckpt_path and --output")
+    options.output = options.output or options.run / f"{parser.prog.split()[-1]}.csv"
+    check_new(options.output, options.overwrite)
+    options.config = options.config or find_config(options.run)
+    options.ckpt_path = options.ckpt_path or find_checkpoint(options.config, options.run)
+    return options
 
 
 def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:
@@ -151,10 +155,9 @@ def find_checkpoint(config: Path, run: Path | None) -> Path:
 def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
     """The student's logits for training samples that are not augmented, ``(n, C)``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student, rows, logits = load_student(checkpoint).to(device), rows_of(data, index), []
+    student, rows, logits = load_student(checkpoint).to(device), data.parts.plain_rows(index), []
     with torch.no_grad():
-        for first in track(range(0, len(index), data.batch_size), "predicting", transient=True):
-            batch = rows.__getitems__(list(range(first, min(first + data.batch_size, len(index)))))
-            x = move_data_to_device(batch.x, device)
+        for items in track(torch.split(torch.arange(len(index)), data.batch_size), "predicting", transient=True):
+            x = move_data_to_device(rows.__getitems__(items.tolist()).x, device)
             logits.append(logits_of(student, x).float().cpu())
     return torch.cat(logits)

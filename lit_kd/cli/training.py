@@ -4,13 +4,13 @@ import difflib
 import json
 import logging
 import shutil
+import sys
 import time
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -19,7 +19,7 @@ from lit_kd.cli.lightning import Cli, make_cli
 from lit_kd.cli.recipe import merge
 from lit_kd.models.files import read_yaml, write_whole
 from lit_kd.report.evidence import KeepEvidence, accuracy_by_queries, keep_points, keep_samples
-from lit_kd.report.runs import EVIDENCE, RESULT, Config, Job, Result
+from lit_kd.report.runs import EVIDENCE, RESULT, Config, Job, Result, read_metrics
 from lit_kd.report.samples import learned
 from lit_kd.version import __version__
 
@@ -62,6 +62,17 @@ def finished(job: Job) -> Result | None:
 
 def train(job: Job) -> Result:
     """Train, test at the best and the last epoch, and write the result; what an interrupted try left is removed."""
+    try:
+        return _train(job)
+    except Exception as error:
+        error.add_note(f"in the training of {job.method}, seed {job.seed}")
+        raise
+    finally:
+        if "wandb" in sys.modules:  # the next run in this process is another one
+            sys.modules["wandb"].finish()
+
+
+def _train(job: Job) -> Result:
     _be_quiet()
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
@@ -69,23 +80,17 @@ def train(job: Job) -> Result:
     kept = KeepEvidence()
     config = merge(_surroundings(job.folder), job.config)
     cli = make_cli(config, run=False, save_config_callback=None, trainer_defaults={"callbacks": [kept]})
-    trainer = cli.trainer
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if job.project is not None:
-        trainer.loggers = [*trainer.loggers, _wandb_logger(job)]
-    try:
-        return _train(job, trainer, cli.model, cli.datamodule, kept)
-    finally:  # the next run in this process is another one
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
-
-
-def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence) -> Result:
+        about: dict[str, Any] = {"group": job.folder.parents[1].name, "settings": {"silent": True}}
+        shown = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **about)
+        shown.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
+        trainer.loggers = [*trainer.loggers, shown]
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
     result: Result = {"method": job.method, "seed": job.seed, "lit_kd": __version__}
-    asked = accuracy_by_queries(Path(trainer.log_dir or "") / "metrics.csv")
+    asked = accuracy_by_queries(read_metrics(Path(trainer.log_dir or "") / "metrics.csv"))
     if asked:
         result["accuracy_by_queries"] = asked
     last = _test(trainer, model, data)
@@ -103,19 +108,12 @@ def _train(job: Job, trainer: Trainer, model: Any, data: Any, kept: KeepEvidence
         "teacher_agreement": best.get("test/teacher_agreement"),
         "seconds": round(seconds, 2),
     }
-    np.savez_compressed(job.folder / EVIDENCE, **kept.kept)
+    kept.save(job.folder / EVIDENCE)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(result)
     write_whole(job.folder / RESULT, json.dumps(result, indent=1))
     return result
-
-
-def _wandb_logger(job: Job) -> WandbLogger:
-    run: dict[str, Any] = {"group": job.folder.parents[1].name, "settings": {"silent": True}}
-    logger = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **run)
-    logger.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
-    return logger
 
 
 def _be_quiet() -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lit_kd.data.labels import Labels, Matrix, Positions, corrupt, count_rows, has_label, keep_labels, stratified_split
 from lit_kd.data.rows import Indexed, Rows, joined

@@ -20,10 +20,10 @@ from lit_kd.models.files import write_columns, write_whole
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes row, class and probability into ``predictions.csv`` in the trainer's default_root_dir.
+    """Writes rows and what the task predicts of them into ``predictions.csv`` in the trainer's default_root_dir.
 
-    Each of several processes writes its own rows into ``predictions-RANK.csv``. Where such a file exists, the new one
-    gets a number.
+    Of one class a sample: ``class`` and ``probability``; of several labels: ``labels_0``, ..., ``probability_0``, ...
+    Each of several processes has a file, ``predictions-RANK.csv``. Where a file exists, the new one gets a number.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,12 @@ class WritePredictions(BasePredictionWriter):
         """Write what the epoch predicted."""
         stem = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
         path = unused(Path(trainer.default_root_dir) / f"{stem}.csv")
-        columns = {
-            "row": [row for loader in batch_indices for batch in loader for row in batch],
-            "class": [c for batch in predictions for c in batch["class"].tolist()],
-            "probability": [f"{p:.6f}" for batch in predictions for p in batch["probability"].tolist()],
-        }
+        columns = {"row": [row for loader in batch_indices for batch in loader for row in batch]}
+        for name in predictions[0] if predictions else ():
+            values = torch.cat([batch[name] for batch in predictions])
+            parts = {name: values} if values.dim() == 1 else {f"{name}_{c}": part for c, part in enumerate(values.T)}
+            for key, part in parts.items():
+                columns[key] = [f"{value:.6f}" if part.is_floating_point() else value for value in part.tolist()]
         write_columns(path, columns)
         rank_zero_info(f"predictions written to {path}")
 
@@ -83,11 +84,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Replaces a local checkpoint at once: either the old or the new one is there.
-
-    Lightning moves the file from the system's temporary folder. Between file systems this is a copy, which a kill or a
-    full disk leaves half done.
-    """
+    """Replaces a local checkpoint at once, where Lightning's copy between file systems may be left half done."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; see `lit_kd.models.files.write_whole`."""
@@ -100,10 +97,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class ResumeAsBefore(Callback):
-    """Refuses to resume with another optimizer or scheduler than the checkpoint's.
-
-    They return with their state, learning rate included: what was asked for would be lost silently.
-    """
+    """Refuses to resume with another optimizer or scheduler, whose options the checkpoint's would replace silently."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the options."""

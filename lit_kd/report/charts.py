@@ -1,7 +1,4 @@
-"""Charts of a run and of a comparison.
-
-Each function returns a figure in the style that `matplotlib.rc_context` sets: `STYLE` for files, `PAGE` for the page.
-"""
+"""Charts of a run and of a comparison, in the style that is set around them: `STYLE` for files, `PAGE` for the page."""
 
 import html
 import io
@@ -18,6 +15,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from lit_kd.data import UNLABELED
 
 RIGHT, WRONG, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
 _INK = "#010203"
@@ -39,6 +39,10 @@ BINS = 10
 DOTS = 400
 """Points of a scatter plot; more would only make the page large."""
 _TICKS = {0.0001: "0.01", 0.01: "1", 0.1: "10", 0.5: "50", 0.9: "90", 0.99: "99", 0.9999: "99.99", 0.999999: "99.9999"}
+KINDS = {"right": (RIGHT, "label is right"), "wrong": (WRONG, "label is wrong"), "all": (RIGHT, "all labels")}
+"""Colour and name of training samples by what is known of their label."""
+MOST_NUMBERS = 20
+"""With more classes, the cells of `teachers_chart` are too narrow for numbers."""
 Arrays = Mapping[str, npt.NDArray[Any]]
 Curve = Sequence[tuple[int, float]]
 """Pairs of a place on the x axis and a fraction."""
@@ -62,12 +66,7 @@ def to_svg(figure: Figure, description: str) -> Markup:
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """The mean and, of several values, the standard deviation.
-
-    Examples:
-        >>> mean_and_deviation([1.0, 3.0], 1), mean_and_deviation([2.0], 1), mean_and_deviation([], 1)
-        ('2.0 ± 1.4', '2.0', '')
-    """
+    """The mean and, of several values, the standard deviation; of none an empty text."""
     if not values:
         return ""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
@@ -148,7 +147,7 @@ def reliability_chart(seeds: Sequence[Arrays]) -> Figure:
 def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
     """The student's log-odds of the teacher's class against the teacher's own, from the evidence of all seeds."""
     x, y = (np.concatenate([seed[f"{who}_log_odds"] for seed in seeds]) for who in ("teacher", "student"))
-    slope, intercept = line(x, y)
+    slope, intercept = np.polyfit(x.astype(float), y, 1)
     shown = np.random.default_rng(0).permutation(len(x))[:DOTS]
     ends = np.array([x[shown].min(), x[shown].max()])
     labels = {"xlabel": "teacher: how sure of its class, %", "ylabel": "student of the same class, %"}
@@ -163,7 +162,95 @@ def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
     return figure
 
 
-def line(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line."""
-    slope, intercept = np.polyfit(x.astype(float), y, 1)
-    return float(slope), float(intercept)
+def draw_histogram(axes: Axes, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> None:
+    """How the label weights of right and of wrong labels are distributed, ``(N,)`` each."""
+    bins = np.linspace(0.0, weights.max(initial=1.0), 41).tolist()
+    for kind, mask in {"right" if wrong.any() else "all": ~wrong, "wrong": wrong}.items():
+        if mask.any():
+            color, name = KINDS[kind]
+            share = np.full(int(mask.sum()), 100 / int(mask.sum()))
+            axes.hist(weights[mask], bins=bins, weights=share, color=color, alpha=0.65, label=f"{name} ({share.size})")
+    axes.set(xlabel="learned weight of the label", ylabel="samples of the kind, %")
+    axes.margins(y=0.35)  # room for the legend, above all bars
+    if len(weights):
+        axes.legend(frameon=False, loc="upper center")
+
+
+def draw_course(axes: Axes, epochs: Sequence[int], means: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """The label weight by epoch and kind of label (see `KINDS`): the mean and the range of the seeds' means."""
+    for kind, seeds in means.items():
+        values = np.array(seeds)
+        color, name = KINDS[kind]
+        axes.plot(epochs, values.mean(0), ".-", color=color, label=name, ms=4)
+        axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="epoch", ylabel="mean weight of the label")
+    axes.legend(frameon=False)
+
+
+def weights_chart(seeds: Sequence[Arrays], title: str = "") -> Figure:
+    """The label weights of the labeled samples of all seeds together; wider with a title."""
+    weights = np.concatenate([seed["weights"][seed["label"] != UNLABELED, 0] for seed in seeds])
+    noisy = np.concatenate([seed["noisy"][seed["label"] != UNLABELED] for seed in seeds])
+    figure, axes = new_chart((7.5, 3.0) if title else (WIDE, 2.8), title=title)
+    draw_histogram(axes, weights, noisy)
+    return figure
+
+
+def noise_auc(
+    weights: npt.NDArray[np.float32], label: npt.NDArray[np.int64], noisy: npt.NDArray[np.bool_]
+) -> float | None:
+    """The AUC of a low weight of the label as a sign of a wrong (noisy) one; ``None`` if all or none are wrong."""
+    known = label != UNLABELED
+    if not noisy.any() or noisy[known].all():
+        return None
+    return round(float(roc_auc_score(noisy[known], -weights[known])), 6)
+
+
+def wrong_labels(seeds: Sequence[Arrays], digits: int) -> str:
+    """How well the wrong labels were found, in words; the AUC with so many digits."""
+    areas = [noise_auc(seed["weights"][:, 0], seed["label"], seed["noisy"]) for seed in seeds]
+    known = [area for area in areas if area is not None]
+    if known:
+        return f"finds wrong labels with AUC {mean_and_deviation(known, digits)}"
+    if any(seed["noisy"].any() for seed in seeds):
+        return "every label is wrong"
+    return "no label is wrong" if knows_wrong(seeds) else "which labels are wrong is not known"
+
+
+def knows_wrong(seeds: Sequence[Arrays]) -> bool:
+    """Whether it is known which labels are wrong; shown samples keep their true class if it is known."""
+    return any(seed["noisy"].any() or ("shown_true" in seed and seed["shown_true"].max() >= 0) for seed in seeds)
+
+
+def teachers_chart(method: str, teachers: Sequence[str], seeds: Sequence[Arrays]) -> Figure:
+    """By true class, how often label and teachers are right, and below it how much a method listens to each of them."""
+    true, weights = (np.concatenate([seed[name] for seed in seeds]) for name in ("true", "weights"))
+    said = np.concatenate([np.column_stack([seed["label"], seed["teachers"]]) for seed in seeds])
+    classes = np.unique(true[true >= 0])
+    right, listens = (
+        np.stack([values[true == c].mean(0) for c in classes], axis=1) for values in (said == true[:, None], weights)
+    )
+    figure = Figure(figsize=(7.5, 1.8 + 0.6 * len(right)), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    _draw_cells(top, 100 * right, 100.0, "{:.0f}", "who is right: share of the training samples of a class, %")
+    _draw_cells(bottom, listens, float(listens.max()), "{:.2f}", "who is listened to: mean learned weight")
+    for axes in (top, bottom):
+        axes.set_yticks(range(len(right)), ["label", *teachers])
+    if len(classes) <= MOST_NUMBERS:
+        bottom.set_xticks(range(len(classes)), [str(c) for c in classes])
+    bottom.set_xlabel("true class")
+    figure.suptitle(method, fontsize=9)
+    return figure
+
+
+def _draw_cells(axes: Axes, values: npt.NDArray[Any], top: float, form: str, title: str) -> None:
+    """A row for the label and each teacher, a column for each class; the darker, the more."""
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if values.shape[1] <= MOST_NUMBERS:
+        for (row, column), value in np.ndenumerate(values):
+            color = "white" if value > 0.6 * top else "black"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=color, fontsize=8)

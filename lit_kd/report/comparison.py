@@ -1,22 +1,28 @@
 """The results of a comparison: a csv file, tables, pictures and the page."""
 
-import csv
-import io
+import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from lit_kd.models.files import write_whole
-from lit_kd.report.charts import STYLE, accuracy_chart, curves_chart, mean_and_deviation, to_png
+from lit_kd.models import load_student
+from lit_kd.models.files import write_columns, write_whole
+from lit_kd.report import charts
+from lit_kd.report.charts import Arrays
 from lit_kd.report.page import write_page
-from lit_kd.report.regions import regions_chart
-from lit_kd.report.runs import SAMPLES, Job, Result, slug
-from lit_kd.report.weights import chart_of, draw_histogram, pooled_weights, teachers_chart, wrong_labels
+from lit_kd.report.runs import POINTS, SAMPLES, TEACHER, Job, Result, slug
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
@@ -29,6 +35,11 @@ _HEADS = {
     "picks_right": ("picks right", 100.0, 1),
     "seconds": ("time, s", 1.0, 0),
 }
+Box = tuple[float, float, float, float]  # left, right, bottom, top
+SHOWN = 800
+"""Training points drawn; more would hide the regions."""
+GRID = 300
+"""Cells of the background in each direction."""
 
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
@@ -38,12 +49,9 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for methods that query the teacher.
     """
     results = [result for _, result in done]
-    columns = COLUMNS + [name for name in OPTIONAL if any(name in result for result in results)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(results)
-    write_whole(folder / "results.csv", text.getvalue())
+    names = COLUMNS + [name for name in OPTIONAL if any(name in result for result in results)]
+    columns = {name: [result.get(name) for result in results] for name in names}
+    write_columns(folder / "results.csv", columns, overwrite=True)
 
     by_method: dict[str, list[Result]] = {}
     for job, result in done:
@@ -53,7 +61,7 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     named = [[re.sub(r"([\\*_<`])", r"\\\1", name), *cells] for name, *cells in rows]  # a name is no markup
     table = "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *named])
     write_whole(folder / "table.md", table)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(charts.STYLE):
         more = _draw(folder, done, by_method, teachers)
     write_page(folder / "report.html", done, (head, rows), more)
     console = Console()
@@ -69,13 +77,15 @@ def _draw(
 ) -> dict[str, Path]:
     """Draw all pictures; return those that the page shows too, by caption."""
     accuracies = {method: [result["test_accuracy"] for result in each] for method, each in by_method.items()}
-    figures = {"accuracy.png": accuracy_chart(accuracies, teachers)}
+    figures = {"accuracy.png": charts.accuracy_chart(accuracies, teachers)}
     shown: dict[str, Path] = {}
-    asked = {m: [r["accuracy_by_queries"] for r in rs if "accuracy_by_queries" in r] for m, rs in by_method.items()}
-    asked = {method: curves for method, curves in asked.items() if curves}
+    asked: dict[str, list[charts.Curve]] = {}
+    for job, result in done:
+        if "accuracy_by_queries" in result:
+            asked.setdefault(job.method, []).append(result["accuracy_by_queries"])
     if asked:
         x, y = "rows that the teacher was asked about", "validation accuracy, %"
-        figures["queries.png"] = curves_chart(asked, x, y, width=7.5)
+        figures["queries.png"] = charts.curves_chart(asked, x, y, width=7.5)
         shown["Accuracy against questions to the teacher"] = folder / "queries.png"
     regions = regions_chart(done)
     if regions is not None:
@@ -86,13 +96,13 @@ def _draw(
         if not all((job.folder / SAMPLES).is_file() for job in jobs):
             continue
         seeds, name = [np.load(job.folder / SAMPLES) for job in jobs], f"{slug(method)}.png"
-        title = f"{method}: {wrong_labels(seeds, 3)}"
-        figures[f"weights-{name}"] = chart_of(draw_histogram, *pooled_weights(seeds), title=title)
+        title = f"{method}: {charts.wrong_labels(seeds, 3)}"
+        figures[f"weights-{name}"] = charts.weights_chart(seeds, title)
         if len(jobs[0].teachers) > 1:
-            figures[f"teachers-{name}"] = teachers_chart(method, jobs[0].teachers, seeds)
+            figures[f"teachers-{name}"] = charts.teachers_chart(method, jobs[0].teachers, seeds)
             shown[f"{method}: which teacher is right, and which is listened to"] = folder / f"teachers-{name}"
     for name, figure in figures.items():
-        write_whole(folder / name, to_png(figure))
+        write_whole(folder / name, charts.to_png(figure))
     return shown
 
 
@@ -103,10 +113,87 @@ def summary(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[li
     for name, (_, factor, digits) in heads.items():
         for method, results in by_method.items():
             values = [factor * result[name] for result in results if result.get(name) is not None]
-            rows[method].append(mean_and_deviation(values, digits))
+            rows[method].append(charts.mean_and_deviation(values, digits))
         students = [row for method, row in rows.items() if method not in teachers]
         if name.startswith("test_accuracy") and students:
             means = [float(row[-1].split()[0]) for row in students]  # as printed: all that equal the best are
             for row, found in zip(students, means, strict=True):
                 row[-1] = f"**{row[-1]}**" if found == max(means) else row[-1]
     return ["method", *(head for head, _, _ in heads.values())], list(rows.values())
+
+
+def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
+    """Decision regions of the first seed, side by side; ``None`` if the inputs are not points of the plane.
+
+    Panels: the teacher, the KD student with the best mean test accuracy, and each student with learned weights, whose
+    training points show the weight of their label.
+    """
+    seed = done[0][0].seed
+    kd = dict.fromkeys(job.method for job, _ in done if job.config["model"]["class_path"].split(".")[-1] == "KD")
+    best = max(kd, key=lambda name: mean(r["test_accuracy"] for job, r in done if job.method == name), default=None)
+    shown = [
+        (job, result)
+        for job, result in done
+        if job.seed == seed
+        and (job.folder / POINTS).is_file()
+        and (job.method in (TEACHER, best) or (job.folder / SAMPLES).is_file())
+    ]
+    if not shown:
+        return None
+    points: list[Arrays] = [np.load(job.folder / POINTS) for job, _ in shown]
+    files = [job.folder / SAMPLES for job, _ in shown]
+    weights = [np.load(file)["weights"][:, 0] if file.is_file() else None for file in files]
+    top = max([1.0, *(float(weight.max()) for weight in weights if weight is not None)])
+    every = np.concatenate([each["x"] for each in points])
+    room = 0.04 * np.ptp(every, axis=0)
+    (left, bottom), (right, upper) = (every.min(0) - room).tolist(), (every.max(0) + room).tolist()
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(3.6 * columns + 0.8, 3.6 * rows + 0.6), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    dots = None
+    for axes, (job, result), each, weight in zip(places, shown, points, weights, strict=False):
+        axes.set_title(f"{job.method}: {100 * result['test_accuracy']:.1f}%")
+        drawn = _draw_regions(axes, job.folder, each, weight, (left, right, bottom, upper), top)
+        dots = dots if weight is None else drawn
+    for axes in places[len(shown) :]:
+        axes.set_axis_off()
+    if dots is not None:
+        label = "learned weight of the label (0: it is ignored)"
+        figure.colorbar(dots, ax=list(places), label=label, fraction=0.04, aspect=40)
+    size = int((points[0]["label"] >= 0).sum())
+    caption = (
+        f"Background: the predicted class. Dots: {min(SHOWN, size)} of {size} labeled training points, in the colour "
+        "of their label or, if weights are learned, of its final weight. Rings: the label is wrong. Titles: test "
+        f"accuracy of seed {seed} at the best validation epoch."
+    )
+    if best is not None:
+        caption += f" {best} is the KD student with the best mean test accuracy."
+    figure.supxlabel(textwrap.fill(caption, 55 * columns), fontsize=8, ma="left")
+    return figure
+
+
+def _draw_regions(
+    axes: Axes, folder: Path, points: Arrays, weight: npt.NDArray[np.float32] | None, box: Box, top: float
+) -> PathCollection:
+    """Draw one panel; return its dots."""
+    best = folder / "best.ckpt"  # none without validation data: then the test accuracy is the last epoch's, too
+    student = load_student(best if best.is_file() else folder / "last.ckpt")
+    left, right, bottom, upper = box
+    centres = (torch.arange(GRID) + 0.5) / GRID  # of the cells, each of which has the colour that is decided for
+    x, y = left + (right - left) * centres, bottom + (upper - bottom) * centres
+    with torch.no_grad():
+        logits = student(torch.cartesian_prod(y, x).flip(1))
+    regions, classes = logits.argmax(1).view(GRID, GRID).numpy(), logits.shape[1]
+    few = mpl.colormaps["tab10"](np.arange(classes))
+    strong = (few if classes <= 10 else mpl.colormaps["turbo"](np.linspace(0, 1, classes)))[:, :3]
+    pale = 1 - (0.35 if weight is None else 0.15) * (1 - strong)
+    axes.imshow(pale[regions], origin="lower", extent=box, interpolation="nearest", aspect="auto")
+    shown = np.random.default_rng(0).permutation(np.flatnonzero(points["label"] >= 0))[:SHOWN]
+    across, up = points["x"][shown].T
+    noisy = points["noisy"][shown]
+    axes.scatter(across[noisy], up[noisy], s=20, facecolors="none", edgecolors="black", linewidths=0.5)
+    axes.set(xlim=(left, right), ylim=(bottom, upper), xticks=[], yticks=[])
+    if weight is None:
+        return axes.scatter(across, up, s=4, c=strong[points["label"][shown]], linewidths=0)
+    return axes.scatter(across, up, s=8, c=weight[shown], vmin=0, vmax=top, cmap="viridis", linewidths=0)

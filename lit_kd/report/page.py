@@ -1,7 +1,6 @@
 """The report of a comparison: one HTML page that needs no other file. The words stand in ``page.html``."""
 
 import base64
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,20 +15,17 @@ from PIL import Image
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
 from lit_kd.report.charts import Arrays
-from lit_kd.report.pictures import to_png
-from lit_kd.report.runs import EVIDENCE, SAMPLES, Job, Result
-from lit_kd.report.samples import Suspect, any_distrusted, class_name
-from lit_kd.report.weights import chart_of, draw_course, draw_histogram, knows_wrong, pooled_weights, wrong_labels
+from lit_kd.report.runs import EVIDENCE, SAMPLES, Job, Metrics, Result, read_metrics
+from lit_kd.report.samples import Suspect, any_distrusted, class_name, to_png
 from lit_kd.version import __version__
 
-Card = dict[str, Any]
-"""A picture for the template, ``svg`` or the address of a ``png``, with a ``title`` and a ``text``."""
+Card = dict[str, Any]  # a picture for the template, ``svg`` or the address of a ``png``, with ``title`` and ``text``
 
 
 class Record(NamedTuple):
     """What a training left behind."""
 
-    epochs: Mapping[int, Mapping[str, float]]  # what was logged
+    epochs: Metrics
     evidence: Arrays  # see `lit_kd.report.evidence`
     samples: Arrays  # see `lit_kd.report.evidence.keep_samples`; empty for methods without weights
 
@@ -68,7 +64,7 @@ def write_page(
             reliability=list(_evidence(records, "confidence", charts.reliability_chart, _sure_and_right)),
             confidence=list(_evidence(records, "teacher_log_odds", charts.confidence_chart, _slope)),
             weights=list(_weights(records)),
-            knows_wrong=knows_wrong([one.samples for each in records.values() for one in each if one.samples]),
+            knows_wrong=charts.knows_wrong([one.samples for each in records.values() for one in each if one.samples]),
             distrusted=list(_distrusted(records)),
             class_name=class_name,
             pictures=[{"title": title, "png": _data_url(file.read_bytes())} for title, file in pictures.items()],
@@ -77,15 +73,9 @@ def write_page(
 
 
 def _read(job: Job) -> Record:
-    epochs: dict[int, dict[str, float]] = {}
-    for file in sorted(job.folder.glob("lightning_logs/version_*/metrics.csv"))[-1:]:
-        with file.open(newline="") as opened:
-            for row in csv.DictReader(opened):
-                if row["epoch"]:  # some callbacks, such as LearningRateMonitor, log without
-                    values = {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
-                    epochs.setdefault(int(row["epoch"]), {}).update(values)
+    logs = sorted(job.folder.glob("lightning_logs/version_*/metrics.csv"))
     kept = [dict(np.load(file)) if (file := job.folder / name).is_file() else {} for name in (EVIDENCE, SAMPLES)]
-    return Record(epochs, *kept)
+    return Record(read_metrics(logs[-1]) if logs else {}, *kept)
 
 
 def _card(title: str, figure: Figure, text: str = "") -> Card:
@@ -119,7 +109,8 @@ def _sure_and_right(seeds: list[Arrays]) -> str:
 
 
 def _slope(seeds: list[Arrays]) -> str:
-    slopes = [charts.line(seed["teacher_log_odds"], seed["student_log_odds"])[0] for seed in seeds]
+    odds = [(seed["teacher_log_odds"].astype(float), seed["student_log_odds"]) for seed in seeds]
+    slopes = [float(np.polyfit(teacher, student, 1)[0]) for teacher, student in odds]
     return f"slope {charts.mean_and_deviation(slopes, 2)}"
 
 
@@ -130,13 +121,15 @@ def _weights(records: Records) -> Iterator[Card]:
         kept = [one.samples for one in seeds]
         if not any((seed["label"] >= 0).any() for seed in kept):
             continue
-        found = wrong_labels(kept, 2)
-        yield _card(f"{method}: weights after training", chart_of(draw_histogram, *pooled_weights(kept)), found)
+        found = charts.wrong_labels(kept, 2)
+        yield _card(f"{method}: weights after training", charts.weights_chart(kept), found)
         logged = [{e for e, row in one.epochs.items() if all(name in row for name in names.values())} for one in seeds]
         epochs = sorted(set.intersection(*logged))
         if epochs:
             means = {kind: [[one.epochs[e][name] for e in epochs] for one in seeds] for kind, name in names.items()}
-            yield _card(f"{method}: weights by epoch", chart_of(draw_course, epochs, means), found)
+            figure, axes = charts.new_chart((charts.WIDE, 2.8))
+            charts.draw_course(axes, epochs, means)
+            yield _card(f"{method}: weights by epoch", figure, found)
 
 
 def _distrusted(records: Records) -> Iterator[dict[str, Any]]:

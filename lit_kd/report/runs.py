@@ -1,5 +1,6 @@
 """The trainings of a comparison, and the files that each one leaves."""
 
+import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 Config = dict[str, Any]
 Result = dict[str, Any]
+Metrics = dict[int, dict[str, float]]
+"""What was logged in each epoch."""
 TEACHER = "teacher"
 RESULT, EVIDENCE, SAMPLES, POINTS = "result.json", "evidence.npz", "samples.npz", "points.npz"
 """What a finished training has: its numbers; and for pictures its test, its sample weights, its points in the plane."""
@@ -27,10 +30,16 @@ class Job:
 
 
 def slug(name: str) -> str:
-    """The folder name of a method.
-
-    Examples:
-        >>> slug("KD 0.5 + meta")
-        'kd-0.5-meta'
-    """
+    """The folder name of a method, such as ``kd-0.5-meta`` of "KD 0.5 + meta"."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The CSVLogger's file; of what was logged several times in an epoch, the last value."""
+    epochs: Metrics = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["epoch"]:  # some callbacks, such as LearningRateMonitor, log without
+                values = {k: float(v) for k, v in row.items() if v and k not in ("epoch", "step")}
+                epochs.setdefault(int(row["epoch"]), {}).update(values)
+    return epochs

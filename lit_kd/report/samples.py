@@ -1,20 +1,28 @@
-"""What a method has learned about each training sample: tables, and the ranking of distrusted labels."""
+"""What a method has learned about each training sample: tables, the ranking of distrusted labels, their pictures."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import roc_auc_score
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from lit_kd.data import UNLABELED, DataModule
-from lit_kd.data.rows import Indexed
 from lit_kd.data.table import SampleTable
+from lit_kd.distiller import Distiller
 from lit_kd.models.files import write_columns
+from lit_kd.report.charts import RIGHT, WRONG
+from lit_kd.types import Inputs
 from lit_kd.weightings.sample_file import weight_columns
+
+LARGEST = 96
+"""Pixels of a picture's longer side; larger pictures are scaled down."""
 
 
 def write_samples(path: str | Path, table: SampleTable, data: DataModule, overwrite: bool = False) -> None:
@@ -61,10 +69,9 @@ class Suspect:
 
 
 def distrust(table: SampleTable, size: int) -> Tensor:
-    """How little the label of each of the first ``size`` rows is believed, in [0, 1], ``(size,)``.
+    """How little the labels of the first rows are believed, ``(size,)``, in [0, 1].
 
-    This is 1 - ``clean_probability`` if the method estimates it. Otherwise the label's weight decides: 0 for the
-    largest weight, 1 for weight 0.
+    This is 1 - ``clean_probability`` if the method estimates it, else 0 for the largest weight and 1 for weight 0.
     """
     if "clean_probability" in table:
         return (1 - table["clean_probability"][:size]).clamp(0, 1)
@@ -78,11 +85,6 @@ def most_distrusted(table: SampleTable, data: DataModule, count: int | None = No
     value, weight = distrust(table, size).cpu().numpy(), table["weights"][:size, 0].cpu().numpy()
     order = torch.from_numpy(np.lexsort((weight, -value)))
     return order[data.labels[order] != UNLABELED][:count]
-
-
-def rows_of(data: DataModule, index: Tensor) -> Indexed:
-    """Training samples, not augmented."""
-    return Indexed(data.parts.plain, data.parts.positions["train"][index.numpy()], data.labels[index], index)
 
 
 def suspects(table: SampleTable, data: DataModule, index: Tensor, logits: Tensor) -> list[Suspect]:
@@ -99,19 +101,6 @@ def any_distrusted(found: Sequence[Suspect]) -> bool:
     return any(one.distrust > 1e-6 for one in found)
 
 
-def noise_auc(
-    weights: npt.NDArray[np.float32], label: npt.NDArray[np.int64], noisy: npt.NDArray[np.bool_]
-) -> float | None:
-    """How well a low weight of the label tells wrong (noisy) labels from right ones; missing labels do not count.
-
-    This is the area under the ROC curve; ``None`` unless there are both right and wrong labels.
-    """
-    known = label != UNLABELED
-    if not noisy.any() or noisy[known].all():
-        return None
-    return round(float(roc_auc_score(noisy[known], -weights[known])), 6)
-
-
 def file_names(data: DataModule) -> list[str] | None:
     """The file of each training sample; ``None`` if the samples are not files."""
     dataset = getattr(data.parts.source.plain, "dataset", None)
@@ -122,3 +111,76 @@ def file_names(data: DataModule) -> list[str] | None:
 def class_name(names: Sequence[str] | None, label: int) -> str:
     """The name of a class, or its number."""
     return names[label] if names else str(label)
+
+
+def as_pictures(x: Inputs) -> npt.NDArray[np.uint8] | None:
+    """Inputs as pictures ``(n, H, W, 3)``, each with its full range of brightness; ``None`` if they are not pictures.
+
+    Pictures are tensors ``(n, 1, H, W)`` or ``(n, 3, H, W)``, normalised in any way.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2:
+        return None
+    scale = LARGEST / max(x.shape[2:])
+    x = x.float().cpu()
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in x.shape[2:]]
+        x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    x = (x - low) / (high - low).clamp(min=1e-12)
+    shown: npt.NDArray[np.uint8] = (255 * x).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    return shown
+
+
+def distrusted_by(model: Distiller, count: int) -> tuple[list[Suspect], npt.NDArray[np.uint8] | None]:
+    """The training samples that a method distrusts most, and their pictures; each process must call it."""
+    assert model.table is not None
+    index = most_distrusted(model.table, model.data, count)
+    if not len(index):
+        return [], None
+    rows = model.data.parts.plain_rows(index)
+    logits = model.predict_rows(rows, teachers=False).student.logits.cpu()
+    return suspects(model.table, model.data, index, logits), as_pictures(rows.rows.fetch(rows.positions.tolist()))
+
+
+def contact_sheet(
+    pictures: npt.NDArray[np.uint8], found: Sequence[Suspect], names: Sequence[str] | None, title: str
+) -> bytes:
+    """A PNG of n pictures ``(n, H, W, 3)`` side by side, below a title, each above what is believed of it.
+
+    Where the truth is known, wrong labels have a red frame and right ones a blue one.
+    """
+    edge, line, gap, top = 3, 15, 12, 34
+    width, columns = LARGEST + 2 * edge, min(8, max(5, len(found)))
+    height, rows = width + 4 * line, -(-len(found) // columns)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), top + rows * (height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    plain, bold = (
+        ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/{f}.ttf", 11) for f in ("DejaVuSans", "DejaVuSans-Bold")
+    )
+    if any(one.true >= 0 for one in found):
+        title += "; red frame: the label is wrong, blue: it is right"
+    draw.text((gap, 10), title, "black", bold)
+    for number, (one, pixels) in enumerate(zip(found, pictures, strict=True)):
+        x, y = gap + number % columns * (width + gap), top + number // columns * (height + gap)
+        color = "#d5d8dc" if one.true < 0 else RIGHT if one.true == one.label else WRONG
+        draw.rectangle((x, y, x + width - 1, y + width - 1), fill=color)
+        picture = ImageOps.contain(Image.fromarray(pixels), (LARGEST, LARGEST), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x + (width - picture.width) // 2, y + (width - picture.height) // 2))
+        for text, font in (
+            (f"#{one.index}", plain),
+            (f"label: {class_name(names, one.label)}", bold),
+            (f"student: {class_name(names, one.believed)} ({100 * one.probability:.0f}%)", plain),
+            (f"weight: {one.weight:.2f}", plain),
+        ):
+            while draw.textlength(text, font) > width:
+                text = text[:-2] + "…"
+            draw.text((x, y + width), text, "black", font)
+            y += line
+    return to_png(sheet)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    written = io.BytesIO()
+    image.save(written, "PNG", optimize=True)
+    return written.getvalue()

@@ -1,6 +1,5 @@
 """Shows what a run learns about its samples, in any logger."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,7 @@ from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
 from lit_kd.report.callbacks import run_directory, unused
-from lit_kd.report.pictures import as_pictures, contact_sheet
-from lit_kd.report.samples import (
-    Suspect,
-    any_distrusted,
-    class_name,
-    learned,
-    most_distrusted,
-    noise_auc,
-    rows_of,
-    suspects,
-)
-from lit_kd.report.weights import draw_course, draw_histogram
+from lit_kd.report.samples import Suspect, any_distrusted, class_name, contact_sheet, distrusted_by, learned
 
 HISTOGRAM, WEIGHTS, DISTRUSTED = "samples/label_weights", "samples/weights", "samples/most_distrusted"
 
@@ -88,7 +76,7 @@ class ShowRun(Callback):
         self.course.append({"epoch": trainer.current_epoch, **means})
         if noisy.any():
             figures = {f"samples/{kind}_label_weight": value for kind, value in means.items()}
-            area = noise_auc(weights, label, noisy)
+            area = charts.noise_auc(weights, label, noisy)
             pl_module.log_dict(figures | ({} if area is None else {"samples/noise_auc": area}))
         if trainer.is_global_zero and known.any():
             for logger in trainer.loggers:
@@ -105,36 +93,31 @@ class ShowRun(Callback):
         """Draw and send all pictures; each process must call it, as all of them predict."""
         self._drawn = epoch
         weights, label, noisy = _weights(model)
-        data, known = model.data, label != UNLABELED
-        assert model.table is not None
-        index = most_distrusted(model.table, data, self.samples)
-        if not len(index):
+        found, pixels = distrusted_by(model, self.samples)
+        if not found or not trainer.is_global_zero:
             return
-        rows = rows_of(data, index)
-        found = suspects(model.table, data, index, model.predict_rows(rows, teachers=False).student.logits.cpu())
-        if not trainer.is_global_zero:
-            return
-        names, area = known_names(data.class_names, data.num_classes), noise_auc(weights, label, noisy)
+        known, area = label != UNLABELED, charts.noise_auc(weights, label, noisy)
+        names = known_names(model.data.class_names, model.data.num_classes)
         title = f"epoch {epoch}" + ("" if area is None else f": low weights find wrong labels with AUC {area:.3f}")
         images = {WEIGHTS: self._weights_chart(title, weights[known], noisy[known])}
-        pixels = as_pictures(rows.rows.fetch(rows.positions.tolist()))
         if pixels is not None:
             told = f"the {len(found)} most distrusted labels" if any_distrusted(found) else "no label is distrusted"
             images[DISTRUSTED] = contact_sheet(pixels, found, names, f"epoch {epoch}: {told}")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                _log_table(logger, found, pixels, names, trainer.global_step)
-                logger.log_image(WEIGHTS, [_image(images[WEIGHTS])], trainer.global_step)
-            elif isinstance(logger, TensorBoardLogger):
-                for name, image in images.items():
-                    array = np.asarray(_image(image).convert("RGB"))
-                    logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
         if self._folder is None:
             self._folder = unused(run_directory(trainer) / "pictures")
             self._folder.mkdir(parents=True)
             rank_zero_info(f"pictures are written to {self._folder}")
-        for name, image in images.items():
-            write_whole(self._folder / f"{name.removeprefix('samples/')}.png", image)
+        paths = {name: self._folder / f"{name.removeprefix('samples/')}.png" for name in images}
+        for name, path in paths.items():
+            write_whole(path, images[name])
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_table(logger, found, pixels, names, trainer.global_step)
+                logger.log_image(WEIGHTS, [str(paths[WEIGHTS])], trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                for name, path in paths.items():
+                    array = np.asarray(Image.open(path).convert("RGB"))
+                    logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
 
     def _weights_chart(self, title: str, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> bytes:
         """A PNG of the weights now and of their means since the start."""
@@ -143,9 +126,9 @@ class ShowRun(Callback):
         with mpl.rc_context(charts.STYLE):
             figure = Figure(figsize=(9.0, 3.2), layout="constrained")
             left, right = figure.subplots(1, 2)
-            draw_histogram(left, weights, wrong)
+            charts.draw_histogram(left, weights, wrong)
             means = {kind: [[row[kind] for row in course]] for kind in kinds}
-            draw_course(right, [int(row["epoch"]) for row in course], means)
+            charts.draw_course(right, [int(row["epoch"]) for row in course], means)
             figure.suptitle(title, fontsize=10)
             return charts.to_png(figure)
 
@@ -157,10 +140,6 @@ def _weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.
     rows = slice(model.data.train_size)
     weights: npt.NDArray[np.float32] = model.table["weights"][rows, 0].float().cpu().numpy()
     return weights, model.data.labels[rows].numpy(), model.data.noisy[rows].numpy()
-
-
-def _image(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png))
 
 
 def _log_histogram(logger: Logger, weights: npt.NDArray[np.float32], step: int) -> None:
