@@ -17,34 +17,19 @@ from lit_kd.types import UNLABELED
 
 @dataclass
 class Source:
-    """What a data module loads, before it is split.
+    """What a data module loads, before it is split."""
 
-    Attributes:
-        train: The pool of ``n`` training rows, with augmentation if any.
-        plain: The same rows without augmentation; may be the same object.
-        labels: True labels of the pool, integers ``(n,)``; of a `multilabel` data module, 0 or 1, ``(n, C)``. A row of
-            `UNLABELED` marks a missing label, and is always a training row.
-        test: The data set's own test rows, if any.
-        test_labels: Their labels.
-        test_size: Without own test rows, the fraction or count of the pool to hold out as such.
-        val: The data set's own validation rows, if any; the meta rows are then cut from them.
-        val_labels: Their labels.
-        val_train: The validation rows augmented, for meta rows that are trained on. Default: `val`.
-        unlike: The error message if meta rows must not be trained on.
-        identity: Bytes that tell this data set from another, for the fingerprint.
-    """
-
-    train: Rows
-    plain: Rows
-    labels: Labels
-    test: Rows | None = None
+    train: Rows  # the pool of n training rows, with augmentation if any
+    plain: Rows  # the same without augmentation
+    labels: Labels  # true ones of the pool, (n,), or 0 and 1, (n, C); rows of `UNLABELED` are always trained on
+    test: Rows | None = None  # own test rows
     test_labels: Labels | None = None
-    test_size: int | float = 0
-    val: Rows | None = None
+    test_size: int | float = 0  # else, the fraction or count of the pool to hold out as such
+    val: Rows | None = None  # own validation rows; the meta rows are then cut from them
     val_labels: Labels | None = None
-    val_train: Rows | None = None
-    unlike: str | None = None
-    identity: bytes = b""
+    val_train: Rows | None = None  # the same augmented, for meta rows that are trained on; else `val`
+    unlike: str | None = None  # the error message if meta rows must not be trained on
+    identity: bytes = b""  # what tells this data set from another
 
 
 class Partition:

@@ -26,31 +26,18 @@ from lit_kd.types import UNLABELED, Outputs
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of labels.
+    """One kind of labels."""
 
-    Attributes:
-        name: In configs.
-        least_classes: The smallest C.
-        label_term: What is learned from labels by default.
-        teacher_term: What is learned from a teacher by default, at a temperature T > 0.
-        label_loss: The loss with trusted labels, ``(B,)``, from logits and labels.
-        check_labels: Refuses labels that do not fit C classes, or are missing where they may not be.
-        probabilities: ``(B, C)``, of logits.
-        decide: The most probable labels, of probabilities.
-        predict: What predictions tell of each sample, from probabilities.
-        metrics: What is measured, from probabilities and labels; ``agreement`` with the teachers' decisions.
-    """
-
-    name: str
-    least_classes: int
-    label_term: Callable[[], Term]
-    teacher_term: Callable[[float], Term]
-    label_loss: Callable[[Tensor, Tensor], Tensor]
-    check_labels: Callable[[Tensor, int, bool], None]
-    probabilities: Callable[[Tensor], Tensor]
-    decide: Callable[[Tensor], Tensor]
-    predict: Callable[[Tensor], dict[str, Tensor]]
-    metrics: Callable[[int], dict[str, Metric]]
+    name: str  # in configs
+    least_classes: int  # the smallest C
+    label_term: Callable[[], Term]  # what is learned from labels by default
+    teacher_term: Callable[[float], Term]  # the same from a teacher, at a temperature T > 0
+    label_loss: Callable[[Tensor, Tensor], Tensor]  # with trusted labels, (B,), from logits and labels
+    check_labels: Callable[[Tensor, int, bool], None]  # whether they fit C classes; may some be missing?
+    probabilities: Callable[[Tensor], Tensor]  # (B, C), of logits
+    decide: Callable[[Tensor], Tensor]  # the most probable labels, of probabilities
+    predict: Callable[[Tensor], dict[str, Tensor]]  # what is said of each sample, from probabilities
+    metrics: Callable[[int], dict[str, Metric]]  # ``agreement`` is with the teachers' decisions
 
 
 def _check_classes(y: Tensor, num_classes: int, missing: bool) -> None:
