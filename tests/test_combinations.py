@@ -16,11 +16,15 @@ from lit_kd import (
     CRD,
     KD,
     Batch,
+    Distiller,
     FitNet,
+    LabelRevision,
     MixKD,
     MutualLearning,
     Outputs,
+    PosteriorDistillation,
     SimKD,
+    SLaM,
     Supervised,
     WeightedDistillation,
 )
@@ -37,6 +41,7 @@ from lit_kd.terms import (
     GeneralizedCrossEntropy,
     HardLabel,
     Hint,
+    LogitTerm,
     Term,
     TermSet,
 )
@@ -51,6 +56,27 @@ class Coupled(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         return student.logits.square().mean()
+
+
+NET = build_model("mlp-8", CLASSES, list(SHAPE))
+
+
+class Loss(KL):
+    """A name that the sum has."""
+
+
+class Wide(LogitTerm):
+    def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        return (student - teacher).square()
+
+
+class Running(CrossEntropy):
+    keeps_rows = True
+
+
+class Miscounted(Distiller):
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> list[float]:
+        return [1.0]
 
 
 class TestCombinations:
@@ -113,12 +139,63 @@ class TestCombinations:
             (lambda: MutualLearning("mlp-8", ["mlp-8"], term=Hint(), **BASE), "as all networks share them, found Hint"),
             (lambda: MutualLearning("mlp-8", [], **BASE), "at least one peer"),
             (lambda: KD("mlp-8", task="multilabel", revise=0.8, **BASE), "and one class a sample, found 0.8"),
-            (lambda: KD("mlp-8", ["a", "b"], term=Hint(), drop=0.5, **BASE), "no drop where teachers are not averaged"),
+            (lambda: KD("mlp-8", ["a", "b"], term=Hint(), drop=0.5, **BASE), "neither drop nor average with features"),
+            (lambda: KD("mlp-8", ["a", "b"], extra=[Hint()], average="logits", **BASE), "neither drop nor average"),
+            (lambda: KD("mlp-8", term=DecoupledKL, **BASE), "expected terms, such as lit_kd.terms.KL"),
+            (lambda: KD("mlp-8", extra=KL(), **BASE), "a list of them as extra"),
+            (lambda: Supervised("mlp-8", term=KL(), **BASE), "no term: Supervised has its own"),
+            (lambda: SimKD("mlp-8", "a", label_term=CrossEntropy(), **BASE), "no label_term: SimKD has its own"),
+            (lambda: PosteriorDistillation("mlp-8", "a", term=KL(), **BASE), "no term: PosteriorDistillation has"),
+            (lambda: SLaM("mlp-8", "a", task="multilabel", **BASE), "as task of SLaM one of .'classification'"),
+            (lambda: MutualLearning(NET, [NET], **BASE), "start from different weights, found two that are the same"),
+            (lambda: TermSet(CrossEntropy(), KL(), [Hint()], 1, teachers=2), "expected one teacher for Hint"),
+            (lambda: TermSet(CrossEntropy(), KL(), [Loss()], 1), "a name of its own in the logs, found 'loss'"),
         ],
     )
     def test_what_does_not_fit(self, make: Any, match: str) -> None:
         with pytest.raises(ValueError, match=match):
             make()
+
+    @pytest.mark.parametrize(
+        ("make", "match"),
+        [
+            (lambda t: MixKD("mlp-8", t[0], label_term=Running(), **BASE), "no state by sample: MixKD changes batches"),
+            (lambda t: MixKD("mlp-8", t[0], teacher_cache="memory", **BASE), "no teacher_cache and no state by sample"),
+            (lambda t: LabelRevision("mlp-8", t[:2], extra=[Hint()], **BASE), "expected one teacher for Hint"),
+            (lambda t: KD("mlp-8", t[0], term=Wide(), **BASE), r"one number a sample.*Wide gave \(\d+, 3\)"),
+            (
+                lambda t: Miscounted("mlp-8", t[0], **BASE),
+                "expected 2 weights, of the label and of each source",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_in_training(self, make: Any, match: str) -> None:
+        model = make(trained_teachers())
+        with pytest.raises(ValueError, match=match):
+            trainer().fit(model, Blobs())
+
+    def test_a_term_has_its_temperature_for_the_mean_of_teachers(self) -> None:
+        """The gradient of the mean teacher's KL is that of the mean of the KLs, at the term's own temperature."""
+        student, teachers = nn.Linear(16, 3), trained_teachers()[:2]
+        x, y = torch.randn(8, *SHAPE), torch.arange(8) % 3
+        model = KD(nn.Sequential(nn.Flatten(), student), teachers, weight=1.0, term=KL(1.0), **BASE)
+        model.terms = model.make_terms()
+        said, batch = Outputs(student(x.flatten(1)), {}), Batch(x, y)
+        heard = [Outputs(teacher(x).detach(), {}) for teacher in teachers]
+        losses, _ = model.terms(said, model.sources(said, heard, batch), batch)
+        found = torch.autograd.grad(losses[1].mean(), said.logits, retain_graph=True)[0]
+        each = torch.stack([KL(1.0)(said, one, batch).mean() for one in heard]).mean()
+        torch.testing.assert_close(found, torch.autograd.grad(each, said.logits)[0])
+
+    def test_validation_before_training(self) -> None:
+        model = FitNet("mlp-8", trained_teachers()[0], weight=1.0, **BASE)
+        trainer().validate(model, Blobs(), verbose=False)
+        trainer().fit(model, Blobs())
+
+    def test_peers_are_in_training_mode(self) -> None:
+        model = MutualLearning("mlp-8", [build_model("mlp-8", CLASSES, list(SHAPE)).eval()], **BASE)
+        trainer().fit(model, Blobs())
+        assert model.peers.training
 
     def test_on_the_command_line(self, tmp_path: Path) -> None:
         teacher = train_teacher(tmp_path / "teacher")

@@ -201,7 +201,7 @@ class TestFit:
     def test_mapping_in_object_out(self, method: str) -> None:
         """Peers are passed as modules, too; what MixKD would mix of a mapping is unknown."""
         teachers = [Keyword(teacher) for teacher in trained_teachers()]
-        peers = {"peers": [Keyword(module("mlp-8"))]} if method == "mutual" else {}
+        peers = {"peers": [Keyword(module("mlp-12"))]} if method == "mutual" else {}
         model, data = build(method, Keyword(module("mlp-8")), teachers, **peers), DictBlobs()
         fitted = trainer(max_epochs=6)
         fitted.fit(model, data)

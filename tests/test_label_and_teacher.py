@@ -256,14 +256,10 @@ class TestPosteriorDistillation:
                 super().setup(stage)
                 kept = self.labels[self.train_size :] != 0
                 parts = self.parts
-                self._partition = type(parts)(
-                    **{
-                        **vars(parts),
-                        "positions": parts.positions | {"meta": parts.positions["meta"][kept.numpy()]},
-                        "given": torch.cat([parts.given[: self.train_size], parts.given[self.train_size :][kept]]),
-                        "clean": torch.cat([parts.clean[: self.train_size], parts.clean[self.train_size :][kept]]),
-                    }
-                )
+                parts.positions["meta"] = parts.positions["meta"][kept.numpy()]
+                for name in ("given", "clean"):
+                    rows = getattr(parts, name)
+                    setattr(parts, name, torch.cat([rows[: self.train_size], rows[self.train_size :][kept]]))
 
         model = PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED)
         fitted = trainer(max_epochs=8)

@@ -174,7 +174,7 @@ class TestPublished:
         own = Paper("first", start_weight=0.5, repeats=1)
         assert (own.start_weight, own.repeats, own.step_size) == (0.5, 1, 2000)
         assert Paper().train_share == Amal().train_share == 0
-        with pytest.raises(ValueError, match="expected a version 'amal' or 'first', found 'v1'"):
+        with pytest.raises(ValueError, match=r"expected as version one of \['amal', 'first'\], found 'v1'"):
             Paper("v1")  # type: ignore[arg-type]
 
     def test_schedule(self) -> None:

@@ -284,8 +284,8 @@ def test_mutual_learning_of_three() -> None:
         [gradient] = torch.autograd.grad(alone.mean(), net.fc.weight)
         close(nets[k].fc.weight.grad, gradient)  # type: ignore[arg-type]
     same = [Logits(0), Logits(0)]
-    for net in same:
-        net.fc.bias.data = torch.zeros(CLASSES).double()
+    for shift, net in enumerate(same):  # other weights, the same probabilities
+        net.fc.bias.data = torch.full((CLASSES,), shift).double()
     alone = cross_entropy(same[0](x), y).mean()
     close(step(MutualLearning(same[0], same[1:], num_classes=CLASSES), Batch(x, y)), 2 * alone.detach())  # KL is 0
 

@@ -81,6 +81,8 @@ def _train(job: Job) -> Result:
     config = merge(_surroundings(job.folder), job.config)
     cli = make_cli(config, run=False, save_config_callback=None, trainer_defaults={"callbacks": [kept]})
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if model.task.name != "classification":
+        raise ValueError(f"expected methods of one class a sample to compare, found task {model.task.name!r}")
     if job.project is not None:
         about: dict[str, Any] = {"group": job.folder.parents[1].name, "settings": {"silent": True}}
         shown = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **about)

@@ -21,7 +21,7 @@ from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
 from lit_kd.teachers.speed import Speed, channels_last, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
-from lit_kd.terms.base import Weights, weighted_means
+from lit_kd.terms.base import Weights, check_templates, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
 from lit_kd.types import Batch, Outputs, as_batch, check_choice, evaluating
 
@@ -33,8 +33,7 @@ class Distiller(Evaluated):
     `lit_kd.terms.Term`, and how much of it `weigh` says. Checkpoints hold the student and never a teacher.
 
     Args:
-        student: A module that gives logits ``(B, C)`` (or an object with ``.logits``), or a name such as
-            ``"resnet20"``, see `lit_kd.models.model_names`.
+        student: A module that gives logits ``(B, C)``, or an object that has them; or a name, such as ``"resnet20"``.
         teacher: One teacher or a list: modules, or paths of lit_kd checkpoints.
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
@@ -43,8 +42,7 @@ class Distiller(Evaluated):
         label_term: What is learned from the label; by default the task's cross-entropy.
         extra: Further terms on all samples, each with its own constant weight.
         optimizer: Maps parameters to an optimizer.
-        lr_scheduler: Maps an optimizer to a scheduler; ``"cosine"`` anneals to 0 over the whole training, ``None``
-            keeps the learning rate.
+        lr_scheduler: Maps an optimizer to a scheduler; ``"cosine"`` anneals to 0; ``None``: a constant learning rate.
         lr_interval: Whether the scheduler steps once an epoch or once an update.
         teacher_cache: ``"memory"`` or a directory: ask teachers once a row, see `lit_kd.teachers.cache.TeacherCache`.
         channels_last: The layout of convolutions; ``None``: where it is safe and faster.
@@ -55,7 +53,9 @@ class Distiller(Evaluated):
     needs_teacher: ClassVar[bool] = True  # whether training is impossible without a teacher
     needs_meta: ClassVar[bool] = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
     needs_table: ClassVar[bool] = False  # whether the method itself keeps state by sample in the table
-    changes_batches: ClassVar[bool] = False  # whether teachers see other inputs than the data's: not to be cached
+    changes_batches: ClassVar[bool] = False  # whether rows are no rows of the data's: nothing is kept of them
+    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
+    settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take
     trains_on_meta: bool = False  # whether the meta rows join the training rows
     student_taps: tuple[str, ...] = ()  # layers whose features the method itself reads; terms have their own
     table: SampleTable | None = None
@@ -81,18 +81,17 @@ class Distiller(Evaluated):
         teacher_precision: Literal["bf16"] | None = None,
     ) -> None:
         super().__init__()
-        check_choice("task", task, TASKS)
+        check_choice(f"task of {type(self).__name__}", task, self.tasks)
         self.task = TASKS[task]
         if num_classes < self.task.least_classes:
             raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape)
         if not isinstance(student, nn.Module) and is_path(student):
-            # its name and not its path, so that the checkpoint of this training stands by itself
+            # not its path: the checkpoint of this training stands by itself
             self.hparams["student"], self.hparams["input_shape"] = student_name(student)
         self.num_classes, self.input_shape = num_classes, input_shape
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.lr_interval = lr_interval
+        self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.teacher_cache = TeacherCache.of(teacher_cache)
         self.speed = Speed(channels_last, compile, teacher_precision)
         self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, self.task, num_classes) for s in ("val", "test")})
@@ -100,7 +99,7 @@ class Distiller(Evaluated):
         self.terms: TermSet | None = None  # made of the templates in `setup`
         self.teachers = Teachers()
         self._teacher_specs = as_specs(teacher)  # in a tuple, modules are no submodules
-        self._templates = (term, label_term, tuple(extra or ()))
+        self._templates = check_templates(type(self).__name__, self.settled, term, label_term, extra)
         self._restored: dict[str, Any] | None = None  # the table of a checkpoint
         self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
         self._begun = False  # whether this epoch is prepared
@@ -158,12 +157,11 @@ class Distiller(Evaluated):
         """Make the terms, and load the teachers: required for training, used for evaluation where they are at hand."""
         training = stage == "fit"
         if training and self.needs_teacher and not self._teacher_specs:
-            name = type(self).__name__
-            raise ValueError(f"{name} needs a teacher, found none: pass teacher=..., a module or a checkpoint's path")
+            raise ValueError(f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or a path")
         self._begun, new = False, training and self.terms is None
         if new:
             self.terms = self.make_terms()
-        if stage != "predict" and len(self.teachers) < len(self._teacher_specs):
+        if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
             teacher_taps = self.terms.taps("teacher") if self.terms else ()
             self.teachers = load_teachers(self, self._teacher_specs, teacher_taps, required=training)
         if training:
@@ -174,11 +172,13 @@ class Distiller(Evaluated):
         self.tapped_student = Tapped(self.student, taps)
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
+            self.peers.train()
         if new and self.terms is not None and self.terms.has_parts:
             batch = first_batch(self)
             with torch.no_grad(), evaluating(self.student), seeded("parts of terms"):
                 student = self.tapped_student(batch.x)
-                self.terms.build(student, self.sources(student, self.teachers(batch.x), batch))
+                sources = [*self.teachers(batch.x), *[student] * self.num_sources]  # peers are like the student
+                self.terms.build(student, sources[: self.num_sources])
 
     def complete_student(self) -> None:
         """Build what of the student depends on data and teachers, which are there; called before the training."""
@@ -186,8 +186,11 @@ class Distiller(Evaluated):
     def make_terms(self) -> TermSet:
         """Copies of the user's terms, or the default ones."""
         term, label, extra = self._templates
-        label, term = label or self.task.label_term(), term or self.default_term()
-        return TermSet(label, term, extra, self.num_sources, self.task.name)
+        own = label or self.task.label_term(), term or self.default_term()
+        made = TermSet(*own, extra, self.num_sources, self.task.name, len(self._teacher_specs))
+        if self.changes_batches and (self.teacher_cache or any(one.keeps_rows for one in made)):
+            raise ValueError(f"expected no teacher_cache and no state by sample: {type(self).__name__} changes batches")
+        return made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":  # torch's; teachers follow
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

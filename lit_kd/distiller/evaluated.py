@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lit_kd.data.sampler import own_rows
 from lit_kd.models.taps import Tapped
@@ -29,6 +30,12 @@ class Evaluated(LightningModule):
     def forward(self, x: Inputs) -> Tensor:
         """The student's logits, ``(B, C)``."""
         return Tapped(self.student)(x).logits
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metrics: `Trainer.validate` leaves tensors of inference mode, on which a fit cannot go on."""
+        for metric in self.metrics["at_val"].modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Measure on a validation batch."""

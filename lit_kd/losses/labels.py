@@ -33,6 +33,8 @@ def superloss(logits: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
     ``b = max(-2 / e, (l - tau) / strength)``. ``tau = log C``, the loss of a guess, is one of the paper's choices; its
     strength is 1 for CIFAR-10 and 0.25 for CIFAR-100. Losses are below 0 where l is below tau.
     """
+    if y.is_floating_point():
+        raise ValueError("expected class numbers as labels for the SuperLoss, found probabilities")
     excess = cross_entropy(logits, y) - math.log(logits.shape[-1])
     # at the minimum the derivative by l is s, so no gradient needs to flow through s
     log_s = -lambert_w((excess.detach() / strength).clamp(min=-2 / math.e) / 2)

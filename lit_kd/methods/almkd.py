@@ -140,7 +140,8 @@ class ALMKD(ManualOptimisation, Selective):
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The teachers, revised by the label."""
-        return revised(teachers, batch.y, self.revise, self.temperature)
+        assert self.terms is not None
+        return revised(teachers, batch.y, self.revise, self.terms.temperature)
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The table's."""

@@ -12,7 +12,7 @@ class CRD(Distiller):
     """Contrastive representation distillation (CRD, arXiv 1910.10699): cross-entropy, and `lit_kd.terms.Contrastive`.
 
     Needs a data module of `lit_kd.data`, whose sample indices address the memory. Several teachers have equal shares.
-    The field's usual CE + KL + 0.8 CRD is twice ``KD(..., weight=0.5, extra=[Contrastive(weight=0.4)])``.
+    The field's usual CE + 0.8 CRD + KL is ``CRD(..., extra=[KL()])``.
 
     Args:
         student: The network to train, a module or a name.

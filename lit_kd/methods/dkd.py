@@ -11,7 +11,7 @@ from lit_kd.weightings.mean_teacher import MeanTeacher
 class DKD(MeanTeacher):
     """Decoupled distillation (DKD, arXiv 2203.08679): ``CE + w T^2 (alpha TCKD + beta NCKD)``, see `lit_kd.terms`.
 
-    w rises from 1 / warm-up to 1 [code]. Where labels are wrong, beta amplifies the teacher on just these rows.
+    w rises from 1 / warm-up to 1 [code]. Where labels are wrong, beta amplifies the teacher on exactly these rows.
 
     Args:
         student: The network to train, a module or a name.

@@ -34,6 +34,7 @@ class LabelRevision(Selective):
     """
 
     num_sources = 1
+    tasks = ("classification",)
 
     def __init__(
         self,

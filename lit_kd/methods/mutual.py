@@ -1,5 +1,6 @@
 """Deep mutual learning: networks that teach each other."""
 
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ class MutualLearning(Distiller):
 
     Args:
         student: The network to train, a module or a name.
-        peers: The others, modules or names; ``load_from_checkpoint`` must be given modules again. Networks of the same
-            name start from different weights.
+        peers: The others, modules or names; ``load_from_checkpoint`` must be given modules again. No two may start from
+            the same weights, as those of the same name do not: they would stay the same.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -42,6 +43,9 @@ class MutualLearning(Distiller):
                 )
         for k, peer in enumerate(peers, start=1):
             self.peers[f"peer_{k}"] = resolve_model(peer, self.num_classes, self.input_shape)
+        weights = [[p.detach().flatten() for p in net.parameters()] for net in (self.student, *self.peers.values())]
+        if any(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in combinations(weights, 2)):
+            raise ValueError("expected networks that start from different weights, found two that are the same")
 
     @property
     def num_sources(self) -> int:

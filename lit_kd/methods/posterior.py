@@ -32,9 +32,8 @@ class PosteriorDistillation(Distiller):
     data module of `lit_kd.data`, or your own in `lit_kd.data.DistillationDataModule`, with meta rows.
 
     Limits: the mistakes of labels may depend on the true class alone; on noise that depends on the instance, `ALMKD` is
-    better. Meta rows must be like training rows, and unseen by the teacher. If the student trains on them (the data's
-    ``train_on_meta``), it looks surer on them than elsewhere. The table, and so each checkpoint, holds three numbers a
-    row and class. Several teachers are one witness, their probabilities averaged.
+    better. Meta rows must be like training rows, and unseen by the teacher; where the student trains on them it looks
+    surer there. Checkpoints hold three numbers a row and class. Several teachers are one witness, their mean.
 
     Args:
         student: The network to train, a module or a name.
@@ -45,6 +44,8 @@ class PosteriorDistillation(Distiller):
 
     needs_table = True
     num_sources = 0
+    tasks = ("classification",)
+    settled = ("term", "label_term")
 
     def __init__(
         self,
@@ -54,7 +55,8 @@ class PosteriorDistillation(Distiller):
         warmup_epochs: int | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(student=student, teacher=teacher, label_term=SoftTarget("target"), **base)
+        super().__init__(student=student, teacher=teacher, **base)
+        self._templates = (None, SoftTarget("target"), self._templates[2])
         if warmup_epochs is not None and warmup_epochs < 1:
             raise ValueError(f"expected warmup_epochs of at least 1, found {warmup_epochs}")
         self.warmup_epochs = warmup_epochs

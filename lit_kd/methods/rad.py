@@ -19,21 +19,22 @@ from lit_kd.weightings.stretches import Stretched
 class RobustActiveDistillation(Stretched):
     """Robust Active Distillation (RAD, arXiv 2210.01213): which rows are worth a question to the teacher?
 
-    Each of ``rounds + 1`` stretches of the training but the first begins with ``budget`` questions about the pool, the
-    rows without a label; the student learns from labels and all answers so far [the paper's loop]. Each starts from the
-    initial weights; answers are soft labels, taken once, without augmentation [ours].
+    Each of ``rounds + 1`` stretches of the training but the first begins with ``budget`` questions about rows without a
+    label; the student learns from labels and answers [text], each time from the initial weights [ours].
 
     Args:
         student: The network to train, a module or a name.
-        teacher: One teacher: a module or a checkpoint path.
+        teacher: One teacher: a module or a checkpoint path. Its answers are soft labels, without augmentation.
         budget: Questions a round, at least 1.
         rounds: How often to ask, at least 1.
         rule: How rows are chosen, see `lit_kd.trust.queries.choose_rows`.
-        mistakes: On how many rows of the pool the teacher may be wrong, for the rule ``"rad"``; ``None``: its error
-            rate on the meta split times the size of the pool [text; scaling ours].
+        mistakes: On how many of these rows the teacher may be wrong, for ``"rad"``; ``None``: as on meta rows [text].
         temperature: T > 0 of the answers' loss.
         **base: See `lit_kd.Distiller`.
     """
+
+    tasks = ("classification",)
+    settled = ("extra",)
 
     def __init__(
         self,
@@ -49,8 +50,7 @@ class RobustActiveDistillation(Stretched):
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
         if budget < 1 or rounds < 1 or (mistakes or 0) < 0:
-            found = f"found {budget}, {rounds} and {mistakes}"
-            raise ValueError(f"expected budget and rounds of at least 1, and mistakes of at least 0 or None; {found}")
+            raise ValueError(f"expected budget, rounds >= 1 and mistakes >= 0, found {budget}, {rounds}, {mistakes}")
         check_choice("rule", rule, get_args(QueryRule))
         self.rule, self.budget, self.mistakes, self.temperature = rule, budget, mistakes, temperature
         self.questions, self.num_stretches, self.plan = rounds * budget, rounds + 1, (budget,)

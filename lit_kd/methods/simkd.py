@@ -29,6 +29,7 @@ class SimKD(Distiller):
     """
 
     num_sources = 1
+    settled = ("term", "label_term")
     student: Composite
 
     def __init__(

@@ -34,6 +34,7 @@ class SLaM(Distiller):
     """
 
     num_sources = 1
+    tasks = ("classification",)
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ class Supervised(Distiller):
     """
 
     needs_teacher = False
+    settled = ("term",)
 
     def __init__(self, student: Network, **base: Any) -> None:
         super().__init__(student=student, teacher=None, **base)

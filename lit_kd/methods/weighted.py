@@ -22,8 +22,8 @@ class WeightedDistillation(Distiller):
     A row with a label costs the cross-entropy with it; one without costs w times the cross-entropy with the teacher's
     label, so that in the mean the loss is that with the true labels [text]. The weights follow from the nearest
     neighbours among the trusted meta rows, in the plane of the teacher's and the student's margin; each epoch estimates
-    them anew, see `lit_kd.trust.reliability` [ours in detail]. There is nothing to tune. Needs a data module of
-    `lit_kd.data` with a meta split that neither teacher nor student was trained on.
+    them anew, see `lit_kd.trust.reliability` [ours in detail]; they are made for cross-entropy, also with another
+    ``term``. Needs a data module of `lit_kd.data` with a meta split that neither network was trained on.
 
     Args:
         student: The network to train, a module or a name.
@@ -35,6 +35,7 @@ class WeightedDistillation(Distiller):
     """
 
     num_sources = 1
+    tasks = ("classification",)
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class SavedStudent:
     model: nn.Module
     name: str
     num_classes: int
+    task: str
     input_shape: tuple[int, ...] | None
     class_names: list[str] | None
     image_input: ImageInput | None
@@ -108,7 +109,9 @@ def read_student(path: Path) -> SavedStudent:
         shape = tuple(input_shape or data.get("input_shape") or ()) or None
     except (AttributeError, TypeError, ValueError) as err:
         raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
-    return SavedStudent(model.eval(), name, num_classes, shape, names, image_input)
+    return SavedStudent(
+        model.eval(), name, num_classes, hparams.get("task", "classification"), shape, names, image_input
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def predict_images(
     student: SavedStudent, files: Sequence[Path], batch_size: int = 64, num_workers: int = 0
 ) -> Iterator[Prediction]:
     """Classify images, on the GPU if there is one, with ``num_workers`` processes that decode."""
+    if student.task != "classification":
+        raise ValueError(f"expected a student of one class an image, found {student.task}: use lit-kd predict --config")
     images = student.image_input
     if images is None or (student.input_shape or images.shape) != images.shape:
         raise ValueError(

@@ -28,8 +28,6 @@ class Term(nn.Module):
 
     reads_teacher: ClassVar[bool] = True
     """Whether the source is a teacher; else it is the label, and ``teacher`` is ``None`` in all hooks."""
-    reads_features: ClassVar[bool] = False
-    """Whether more than logits is compared: then only ALM-KD's meta-gradient ``exact`` can weigh it."""
     couples_batch: ClassVar[bool] = False
     """Whether `forward` gives one number for the batch, ``()``: then it cannot be weighted by sample."""
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -49,6 +47,11 @@ class Term(nn.Module):
         self.key = self.name
         """Begins the names of its columns in the table; each copy has its own."""
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether more than logits is compared: then only ALM-KD's meta-gradient ``exact`` can weigh it."""
+        return bool(self.student_taps or self.teacher_taps)
+
     def build(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make parts whose shapes follow from a batch's outputs, before the optimizer is made."""
 
@@ -66,20 +69,46 @@ class Term(nn.Module):
         """Renew state by sample with a training batch; called without gradients."""
 
 
+def check_templates(
+    method: str, settled: Sequence[str], term: Term | None, label_term: Term | None, extra: Sequence[Term] | None
+) -> tuple[Term | None, Term | None, tuple[Term, ...]]:
+    """What a user gave, the last as a tuple; refuses what is no term, and what a method does not take."""
+    given = {"term": term, "label_term": label_term, "extra": extra}
+    refused = [name for name in settled if given[name] not in (None, [])]
+    if refused:
+        raise ValueError(f"expected no {refused[0]}: {method} has its own, found {given[refused[0]]}")
+    every = (term, label_term, *(extra if isinstance(extra, Sequence) else [extra]))
+    wrong = [one for one in every if not (one is None or isinstance(one, Term))]
+    if wrong or isinstance(extra, Term):
+        found = repr(wrong[0] if wrong else extra)
+        raise ValueError(f"expected terms, such as lit_kd.terms.KL(), and a list of them as extra, found {found}")
+    return term, label_term, tuple(extra or ())
+
+
 class TermSet(nn.Module):
     """The terms of a method: that of the label, one for each source, copied, and extra ones.
 
     Extra terms that read teachers are copied for each source too, and averaged. A ValueError if a term is in the wrong
-    place, or cannot do the task.
+    place, cannot do the task, or compares features with those of several ``teachers`` that were made one source.
     """
 
     def __init__(
-        self, label: Term, each: Term, extra: Sequence[Term], sources: int, task: str = "classification"
+        self,
+        label: Term,
+        each: Term,
+        extra: Sequence[Term],
+        sources: int,
+        task: str = "classification",
+        teachers: int = 1,
     ) -> None:
         super().__init__()
         for term in (label, each, *extra):
             if term in extra and term.reads_teacher and not sources:
-                raise ValueError(f"expected as extra terms of the label, as there is no teacher, found {term.name}")
+                raise ValueError(f"expected as extra terms of the label, as no teacher is compared, found {term.name}")
+            if term in extra and term.name in ("label", "teacher", "loss"):
+                raise ValueError(f"expected an extra term of a name of its own in the logs, found {term.name!r}")
+            if term.reads_teacher and term.teacher_taps and sources < teachers:
+                raise ValueError(f"expected one teacher for {type(term).__name__}, as their mean has no features")
             if term.tasks and task not in term.tasks:
                 raise ValueError(f"expected terms for {task}, found {type(term).__name__}, for {', '.join(term.tasks)}")
 
@@ -113,6 +142,11 @@ class TermSet(nn.Module):
         return [term for group in self._groups[:2] for term in group]
 
     @property
+    def temperature(self) -> float:
+        """At which teachers are averaged or revised: that of the term that compares them, or 1."""
+        return float(getattr(self.each[0], "temperature", 1.0)) if len(self.each) else 1.0
+
+    @property
     def has_parts(self) -> bool:
         """Whether `build` does something."""
         return any(type(term).build is not Term.build for term in self)
@@ -134,7 +168,13 @@ class TermSet(nn.Module):
         self, student: Outputs, sources: Sequence[Outputs], batch: Batch
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The terms of the label and of each source, ``(B,)`` or ``()`` each, and the extra ones by name."""
-        values = [term.weight * term(student, source, batch) for term, source in self._with_sources(sources)]
+        values = []
+        for term, source in self._with_sources(sources):
+            values.append(term.weight * term(student, source, batch))
+            wanted = () if term.couples_batch else (len(student.logits),)
+            if values[-1].shape != wanted:
+                found = f"{type(term).__name__} gave {tuple(values[-1].shape)}"
+                raise ValueError(f"expected one number a sample, or one with couples_batch; {found}, not {wanted}")
         own = 1 + len(self.each)
         losses, rest, extra = values[:own], values[own:], dict[str, Tensor]()
         for terms in self._groups[2:]:
@@ -163,6 +203,8 @@ def weighted_means(losses: Sequence[Tensor], weights: Weights, extra: Mapping[st
             "pass it as extra, which has a constant weight"
         )
     each: Sequence[float | Tensor] = weights.unbind(1) if isinstance(weights, Tensor) else weights
+    if len(each) != len(losses):
+        raise ValueError(f"expected {len(losses)} weights, of the label and of each source, found {len(each)}")
     label, *taught = [(weight * loss).mean() for weight, loss in zip(each, losses, strict=True)]
     means = {"label": label} | ({"teacher": torch.stack(taught).sum()} if taught else {})
     means |= {name: term.mean() for name, term in extra.items()}

@@ -14,8 +14,6 @@ from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
 class FeatureTerm(Term):
     """A function of one layer's features of the student and one's of the teacher."""
 
-    reads_features = True
-
     def __init__(self, student_tap: str, teacher_tap: str, weight: float) -> None:
         super().__init__(weight)
         self.student_taps, self.teacher_taps = (student_tap,), (teacher_tap,)

@@ -42,15 +42,13 @@ class MeanTeacher(Distiller):
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.
         average: What is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities has the gradient of
-            the mean of the losses.
+            the mean of the losses, for KL.
         drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
             If it were to drop all, it keeps one, drawn at random [ours].
         revise: Eta of Label Revision, in [0, 1): where the teacher contradicts the label, it is revised before it is
             distilled, see `lit_kd.losses.revised_teacher`; ``None``: the teacher as it is.
         **base: See `lit_kd.Distiller`.
     """
-
-    temperature: float = 1.0
 
     def __init__(
         self,
@@ -71,10 +69,8 @@ class MeanTeacher(Distiller):
         self.drop = drop
         self.revise = revise
         self._draws = torch.Generator()
-        if drop and self.num_sources > 1:
-            raise ValueError(
-                "expected no drop where teachers are not averaged: with features, or several labels a sample"
-            )
+        if (drop or average == "logits") and self.num_sources > 1:
+            raise ValueError("expected neither drop nor average with features, or several labels a sample: each counts")
 
     @property
     def num_sources(self) -> int:
@@ -90,10 +86,11 @@ class MeanTeacher(Distiller):
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The mean of the teachers that are not dropped, revised by the label."""
+        assert self.terms is not None
         if self.num_sources < len(teachers):
             draws = torch.rand(len(teachers), generator=self._draws)
             kept = draws >= self.drop
             kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
             heard = [teacher for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
-            teachers = [as_one(heard, self.temperature, self.average)]
-        return revised(teachers, batch.y, self.revise, self.temperature)
+            teachers = [as_one(heard, self.terms.temperature, self.average)]
+        return revised(teachers, batch.y, self.revise, self.terms.temperature)
