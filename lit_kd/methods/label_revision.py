@@ -15,21 +15,15 @@ from lit_kd.weightings.selection import Selective
 class LabelRevision(Selective):
     """Label revision and data selection (arXiv 2404.03693): a wrong teacher's probabilities are mixed with the label.
 
-    Where teacher and label agree, the student learns from both, else from the revised probabilities alone, see
-    `lit_kd.terms.Revised` [text]. Means are taken over the batch, not over each kind of row [ours]. A row without a
-    label counts as one where both agree.
-
-    The label is taken for the truth: where it is wrong, a teacher that is right is "corrected" to repeat the mistake.
-    `KD` and `ALMKD` have the options ``revise`` and ``select``, too.
+    Where teacher and label agree, or there is no label, the student learns from both, else from the revised
+    probabilities alone [text]. The label is taken for the truth: where it is wrong, so is the revision.
 
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list, whose logits are averaged: modules or checkpoint paths.
         eta: In [0, 1): how much of a wrong teacher stays, see `lit_kd.losses.revise_labels`.
-        form: The distillation loss, see `lit_kd.terms.Revised`. ``"mse"`` is steep, the steeper the fewer the classes:
-            with ten of them, lower the learning rate about tenfold.
-        cross_entropy: Take the label's cross-entropy where the teacher agrees with it (``"right"``), or on every row
-            (``"all"``).
+        form: See `lit_kd.terms.Revised`. With ``"mse"`` and ten classes, lower the learning rate about tenfold.
+        cross_entropy: Whether the label counts where the teacher agrees (``"right"``), or always (``"all"``).
         **base: See `lit_kd.weightings.selection.Selective` and `lit_kd.Distiller`.
     """
 
