@@ -28,7 +28,6 @@ class LabelRevision(Selective):
     """
 
     num_sources = 1
-    tasks = ("classification",)
 
     def __init__(
         self,
@@ -56,7 +55,5 @@ class LabelRevision(Selective):
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """1, but 0 for a label that the teacher contradicts, and for the teacher of rows that are not selected."""
         heard = self.distilled(batch)
-        label = torch.ones_like(heard)
-        if self.cross_entropy == "right":
-            label = (~contradicts(sources[0].logits, batch.y) | (heard == 0)).to(heard)
-        return torch.stack([label, heard], dim=1)
+        ignored = contradicts(sources[0].logits, batch.y) & (heard > 0) & (self.cross_entropy == "right")
+        return torch.stack([(~ignored).to(heard), heard], dim=1)
