@@ -73,7 +73,7 @@ def inspect(args: Sequence[str]) -> None:
     write_columns(output, columns, options.overwrite)
     print(f"{len(found)} training samples, the most distrusted first, written to {output}")
 
-    first = data.parts.plain_rows(index[: options.samples])
+    first = data.parts.rows(index[: options.samples])
     pictures = as_pictures(first.rows.fetch(first.positions.tolist()))
     if pictures is None:
         print("no contact sheet: the samples are no pictures (1 or 3 channels, height and width)")
@@ -157,7 +157,7 @@ def find_checkpoint(config: Path, run: Path | None) -> Path:
 def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
     """The student's logits for training samples that are not augmented, ``(n, C)``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student, rows, logits = load_student(checkpoint).to(device), data.parts.plain_rows(index), []
+    student, rows, logits = load_student(checkpoint).to(device), data.parts.rows(index), []
     with torch.no_grad():
         for items in track(torch.split(torch.arange(len(index)), data.batch_size), "predicting", transient=True):
             x = move_data_to_device(rows.__getitems__(items.tolist()).x, device)

@@ -116,14 +116,14 @@ class Partition:
         positions = np.concatenate([self.positions[part] for part in parts])
         return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
 
-    def plain_rows(self, index: Tensor) -> Indexed:
-        """Training rows and, behind them, meta rows, without augmentation."""
+    def rows(self, index: Tensor, augmented: bool = False) -> Indexed:
+        """Training rows and, behind them, meta rows, without augmentation unless it is asked for."""
         positions = np.concatenate([self.positions["train"], self.positions["meta"]])
-        return Indexed(self.plain, positions[index.numpy()], self.given[index], index)
+        return Indexed(self.augmented if augmented else self.plain, positions[index.numpy()], self.given[index], index)
 
     def meta_rows(self) -> Indexed:
         """The meta rows without augmentation."""
-        return self.plain_rows(torch.arange(len(self.positions["train"]), len(self.given)))
+        return self.rows(torch.arange(len(self.positions["train"]), len(self.given)))
 
     def _fingerprint(self, given: Labels, num_classes: int) -> str:
         sizes = [num_classes, *(len(part) for part in self.positions.values())]

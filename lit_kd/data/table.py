@@ -68,17 +68,14 @@ class SampleTable:
         self.maker = ""
         """What makes the weights: another rule cannot continue with them."""
         self._written: dict[str, Tensor] = {}
-        self._unsaved: set[str] = set()
 
-    def add(self, name: str, start: Tensor, saved: bool = True, rows: bool = False) -> None:
+    def add(self, name: str, start: Tensor, rows: bool = False) -> None:
         """Add a column; one that is there already keeps its values.
 
         `start` is the first value of each row, ``(...)``; with `rows`, the whole column, ``(N, ...)``, equal in all
-        processes. `state_dict` leaves out a column that is not `saved`.
+        processes.
         """
         shape = start.shape if rows else (self.size, *start.shape)
-        if not saved:
-            self._unsaved.add(name)
         found = self.columns[name] if name in self else start.expand(shape)
         if found.shape != shape or len(found) != self.size:
             raise ValueError(
@@ -142,9 +139,8 @@ class SampleTable:
             values.update({name: fn(value) for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The saved columns, as plain values and tensors."""
-        columns = {name: column.cpu() for name, column in self.columns.items() if name not in self._unsaved}
-        shared = {name: value.cpu() for name, value in self.shared.items()}
+        """All of it, as plain values and tensors."""
+        columns, shared = ({k: value.cpu() for k, value in part.items()} for part in (self.columns, self.shared))
         about = {"size": self.size, "fingerprint": self.fingerprint, "maker": self.maker}
         return {**about, "columns": columns, "shared": shared}
 

@@ -100,8 +100,8 @@ class RobustActiveDistillation(Stretched):
         assert self.table is not None
         parts, known = self.data.parts, self.training_rows()
         pool = torch.from_numpy(np.setdiff1d(np.arange(self.data.train_size), known))
-        student = self.predict_rows(parts.plain_rows(pool), teachers=False).student
-        heard = self.predict_rows(parts.plain_rows(known), teachers=False).student if self.rule == "coreset" else None
+        student = self.predict_rows(parts.rows(pool), teachers=False).student
+        heard = self.predict_rows(parts.rows(known), teachers=False).student if self.rule == "coreset" else None
         chosen = choose_rows(
             self.rule,
             student.logits.double().softmax(-1).numpy(force=True),
@@ -113,7 +113,7 @@ class RobustActiveDistillation(Stretched):
         )
         index = pool[torch.from_numpy(chosen)]
         places = torch.arange(self.budget, device=self.device) + (stretch - 1) * self.budget
-        self.table.shared["soft_labels"][places] = self.predict_rows(parts.plain_rows(index)).teachers[0].logits.float()
+        self.table.shared["soft_labels"][places] = self.predict_rows(parts.rows(index)).teachers[0].logits.float()
         self.query[index.to(self.device)] = places
         super().begin_stretch(stretch)
 

@@ -78,7 +78,7 @@ def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: P
     weights = model.table["weights"][rows].cpu().numpy()
     label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
     batches = torch.split(torch.arange(data.train_size), data.batch_size)
-    found = [model.predict_rows(data.parts.plain_rows(index)).teachers for index in batches]
+    found = [model.predict_rows(data.parts.rows(index)).teachers for index in batches]
     said = np.concatenate([torch.stack([t.logits.argmax(-1) for t in each], 1).cpu().numpy() for each in found])
     columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
     shown, pixels = distrusted_by(model, SHOWN)

@@ -137,7 +137,7 @@ def distrusted_by(model: Distiller, count: int) -> tuple[list[Suspect], npt.NDAr
     index = most_distrusted(model.table, model.data, count)
     if not len(index):
         return [], None
-    rows = model.data.parts.plain_rows(index)
+    rows = model.data.parts.rows(index)
     logits = model.predict_rows(rows, teachers=False).student.logits.cpu()
     return suspects(model.table, model.data, index, logits), as_pictures(rows.rows.fetch(rows.positions.tolist()))
 

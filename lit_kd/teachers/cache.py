@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lit_kd.data import DataModule
-from lit_kd.data.rows import Indexed, equal_inputs, in_memory
+from lit_kd.data.rows import equal_inputs, in_memory
 from lit_kd.data.table import all_sum
 from lit_kd.models.files import write_whole
 from lit_kd.types import Batch, Outputs, as_batch
@@ -168,7 +168,8 @@ class Cached:
         """The outputs of one teacher for some rows, and 0 for the others."""
         found: Arrays = {}
         shown = self.module.trainer.is_global_zero and self.module.trainer.progress_bar_callback is not None
-        for given in track(self.data.loader(self._rows(index)), f"Cache of teacher {k}", disable=not shown):
+        loader = self.data.loader(self.data.parts.rows(torch.from_numpy(index)))
+        for given in track(loader, f"Cache of teacher {k}", disable=not shown):
             out = self.teachers.one(k, to_device(self.module, given).x)
             outputs = {LOGITS: out.logits} | {f"features.{tap}": f for tap, f in out.features.items()}
             for name, values in outputs.items():
@@ -191,13 +192,9 @@ class Cached:
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() if is_tensor else b"")
         return digest.hexdigest()[:32]
 
-    def _rows(self, index: Indices, augmented: bool = False) -> Indexed:
-        parts, chosen = self.data.parts, torch.from_numpy(index)
-        positions = np.concatenate([parts.positions["train"], parts.positions["meta"]])[index]
-        return Indexed(parts.augmented if augmented else parts.plain, positions, parts.given[chosen], chosen)
-
     def _read(self, index: Indices, augmented: bool = False) -> Batch:
-        return to_device(self.module, self._rows(index, augmented).__getitems__(list(range(len(index)))))
+        rows = self.data.parts.rows(torch.from_numpy(index), augmented)
+        return to_device(self.module, rows.__getitems__(list(range(len(index)))))
 
 
 def to_device(module: LightningModule, batch: Batch) -> Batch:

@@ -79,7 +79,7 @@ def selected_rows(module: Distiller, fraction: float) -> Tensor:
     n, parts = data.train_size, data.parts
     untapped, module.teachers = module.teachers, Teachers(models, (PENULTIMATE,), module.speed)
     try:
-        train, meta = module.predict_rows(parts.plain_rows(torch.arange(n))), module.predict_rows(parts.meta_rows())
+        train, meta = module.predict_rows(parts.rows(torch.arange(n))), module.predict_rows(parts.meta_rows())
     finally:
         module.teachers = untapped
     total = torch.zeros(n, device=train.y.device)
