@@ -21,7 +21,7 @@ from lit_kd.data import Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.modules import Teachers
-from lit_kd.teachers.speed import Frozen, Speed, channels_last, reads_channels_last
+from lit_kd.teachers.speed import Frozen, Speed, reads_channels_last
 from lit_kd.terms import TASKS
 from lit_kd.types import PENULTIMATE, Batch, Outputs
 from lit_kd.weightings import Paper
@@ -242,7 +242,7 @@ def test_students_of_others_keep_their_layout_unless_told() -> None:
         assert reads_channels_last(student, (), model.speed) == expected
         assert {weight.is_contiguous() for weight in student.parameters()} == {True}
     x = torch.randn(2, 3, 4, 5)
-    assert channels_last(x).is_contiguous(memory_format=torch.channels_last)
+    assert Tapped(nn.Identity(), (), True).laid_out(x).is_contiguous(memory_format=torch.channels_last)
     traced = fx.symbolic_trace(nn.Sequential(*layers))
     assert not reads_channels_last(traced, (), Speed())  # it may be anybody's code
 
@@ -280,7 +280,7 @@ def test_the_validation_gradient_does_not_depend_on_how_rows_are_split(tracks: b
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=tracks), nn.Linear(6, 3)).double()
     module: Any = SimpleNamespace(
-        student=student, laid_out=lambda batch: batch, task=TASKS["classification"], num_classes=3
+        student=student, tapped_student=Tapped(student), task=TASKS["classification"], num_classes=3
     )
     x, y, keep = torch.randn(70, 5).double(), torch.arange(70) % 3, torch.arange(70) % 4 > 0
     theta = dict(student.named_parameters())

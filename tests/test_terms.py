@@ -260,8 +260,8 @@ def step(model: Any, batch: Batch) -> Tensor:
     model.trainer.training = True
     model.log = lambda *args, **kwargs: None
     model.terms = model.make_terms()
-    model._begun = True
-    model.tapped_student, model._channels_last = Tapped(model.student), False
+    model._prepared = 0
+    model.tapped_student = Tapped(model.student)
     model.teachers = model.teachers if len(model.teachers) else type(model.teachers)(list(model._teacher_specs))
     loss: Tensor = model.training_step(batch, 0)
     return loss

@@ -3,11 +3,12 @@
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 import lit_kd.methods  # noqa: F401 - so that short names of methods are legal in a config
 from lit_kd.data import DataModule
 from lit_kd.distiller.base import Distiller
+from lit_kd.models.shim import GivenOptionsWin
 from lit_kd.report.callbacks import ResumeAsBefore, SaveConfig, WritePredictions
 from lit_kd.report.show import ShowRun
 from lit_kd.version import __version__
@@ -16,7 +17,7 @@ DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
 Besides the subcommands below there are others, which lit-kd --help lists."""
 
 
-class Cli(LightningCLI):
+class Cli(GivenOptionsWin):
     """Lightning's command line: any method as ``--model``, any of our data modules as ``--data``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -43,9 +44,6 @@ class Cli(LightningCLI):
         """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
         if self.subcommand is not None and self.config[self.subcommand].weights_only is None:
             self.config[self.subcommand].weights_only = True
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning's own lets the checkpoint's hyperparameters override explicit options; it has no public switch."""
 
 
 def _as_list(shape: tuple[int, ...] | None) -> list[int] | None:

@@ -1,10 +1,8 @@
 """The base of every method: it owns the teachers' inference and the student's optimisation."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -14,16 +12,15 @@ from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
 from lit_kd.models import Network, resolve_model, student_name
-from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
-from lit_kd.models.taps import Tapped
+from lit_kd.models.checkpoint import about_data, drop_unknown
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers
-from lit_kd.teachers.rows import RowOutputs, first_batch, predict_rows
-from lit_kd.teachers.speed import Speed, channels_last, prepare_student
+from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
+from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weights, check_templates, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import Batch, Outputs, as_batch, check_choice, evaluating
+from lit_kd.types import Batch, Outputs, check_choice
 
 
 class Distiller(Evaluated):
@@ -52,12 +49,12 @@ class Distiller(Evaluated):
 
     needs_teacher: ClassVar[bool] = True  # whether training is impossible without a teacher
     needs_meta: ClassVar[bool] = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
-    needs_table: ClassVar[bool] = False  # whether the method itself keeps state by sample in the table
     changes_batches: ClassVar[bool] = False  # whether rows are no rows of the data's: nothing is kept of them
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
     settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take
     trains_on_meta: bool = False  # whether the meta rows join the training rows
     student_taps: tuple[str, ...] = ()  # layers whose features the method itself reads; terms have their own
+    teachers: Teachers
     table: SampleTable | None = None
     """State by sample index. A column ``weights``, ``(N, S + 1)``, tells how much label and teachers count."""
 
@@ -102,11 +99,7 @@ class Distiller(Evaluated):
         self._templates = check_templates(type(self).__name__, self.settled, term, label_term, extra)
         self._restored: dict[str, Any] | None = None  # the table of a checkpoint
         self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
-        self._begun = False  # whether this epoch is prepared
-
-    def _set_hparams(self, hp: Any) -> None:  # Lightning's, before it copies: a checkpoint holds no live modules
-        super()._set_hparams(hp)
-        keep_plain(self.hparams)
+        self._prepared: int | None = None  # which epoch is
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. Methods override it."""
@@ -137,7 +130,7 @@ class Distiller(Evaluated):
         return None
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
-        """Add columns to the table; those of a table that is not fresh but restored keep their values."""
+        """Add columns; those of a table that is not fresh but restored keep their values. Overridden, there is one."""
 
     @property
     def data(self) -> DataModule:
@@ -158,7 +151,7 @@ class Distiller(Evaluated):
         training = stage == "fit"
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or a path")
-        self._begun, new = False, training and self.terms is None
+        self._prepared, new = None, training and self.terms is None
         if new:
             self.terms = self.make_terms()
         if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
@@ -168,16 +161,14 @@ class Distiller(Evaluated):
             with seeded("parts of the student"):
                 self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
-        self._channels_last = prepare_student(self.student, taps, self.speed)
-        self.tapped_student = Tapped(self.student, taps)
+        self.tapped_student = prepare_student(self.student, taps, self.speed)
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
             self.peers.train()
         if new and self.terms is not None and self.terms.has_parts:
-            batch = first_batch(self)
-            with torch.no_grad(), evaluating(self.student), seeded("parts of terms"):
-                student = self.tapped_student(batch.x)
-                sources = [*self.teachers(batch.x), *[student] * self.num_sources]  # peers are like the student
+            student, teachers = first_outputs(self)
+            sources = [*teachers, *[student] * self.num_sources]  # peers are like the student
+            with seeded("parts of terms"):
                 self.terms.build(student, sources[: self.num_sources])
 
     def complete_student(self) -> None:
@@ -192,11 +183,6 @@ class Distiller(Evaluated):
             raise ValueError(f"expected no teacher_cache and no state by sample: {type(self).__name__} changes batches")
         return made
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":  # torch's; teachers follow
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.teachers.apply(fn)
-        return self
-
     def configure_callbacks(self) -> Any:
         """What fills the cache; an override adds to it."""
         return [FillTeacherCache()] if self.teacher_cache else []
@@ -208,26 +194,20 @@ class Distiller(Evaluated):
     def on_fit_start(self) -> None:
         """Make the table of state by sample, or go on with a restored one."""
         keeping = [term for term in self.terms or () if term.keeps_rows]
-        if not (self.needs_table or keeping):
+        if not keeping and type(self).start_table is Distiller.start_table:
             return
-        data, size = self.data, len(self.data.labels)
+        labels, joined = self.data.labels, self.trains_on_meta or self.data.train_on_meta
         old = self.table if self._restored is None else SampleTable.from_state_dict(self._restored)
-        table = old or SampleTable(size, data.fingerprint)
-        table.check(size, data.fingerprint)
-        self.start_table(table, fresh=old is None)
-        joined = self.trains_on_meta or data.train_on_meta
+        self.table, self._restored = old or SampleTable(len(labels), self.data.fingerprint), None
+        self.table.check(len(labels), self.data.fingerprint)
+        self.start_table(self.table, fresh=old is None)
         for term in keeping:
-            term.start(table, data.labels if joined else data.labels[: data.train_size])
-        table.apply(lambda column: column.to(self.device))
-        self.table, self._restored = table, None
+            term.start(self.table, labels if joined else labels[: self.data.train_size])
+        self.table.apply(lambda column: column.to(self.device))
 
     def ask(self, batch: Batch) -> list[Outputs]:
         """The teachers' outputs for a batch, from the cache where there is one."""
         return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
-
-    def laid_out(self, batch: Batch) -> Batch:
-        """A batch as the student reads it: channels last, where its convolutions are faster so."""
-        return batch._replace(x=channels_last(batch.x)) if self._channels_last else batch
 
     def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
         """The student's and the teachers' outputs for a batch; refuses labels and outputs that do not fit."""
@@ -235,7 +215,7 @@ class Distiller(Evaluated):
         if training:
             self.rows_of_epoch()  # the epoch may have begun before a checkpoint from which this run is resumed
         teachers = self.ask(batch)  # first, while no activations of the student take memory
-        student = self.tapped_student(self.laid_out(batch).x)
+        student = self.tapped_student(batch.x)
         named = {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student}
         check_outputs(self.task, batch.y, named, self.num_classes, missing=training)
         return student, teachers
@@ -243,7 +223,7 @@ class Distiller(Evaluated):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Weigh the terms and sum them; let them renew what they keep of each sample."""
         assert self.terms is not None
-        batch = self.prepare_batch(as_batch(batch))
+        batch = self.prepare_batch(self.unpack(batch))
         student, teachers = self.outputs(batch)
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
@@ -257,23 +237,21 @@ class Distiller(Evaluated):
         """The sum of the weighted terms' means; logs the epoch's means as ``train/TERM`` and ``train/loss``."""
         terms = weighted_means(losses, weights, extra)
         reads = self.device.type == "cpu" or self.trainer.is_last_batch  # to read a value stalls an accelerator
-        if reads and not math.isfinite(terms["loss"].detach()):
+        if reads and not terms["loss"].isfinite():
             raise ValueError(f"expected a finite loss, found {terms}: lower the learning rate, or check the inputs")
-        for name, value in terms.items():
-            self._log_mean(f"train/{learner}{name}", value, rows)
+        self.log_means({f"train/{learner}{name}": value for name, value in terms.items()}, rows)
         return terms["loss"]
 
     def on_train_epoch_start(self) -> None:
         """Draw the epoch's randomness from (seed, epoch, rank): a run resumed at an epoch's start repeats it."""
         seed_epoch(self.current_epoch, self.global_rank)
         self.teachers.forget()
-        self._begun = False
         self.rows_of_epoch()
 
     def rows_of_epoch(self) -> Tensor | None:
         """What `training_rows` says of this epoch: our data modules ask it when they draw the first batch."""
-        if not self._begun:
-            self._begun = True
+        if self._prepared != self.current_epoch:
+            self._prepared = self.current_epoch
             self.prepare_epoch()
             ours = isinstance(getattr(self.trainer, "datamodule", None), DataModule)
             self._epoch_rows = self.training_rows() if ours else None
@@ -281,7 +259,6 @@ class Distiller(Evaluated):
 
     def on_train_epoch_end(self) -> None:
         """Share state by sample between processes, and log what is believed on average."""
-        self._begun = False
         if self.table is not None:
             self.table.sync()
             self.log_dict({f"samples/{name}": mean for name, mean in self.table.means(self.data.train_size).items()})
@@ -296,5 +273,5 @@ class Distiller(Evaluated):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the table up again; outside of training, leave out what was trained beside the student."""
         self._restored = checkpoint.get("sample_table")
-        if self._trainer is None or not self.trainer.training:
+        if self.terms is None:
             drop_unknown(checkpoint["state_dict"], self.state_dict(), ("terms.", "peers."))

@@ -9,7 +9,7 @@ from lit_kd.data.table import SampleTable, all_rows
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
 from lit_kd.terms import Term, Weights
-from lit_kd.types import Batch, Outputs, as_batch, check_choice
+from lit_kd.types import Batch, Outputs, check_choice
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label, index_of
 from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
@@ -48,7 +48,6 @@ class ALMKD(ManualOptimisation, Selective):
     """
 
     needs_meta = True
-    needs_table = True
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class ALMKD(ManualOptimisation, Selective):
         """The meta-step, then the student's step with the table's weights."""
         assert self.table is not None
         assert self.terms is not None
-        train, meta = self.prepare_batch(as_batch(batch["train"])), as_batch(batch["meta"])
+        train, meta = self.prepare_batch(self.unpack(batch["train"])), self.unpack(batch["meta"])
         self.look_ahead.before()
         student, teachers = self.outputs(train)
         sources = self.sources(student, teachers, train)

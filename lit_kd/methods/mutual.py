@@ -10,7 +10,7 @@ from lit_kd.distiller import Distiller
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.taps import Tapped
 from lit_kd.terms import Term, Weights
-from lit_kd.types import Batch, Outputs, as_batch
+from lit_kd.types import Batch, Outputs
 
 
 class MutualLearning(Distiller):
@@ -63,7 +63,7 @@ class MutualLearning(Distiller):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One loss for each network."""
         assert self.terms is not None
-        batch = self.prepare_batch(as_batch(batch))
+        batch = self.prepare_batch(self.unpack(batch))
         student, _ = self.outputs(batch)
         said = [student, *(Tapped(peer)(batch.x) for peer in self.peers.values())]
         fixed = [Outputs(out.logits.detach(), out.features) for out in said]

@@ -42,7 +42,6 @@ class PosteriorDistillation(Distiller):
         **base: See `lit_kd.Distiller`.
     """
 
-    needs_table = True
     num_sources = 0
     tasks = ("classification",)
     settled = ("term", "label_term")

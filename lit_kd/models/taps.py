@@ -22,8 +22,8 @@ class Tapped:
     Taps are module paths, as ``"layer3.0"``, or `lit_kd.types.PENULTIMATE`.
     """
 
-    def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, taps: Sequence[str] = (), channels_last: bool = False) -> None:
+        self.model, self.channels_last = model, channels_last
         self.layers = {tap: self._find(tap) for tap in taps}
 
     def _find(self, tap: str) -> nn.Module:
@@ -35,12 +35,17 @@ class Tapped:
             raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")
         return layers[tap]
 
+    def laid_out(self, x: Inputs) -> Inputs:
+        """A batch as the model reads it: images ``(B, C, H, W)`` channels last, where that is wanted."""
+        images = self.channels_last and isinstance(x, Tensor) and x.dim() == 4
+        return x.contiguous(memory_format=torch.channels_last) if images else x  # type: ignore[union-attr]
+
     def __call__(self, x: Inputs, call: Callable[..., Any] | None = None) -> Outputs:
         """Run the model on a batch, or ``call`` in its place; a ValueError if it does not take the batch."""
         features: dict[str, Tensor] = {}
         hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
         try:
-            out = run_model(call or self.model, x)
+            out = run_model(call or self.model, self.laid_out(x))
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # layers may raise any
             if "memory" in str(error):
                 raise

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
@@ -24,7 +24,10 @@ from lit_kd.data import DataModule
 from lit_kd.data.rows import equal_inputs, in_memory
 from lit_kd.data.table import all_sum
 from lit_kd.models.files import write_whole
-from lit_kd.types import Batch, Outputs, as_batch
+from lit_kd.types import Batch, Outputs
+
+if TYPE_CHECKING:
+    from lit_kd.distiller.base import Distiller
 
 Indices = npt.NDArray[np.int64]
 Arrays = dict[str, tuple[Tensor, torch.dtype]]
@@ -197,9 +200,9 @@ class Cached:
         return to_device(self.module, rows.__getitems__(list(range(len(index)))))
 
 
-def to_device(module: LightningModule, batch: Batch) -> Batch:
+def to_device(module: Distiller, batch: Batch) -> Batch:
     """Bring a batch to the module's device as Lightning does, with the hooks of module and data."""
     trainer = module.trainer
     batch = module.on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), 0)
     batch = trainer.datamodule.on_before_batch_transfer(batch, 0)  # type: ignore[attr-defined]
-    return as_batch(trainer.strategy.batch_to_device(batch))
+    return module.unpack(trainer.strategy.batch_to_device(batch))

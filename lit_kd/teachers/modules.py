@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.files import CHECKPOINTS
+from lit_kd.models.shim import move
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
 from lit_kd.types import Batch, Inputs, Outputs
 
@@ -56,7 +57,7 @@ class Teachers:
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Change all parameters and buffers, e.g. to another device."""
         for model, frozen in zip(self.models, self._frozen, strict=True):
-            model._apply(fn)  # type: ignore[no-untyped-call]  # what `Distiller` is moved by; there is no public way
+            move(model, fn)
             frozen.forget()
 
 

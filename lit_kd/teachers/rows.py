@@ -14,7 +14,7 @@ from lit_kd.data.table import of_first_process
 from lit_kd.teachers.cache import to_device
 from lit_kd.teachers.modules import Teachers
 from lit_kd.terms.task import check_outputs
-from lit_kd.types import Batch, Outputs, as_batch, evaluating
+from lit_kd.types import Batch, Outputs, evaluating
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -61,7 +61,14 @@ def first_batch(module: Distiller) -> Batch:
         module.trainer.fit_loop.setup_data()
         loader: Any = module.trainer.train_dataloader
         batch = next(iter(loader["train"] if isinstance(loader, Mapping) else loader))
-    return as_batch(batch).to(module.device)
+    return module.unpack(batch).to(module.device)
+
+
+def first_outputs(module: Distiller) -> tuple[Outputs, list[Outputs]]:
+    """Of student and teachers for that batch."""
+    x = first_batch(module).x
+    with isolate_rng(), torch.no_grad(), evaluating(module.student):
+        return module.tapped_student(x), module.teachers(x)
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

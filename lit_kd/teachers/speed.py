@@ -38,18 +38,12 @@ def reads_channels_last(student: nn.Module, taps: Sequence[str], speed: Speed) -
     return set(taps) <= {PENULTIMATE} and all(known)
 
 
-def channels_last(x: Inputs) -> Inputs:
-    """Lay out images ``(B, C, H, W)`` channels last; other inputs stay as they are."""
-    images = isinstance(x, Tensor) and x.dim() == 4
-    return x.contiguous(memory_format=torch.channels_last) if images else x  # type: ignore[union-attr]
-
-
-def prepare_student(student: nn.Module, taps: Sequence[str], speed: Speed) -> bool:
-    """Compile a student if wanted and no layers are tapped (compiled code runs no hooks); `reads_channels_last`."""
-    last = reads_channels_last(student, taps, speed)
+def prepare_student(student: nn.Module, taps: Sequence[str], speed: Speed) -> Tapped:
+    """The student as it is trained; compiled if wanted and no layers are tapped, as compiled code runs no hooks."""
+    tapped = Tapped(student, taps, reads_channels_last(student, taps, speed))
     if speed.compile and not taps:
         student.compile()
-    return last
+    return tapped
 
 
 class Frozen:

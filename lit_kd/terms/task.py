@@ -180,6 +180,11 @@ class EvaluationMetrics(nn.Module):
         self.metrics = nn.ModuleDict(task.metrics(num_classes))
         self.nll = MeanMetric()
 
+    def reset(self) -> None:
+        """Begin anew: `Trainer.validate` leaves tensors of inference mode, on which a fit cannot go on."""
+        for metric in (self.nll, *self.metrics.values()):
+            cast(Metric, metric).reset()
+
     def update(self, logits: Tensor, y: Tensor, teachers: Sequence[Tensor]) -> dict[str, Metric]:
         """Take in a batch's student logits ``(B, C)``, labels, and each teacher's logits; return what to log, by name.
 

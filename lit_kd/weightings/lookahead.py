@@ -108,7 +108,7 @@ class LastLayer(LookAhead):
     def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
         """In closed form."""
         with evaluating(self.module.student):  # so that the meta rows leave no trace in running statistics
-            outputs = Tapped(self.module.student, self.taps)(self.module.laid_out(meta).x)
+            outputs = Tapped(self.module.student, self.taps)(self.module.tapped_student.laid_out(meta.x))
         self.check_meta(outputs, meta.y)
         self.rows.append((full(outputs.features[PENULTIMATE]), meta.y, index_of(meta)))
         while sum(len(y) for _, y, _ in self.rows) - len(self.rows[0][1]) >= self.meta_rows:

@@ -11,7 +11,6 @@ from lit_kd.weightings.manual import refuse_sharded
 class Stretched(Distiller):
     """Trains in `num_stretches` parts of equally many epochs, to within one, each from the initial weights."""
 
-    needs_table = True
     num_stretches: int
     plan: tuple[int, ...] = ()
     """What a resumed training must share, beside the stretches."""

@@ -40,7 +40,7 @@ class Exact(LookAhead):
     def check(self, seen: Seen) -> None:
         """Do student and terms support the derivative, and can the pass be repeated?"""
         self._derivative(seen, self.replay.parameters)
-        found, logits = self.replay(self.module.laid_out(seen.train).x).logits, seen.student.logits
+        found, logits = self.replay(self.module.tapped_student.laid_out(seen.train.x)).logits, seen.student.logits
         if (found - logits).norm() > 0.05 * logits.norm():
             rank_zero_warn(
                 f"a second pass of {type(self.module.student).__name__} over a batch gives other logits, though "
@@ -49,7 +49,7 @@ class Exact(LookAhead):
 
     def _derivative(self, seen: Seen, direction: exact.Named) -> Tensor:
         """Of the batch's terms, ``(B, S + 1)``, by the student's parameters along a direction; buffers stay."""
-        x, terms = self.module.laid_out(seen.train).x, self.module.terms
+        x, terms = self.module.tapped_student.laid_out(seen.train.x), self.module.terms
         assert terms is not None
 
         def function(theta: exact.Named) -> Tensor:
@@ -88,7 +88,7 @@ class Exact(LookAhead):
     def _validation_gradient(self, batch: Batch, keep: Tensor, theta: exact.Named) -> dict[str, Tensor]:
         """The gradient of the mean loss of the rows that count, with the network in evaluation mode."""
         leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-        student, x = self.module.student, self.module.laid_out(batch).x
+        student, x = self.module.student, self.module.tapped_student.laid_out(batch.x)
         mixed = any(getattr(m, "track_running_stats", True) is False for m in student.modules())
         size = len(keep) if mixed or not isinstance(x, Tensor) else ROWS_AT_A_TIME
         sums: dict[str, Tensor] = {}

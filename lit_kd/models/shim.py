@@ -1,0 +1,37 @@
+"""What lit_kd overrides of Lightning's and torch's private names, as there is no public way; no other file does."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from lightning import LightningModule
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor, nn
+
+from lit_kd.models.checkpoint import keep_plain
+
+
+class Shim(LightningModule):
+    """A module whose checkpoints hold plain values only, and with which its teachers move, which are no submodules."""
+
+    teachers: Any
+
+    def _set_hparams(self, hp: Any) -> None:  # Lightning copies the hyperparameters next, live modules too
+        super()._set_hparams(hp)
+        keep_plain(self.hparams)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # by which all modules move
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.teachers.apply(fn)
+        return self
+
+
+def move(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """Change all parameters and buffers, as `Shim` does."""
+    model._apply(fn)  # type: ignore[no-untyped-call]
+
+
+class GivenOptionsWin(LightningCLI):
+    """A command line on which a checkpoint's hyperparameters do not override the options that are given."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would."""
