@@ -195,9 +195,10 @@ def compare_overhead(table: Table, setting: Setting, rounds: int) -> None:
     loop = Turns("bare loop", bare(setting), setting.device)
     others = [
         Turns("plain Lightning", plain(setting), setting.device),
-        Turns("plain Lightning, logs and bar", plain(setting, logs=True), setting.device),
+        Turns("plain Lightning, logs of steps and bar", plain(setting, logs="steps"), setting.device),
+        Turns("plain Lightning, epoch's means and bar", plain(setting, logs="means"), setting.device),
         Turns("lit_kd", ours(setting), setting.device),
-        Turns("lit_kd, logs and bar", ours(setting, logs=True), setting.device),
+        Turns("lit_kd, epoch's means and bar", ours(setting, logs=True), setting.device),
     ]
     interleave([loop, *others], rounds, warm_up=10)
     base = np.array(loop.seconds)

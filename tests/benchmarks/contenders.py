@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,9 +92,9 @@ def bare(setting: Setting) -> Callable[[Turns], None]:
 
 
 class PlainKD(LightningModule):
-    """The same as a LightningModule."""
+    """The same as a LightningModule; it logs each term and the loss, as Lightning does by default or as epoch's means."""
 
-    def __init__(self, setting: Setting, logs: bool) -> None:
+    def __init__(self, setting: Setting, logs: Literal["steps", "means"] | None) -> None:
         super().__init__()
         self.student, teacher = setting.networks()
         self.teacher = [teacher]
@@ -108,8 +108,9 @@ class PlainKD(LightningModule):
         label, distilled = losses(logits, taught, y)
         loss = (1 - WEIGHT) * label + WEIGHT * distilled
         if self.logs:
-            self.log_dict({"train/label": label, "train/teacher": distilled})
-            self.log("train/loss", loss, prog_bar=True)
+            kind: dict[str, Any] = {"on_step": False, "on_epoch": True} if self.logs == "means" else {}
+            self.log_dict({"train/label": label, "train/teacher": distilled}, batch_size=len(y), **kind)
+            self.log("train/loss", loss, prog_bar=True, batch_size=len(y), **kind)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -131,7 +132,7 @@ def trainer(setting: Setting, bar: ProgressBar | None) -> Trainer:
     )
 
 
-def plain(setting: Setting, logs: bool = False) -> Callable[[Turns], None]:
+def plain(setting: Setting, logs: Literal["steps", "means"] | None = None) -> Callable[[Turns], None]:
     """Plain Lightning."""
 
     def loop(turns: Turns) -> None:
