@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,21 @@ def test_hard_labels_of_the_teacher() -> None:
     teacher = torch.roll(Z, 1, dims=1)
     found = weighted_terms(kd, Outputs(Z, {}), [Outputs(teacher, {})], Batch(Z, Y))["teacher"]
     torch.testing.assert_close(found, 0.7 * nn.CrossEntropyLoss(reduction="none")(Z, teacher.argmax(1)))
+
+
+def test_label_smoothing_and_class_weights_by_their_formula() -> None:
+    weights, log_p = np.array([0.5, 1.0, 2.0, 0.0, 3.0]), np.log(softmax(Z.numpy(), axis=1))
+    smooth = 0.9 * np.eye(C)[Y.numpy()] + 0.1 / C
+    term = CrossEntropy(label_smoothing=0.1, class_weights=weights.tolist()).double()
+    np.testing.assert_allclose(term.loss(Z, Y).numpy(), -(weights * smooth * log_p).sum(1), rtol=1e-9)
+    soft = torch.from_numpy(softmax(Z.numpy()[:, ::-1], axis=1).copy())
+    expected = -(weights * (0.9 * soft.numpy() + 0.1 / C) * log_p).sum(1)
+    np.testing.assert_allclose(term.loss(Z, soft).numpy(), expected, rtol=1e-9)
+    assert term.loss(Z[:1], torch.tensor([UNLABELED])) == 0
+    assert term.loss(Z[:1], torch.zeros(1, C).double()) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"label_smoothing": 1.0}, {"class_weights": [1.0, -1.0]}])
+def test_label_smoothing_and_class_weights_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing in \[0, 1\) and class_weights of at least 0"):
+        CrossEntropy(**wrong)

@@ -1,7 +1,7 @@
 """Losses on logits ``(B, C)``, and the targets that they compare with."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,24 @@ from torch import Tensor
 from lit_kd.types import UNLABELED
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+def cross_entropy(
+    logits: Tensor, y: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each sample; 0 where the label is missing.
 
     Labels are ``(B,)``, in ``[0, C)`` or `UNLABELED`; or floating soft labels ``(B, C)``, a missing one all zeros.
+    Smoothing shares this part of a label out among all C classes; class weights are ``(C,)``.
 
     Examples:
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, UNLABELED]))
         tensor([1.3863, 0.0000])
     """
     if y.is_floating_point():
+        y = torch.lerp(y, y.mean(-1, keepdim=True).expand_as(y), label_smoothing)
+        y = y if class_weights is None else y * class_weights
         return -(y * logits.log_softmax(-1).masked_fill(y == 0, 0)).sum(-1)
-    return F.cross_entropy(logits, y, reduction="none", ignore_index=UNLABELED)
+    options: dict[str, Any] = {"ignore_index": UNLABELED, "label_smoothing": label_smoothing}
+    return F.cross_entropy(logits, y, class_weights, reduction="none", **options)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What is learned from the label, which may be wrong, or from a distribution in its place."""
 
+import torch
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
@@ -30,9 +31,30 @@ class LabelTerm(Term):
 
 
 class CrossEntropy(LabelTerm):
-    """`lit_kd.losses.cross_entropy`, for class numbers and soft labels."""
+    """`lit_kd.losses.cross_entropy`, for class numbers and soft labels.
 
-    loss = staticmethod(cross_entropy)
+    Args:
+        label_smoothing: In [0, 1): the part of each label that is shared out among all classes.
+        class_weights: A factor for each class; the loss stays the mean over samples, not over weights.
+        weight: A constant factor.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weights: list[float] | None = None, weight: float = 1.0
+    ) -> None:
+        super().__init__(weight)
+        if not 0 <= label_smoothing < 1 or min(class_weights or [0.0]) < 0:
+            found = f"{label_smoothing} and {class_weights}"
+            raise ValueError(f"expected label_smoothing in [0, 1) and class_weights of at least 0, found {found}")
+        self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights))
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        return cross_entropy(logits, y, self.label_smoothing, weights)
 
 
 class GeneralizedCrossEntropy(LabelTerm):

@@ -92,7 +92,7 @@ def bare(setting: Setting) -> Callable[[Turns], None]:
 
 
 class PlainKD(LightningModule):
-    """The same as a LightningModule; it logs each term and the loss, as Lightning does by default or as epoch's means."""
+    """The same as a LightningModule, which logs each term and the loss of steps, or the epoch's means."""
 
     def __init__(self, setting: Setting, logs: Literal["steps", "means"] | None) -> None:
         super().__init__()
