@@ -18,7 +18,7 @@ from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
-from lit_kd.terms.base import Weights, check_templates, weighted_means
+from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
 from lit_kd.types import Batch, Outputs, check_choice
 
@@ -221,15 +221,18 @@ class Distiller(Evaluated):
         return student, teachers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Weigh the terms and sum them; let them renew what they keep of each sample."""
-        assert self.terms is not None
+        """Weigh the terms and sum them."""
         batch = self.prepare_batch(self.unpack(batch))
-        student, teachers = self.outputs(batch)
+        return self.total(*self.weighed(*self.outputs(batch), batch), len(batch.y))
+
+    def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
+        """The terms of a training batch and their weights; terms renew what they keep of its rows."""
+        assert self.terms is not None
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
-        loss = self.total(losses, self.weigh(student, sources, batch), extra, len(batch.y))
+        weights = self.weigh(student, sources, batch)
         self.terms.update(student, sources, batch)
-        return loss
+        return losses, weights, extra
 
     def total(
         self, losses: list[Tensor], weights: Weights, extra: Mapping[str, Tensor], rows: int, learner: str = ""

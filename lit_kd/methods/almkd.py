@@ -9,6 +9,7 @@ from lit_kd.data.table import SampleTable, all_rows
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
 from lit_kd.terms import Term, Weights
+from lit_kd.terms.base import Weighed
 from lit_kd.types import Batch, Outputs, check_choice
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label, index_of
@@ -107,23 +108,27 @@ class ALMKD(ManualOptimisation, Selective):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""
         assert self.table is not None
-        assert self.terms is not None
-        train, meta = self.prepare_batch(self.unpack(batch["train"])), self.unpack(batch["meta"])
+        self.meta_batch = self.unpack(batch["meta"])
         self.look_ahead.before()
-        student, teachers = self.outputs(train)
-        sources = self.sources(student, teachers, train)
-        losses, extra = self.terms(student, sources, train)
-        seen = Seen(train, student, sources, self.of_distilled(losses, train))
-        with torch.no_grad():
-            self.meta_step(seen, teachers, meta)
-        loss = self.total(seen.losses, self.weigh(student, sources, train), extra, len(train.y))
-        self.terms.update(student, sources, train)
+        loss = super().training_step(batch["train"], batch_idx)
+        assert loss is not None
         self.update(loss, batch_idx)
         if self.trainer.is_last_batch:  # before validation, so that checkpoints hold the renewed weights
             self.table.sync()
             with torch.autocast(self.device.type, enabled=False):  # counts are no matter for bfloat16
                 self.rule.renew(self.table, self.current_epoch)
 
+    def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
+        """As in the base, after the meta-step."""
+        assert self.terms is not None
+        sources = self.sources(student, teachers, batch)
+        losses, extra = self.terms(student, sources, batch)
+        losses = self.of_distilled(losses, batch)
+        self.meta_step(Seen(batch, student, sources, losses), teachers, self.meta_batch)
+        self.terms.update(student, sources, batch)
+        return losses, self.weigh(student, sources, batch), extra
+
+    @torch.no_grad()
     def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:
         """Let the rule see how the batch's terms agree with the validation gradient."""
         assert self.table is not None

@@ -14,6 +14,8 @@ from lit_kd.types import Batch, Outputs
 
 Weights = Sequence[float] | Tensor
 """Of the label, then of each source: numbers, or ``(B, S + 1)``."""
+Weighed = tuple[list[Tensor], Weights, Mapping[str, Tensor]]
+"""The terms of label and sources, how much each counts, and extra terms by name."""
 
 
 class Term(nn.Module):
