@@ -209,13 +209,13 @@ class Distiller(Evaluated):
         """The teachers' outputs for a batch, from the cache where there is one."""
         return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
 
-    def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
-        """The student's and the teachers' outputs for a batch; refuses labels and outputs that do not fit."""
+    def outputs(self, batch: Batch, student: Outputs | None = None) -> tuple[Outputs, list[Outputs]]:
+        """The student's, unless they are known, and the teachers' for a batch; refuses labels and logits that misfit."""
         training = self.trainer.training
         if training:
             self.rows_of_epoch()  # the epoch may have begun before a checkpoint from which this run is resumed
         teachers = self.ask(batch)  # first, while no activations of the student take memory
-        student = self.tapped_student(batch.x)
+        student = student or self.tapped_student(batch.x)
         named = {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student}
         check_outputs(self.task, batch.y, named, self.num_classes, missing=training)
         return student, teachers

@@ -107,26 +107,27 @@ class ALMKD(ManualOptimisation, Selective):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""
-        assert self.table is not None
         self.meta_batch = self.unpack(batch["meta"])
         self.look_ahead.before()
         loss = super().training_step(batch["train"], batch_idx)
         assert loss is not None
         self.update(loss, batch_idx)
-        if self.trainer.is_last_batch:  # before validation, so that checkpoints hold the renewed weights
-            self.table.sync()
-            with torch.autocast(self.device.type, enabled=False):  # counts are no matter for bfloat16
-                self.rule.renew(self.table, self.current_epoch)
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
-        """As in the base, after the meta-step."""
+        """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""
         assert self.terms is not None
+        assert self.table is not None
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
         losses = self.of_distilled(losses, batch)
         self.meta_step(Seen(batch, student, sources, losses), teachers, self.meta_batch)
+        weights = self.weigh(student, sources, batch)
         self.terms.update(student, sources, batch)
-        return losses, self.weigh(student, sources, batch), extra
+        if self.trainer.is_last_batch:  # now, so that all checkpoints hold the renewed weights
+            self.table.sync()
+            with torch.autocast(self.device.type, enabled=False):  # counts are no matter for bfloat16
+                self.rule.renew(self.table, self.current_epoch)
+        return losses, weights, extra
 
     @torch.no_grad()
     def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:
