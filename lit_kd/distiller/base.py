@@ -210,7 +210,7 @@ class Distiller(Evaluated):
         return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
 
     def outputs(self, batch: Batch, student: Outputs | None = None) -> tuple[Outputs, list[Outputs]]:
-        """The student's, unless they are known, and the teachers' for a batch; refuses labels and logits that misfit."""
+        """The student's, unless known, and the teachers' for a batch; refuses labels and logits that misfit."""
         training = self.trainer.training
         if training:
             self.rows_of_epoch()  # the epoch may have begun before a checkpoint from which this run is resumed
