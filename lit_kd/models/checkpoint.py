@@ -57,12 +57,12 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     return hparams["student"], hparams.get("input_shape")
 
 
-def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
+def resolve_model(
+    spec: Network, num_classes: int, input_shape: Sequence[int] | None = None, task: str | None = None
+) -> nn.Module:
     """The network that a user gave: as such, by a name for `build_model`, or by the path of a lit_kd checkpoint."""
     if isinstance(spec, nn.Module):
         return spec
-    if not isinstance(spec, (str, os.PathLike)):
-        raise ValueError(f"expected a network: an nn.Module, a model's name or a checkpoint's path; found {spec!r}")
     path = Path(spec)
     if path.suffix not in CHECKPOINTS and not path.is_file():
         return build_model(os.fspath(spec), num_classes, input_shape)
@@ -70,6 +70,8 @@ def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | 
     if student.num_classes != num_classes:
         found = f"it gives {student.num_classes} logits, this task has {num_classes} classes"
         raise ValueError(f"{spec}: a network with another class count: {found}")
+    if task not in (None, student.task):
+        raise ValueError(f"{spec}: expected a network for {task}, found one for {student.task}: give another")
     return student.model
 
 
@@ -102,22 +104,14 @@ def read_student(path: Path) -> SavedStudent:
             f"{path}: its weights do not fit the student that it names, {name} with {num_classes} classes and "
             f"input_shape {input_shape}: {textwrap.shorten(str(err), 500)}"
         ) from err
-    data = checkpoint.get("data") or {}
-    try:
-        names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
-        image_input = None if images is None else ImageInput(**images)
-        shape = tuple(input_shape or data.get("input_shape") or ()) or None
-    except (AttributeError, TypeError, ValueError) as err:
-        raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
-    return SavedStudent(
-        model.eval(), name, num_classes, hparams.get("task", "classification"), shape, names, image_input
-    )
+    data, task = checkpoint.get("data") or {}, hparams.get("task", "classification")
+    names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
+    shape = tuple(input_shape or data.get("input_shape") or ()) or None
+    return SavedStudent(model.eval(), name, num_classes, task, shape, names, ImageInput(**images) if images else None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's dict, read without running any code in it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

@@ -50,19 +50,13 @@ class Tapped:
             if "memory" in str(error):
                 raise
             raise ValueError(
-                f"expected {type(self.model).__name__} to take inputs of shape {_shape(x)}, found that it does not "
+                f"expected {type(self.model).__name__} to take the data's inputs, found that it does not "
                 f"({type(error).__name__}: {error}): give a model made for such inputs, or other data"
             ) from error
         finally:
             for hook in hooks:
                 hook.remove()
         return Outputs(read_logits(self.model, out), features)
-
-
-def _shape(x: Any) -> str:
-    if isinstance(x, Mapping):
-        return ", ".join(f"{name}: {_shape(part)}" for name, part in x.items()) or "{}"
-    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> RemovableHandle:
