@@ -129,7 +129,7 @@ class TestTeacher:
         model = build(method, teachers=[build_model("mlp-8", 5, SHAPE)])
         refused(model, r"expected teacher 0's logits of shape \(\d+, 3\).*found \(\d+, 5\).*must agree", Blobs())
         model = build(method, teachers=[str(teacher_file)], num_classes=4)
-        refused(model, rf"{teacher_file}: a network with another class count: it gives 3 logits", Blobs())
+        refused(model, rf"{teacher_file}: expected a network for 4 classes, found one for 3", Blobs())
 
     def test_missing_file(self, tmp_path: Path) -> None:
         gone = tmp_path / "gone.ckpt"

@@ -50,9 +50,7 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
-        raise ValueError(
-            f"{path}: expected a student to train on, found SimKD's, which has its teacher's head: it teaches"
-        )
+        raise ValueError(f"{path}: expected a student to train on, found SimKD's with its teacher's head: it teaches")
     hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 
@@ -68,8 +66,7 @@ def resolve_model(
         return build_model(os.fspath(spec), num_classes, input_shape)
     student = read_student(path)
     if student.num_classes != num_classes:
-        found = f"it gives {student.num_classes} logits, this task has {num_classes} classes"
-        raise ValueError(f"{spec}: a network with another class count: {found}")
+        raise ValueError(f"{spec}: expected a network for {num_classes} classes, found one for {student.num_classes}")
     if task not in (None, student.task):
         raise ValueError(f"{spec}: expected a network for {task}, found one for {student.task}: give another")
     return student.model
@@ -78,8 +75,7 @@ def resolve_model(
 def read_student(path: Path) -> SavedStudent:
     """Rebuild a checkpoint's student from its name and weights; global random numbers stay as they are."""
     checkpoint = read_checkpoint(path)
-    state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters")
-    state, hparams = (part if isinstance(part, dict) else {} for part in (state, hparams))
+    state, hparams = (checkpoint.get(part) or {} for part in ("state_dict", "hyper_parameters"))
     weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if str(k).startswith(_PREFIX)}
     if not weights:
         raise ValueError(
@@ -90,14 +86,14 @@ def read_student(path: Path) -> SavedStudent:
     if not isinstance(name, str) or Path(name).suffix in CHECKPOINTS or not isinstance(num_classes, int):
         raise ValueError(
             f"{path}: expected hyper_parameters with a model's name as student, and num_classes, found "
-            f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON} "
-            "(lit_kd.models.export.export_student exports it)"
+            f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON}"
         )
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
             model = build_model(name, num_classes, input_shape)
             if checkpoint.get("composite"):
-                model = Composite.from_spec(model, checkpoint["composite"])
+                model = Composite(model, checkpoint["composite"]["tap"])
+                model.rebuild(checkpoint["composite"])
         model.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise ValueError(

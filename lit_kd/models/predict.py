@@ -11,9 +11,6 @@ from torch import Tensor
 from lit_kd.models.checkpoint import SavedStudent
 from lit_kd.types import logits_of
 
-BATCH = 64
-"""Images at a time."""
-
 
 class Prediction(NamedTuple):
     """An image file's most probable class and its probability; neither counts where the file is unreadable."""
@@ -45,8 +42,8 @@ def predict_images(student: SavedStudent, files: Sequence[Path]) -> Iterator[Pre
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = student.model.to(device)
     with ThreadPoolExecutor() as pool, torch.inference_mode():
-        for start in range(0, len(files), BATCH):
-            some = files[start : start + BATCH]
+        for start in range(0, len(files), 64):
+            some = files[start : start + 64]
             inputs, why = zip(*pool.map(read, some), strict=True)
             probability, label = logits_of(model, torch.stack(inputs).to(device)).float().softmax(-1).max(-1)
             yield from map(Prediction, some, label.tolist(), probability.tolist(), why)
