@@ -36,7 +36,6 @@ class RobustActiveDistillation(Distiller):
         **base: See `lit_kd.Distiller`.
     """
 
-    needs_table = True
     tasks = ("classification",)
     settled = ("extra",)
 

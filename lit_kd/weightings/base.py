@@ -14,6 +14,10 @@ from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
 from lit_kd.types import UNLABELED, Batch
 
+Align = Callable[[Tensor, float], Tensor]
+"""From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
+learning rate; a rate of 0 takes none."""
+
 
 @dataclass
 class MetaStep:
@@ -23,9 +27,7 @@ class MetaStep:
     y: Tensor  # given labels, (B,), or (B, C) for several a sample
     logits: Tensor  # of the student, (B, C)
     teachers: list[Tensor]  # their logits, K of (B, C)
-    alignment: Callable[[Tensor, float], Tensor]
-    """From weights ``(B, K + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``, after a look-ahead step with them
-    and a learning rate; a rate of 0 takes none."""
+    alignment: Align
     lr: float  # the student's, now
     batch_size: int  # rows of the batch over all processes
 

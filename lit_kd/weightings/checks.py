@@ -40,7 +40,6 @@ def check_maker(rule: Rule, table: SampleTable, fresh: bool) -> None:
 
 def check_terms(module: ALMKD) -> None:
     """Refuse terms that cannot be weighed by sample; a ValueError."""
-    assert module.terms is not None
     for term in module.terms.weighted:
         if term.couples_batch:
             reason, cure = "couples the rows of a batch", "pass it as extra"

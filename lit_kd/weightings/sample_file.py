@@ -20,16 +20,9 @@ from lit_kd.models.files import TABLES, read_columns
 def starting_weights(source: float | str, teachers: int, data: DataModule) -> Tensor:
     """Weights of all training samples before the first update, ``(N, K + 1)``, label first.
 
-    Args:
-        source: The teachers' share w, which gives ``(1 - w, w / K, ...)``; or a checkpoint with a sample table; or a
-            table with the columns ``index`` and either ``noise``, the probability that the label is wrong, used as w,
-            or `weight_columns`, as ``lit-kd samples`` writes it. Other columns are ignored.
-        teachers: K.
-        data: The data, set up.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is neither, or does not give weights of at least 0 for every training sample exactly once.
+    The source is the teachers' share w, which gives ``(1 - w, w / K, ...)``; or a checkpoint with a sample table; or a
+    table with the columns ``index`` and either ``noise``, the probability that the label is wrong, used as w, or
+    `weight_columns`, as ``lit-kd samples`` writes it. A ValueError unless it gives every sample weights of at least 0.
     """
     if isinstance(source, (int, float)) and 0 <= source <= 1:
         return _divided(np.full(data.train_size, float(source)), teachers)
