@@ -158,7 +158,7 @@ class TestCombinations:
             (lambda: MutualLearning(NET, [NET], **BASE), "start from different weights, found two that are the same"),
             (
                 lambda: DKD("mlp-8", "a", alpha=-1.0, **BASE),
-                "alpha, beta and warmup_epochs of at least 0, found -1",
+                "alpha, beta and warmup_epochs >= 0, found -1.0, 8.0",
             ),
             (lambda: DKD("mlp-8", "a", beta=-0.5, **BASE), "found 1.0, -0.5 and 20"),
             (lambda: DKD("mlp-8", "a", warmup_epochs=-1, **BASE), "found 1.0, 8.0 and -1"),

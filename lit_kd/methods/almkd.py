@@ -10,9 +10,9 @@ from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
 from lit_kd.terms import Term, TermSet, Weights
 from lit_kd.terms.base import Weighed
-from lit_kd.types import Batch, Outputs, check_choice
+from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
-from lit_kd.weightings.base import TellRule, has_label, index_of
+from lit_kd.weightings.base import TellRule, has_label
 from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
@@ -104,7 +104,7 @@ class ALMKD(ManualOptimisation, Selective):
     def on_train_epoch_start(self) -> None:
         """As in the base; the look-ahead starts anew, as it does for a run that is resumed here."""
         super().on_train_epoch_start()
-        self.look_ahead.on_epoch()
+        self.look_ahead = LOOK_AHEADS[self.meta_gradient](self)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""

@@ -13,8 +13,8 @@ from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
 from lit_kd.terms import SoftTarget, Weights
 from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
-from lit_kd.types import UNLABELED, Batch, Outputs
-from lit_kd.weightings.base import has_label, index_of
+from lit_kd.types import UNLABELED, Batch, Outputs, index_of
+from lit_kd.weightings.base import has_label
 from lit_kd.weightings.checks import warn_of_warmup
 
 DECAY = 0.7  # of the running means of the student's and the teachers' probabilities

@@ -135,10 +135,15 @@ class RobustActiveDistillation(Distiller):
         return ((self.query.cpu() >= 0) | (self.data.labels != UNLABELED)).nonzero().squeeze(1)
 
     def prepare_epoch(self) -> None:
-        """Begin the next stretch when its epoch has come."""
-        if self.stretch < self.rounds and self.current_epoch >= self.stretches()[self.stretch + 1]:
-            self.ask_teacher()
-            self.begin_anew()
+        """Begin the next stretch when its epoch has come: ask, then set the student back, with a new optimizer."""
+        if self.stretch == self.rounds or self.current_epoch < self.stretches()[self.stretch + 1]:
+            return
+        assert self.table is not None
+        self.ask_teacher()
+        shared = self.table.shared
+        shared["stretch"] += 1
+        self.student.load_state_dict({name: shared[f"initial_{name}"] for name in self.student.state_dict()})
+        self.trainer.strategy.setup_optimizers(self.trainer)
 
     def ask_teacher(self) -> None:
         """Choose rows of the pool as the student sees them, and ask the teacher about them."""
@@ -160,14 +165,6 @@ class RobustActiveDistillation(Distiller):
         places = torch.arange(self.budget, device=self.device) + self.stretch * self.budget
         self.table.shared["soft_labels"][places] = self.predict_rows(parts.rows(index)).teachers[0].logits.float()
         self.query[index.to(self.device)] = places
-
-    def begin_anew(self) -> None:
-        """Set the student back, with a new optimizer, for the next stretch."""
-        assert self.table is not None
-        shared = self.table.shared
-        shared["stretch"] += 1
-        self.student.load_state_dict({name: shared[f"initial_{name}"] for name in self.student.state_dict()})
-        self.trainer.strategy.setup_optimizers(self.trainer)
 
     def expected_mistakes(self, pool: int) -> float:
         """On how many rows of the pool the teacher may be wrong, for the rule rad."""

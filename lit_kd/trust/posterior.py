@@ -20,7 +20,6 @@ BETTER = 1e-3  # nats a row: a channel is used if it predicts held-out trusted r
 FOLDS = 5
 SMALLEST = 1e-12  # probability that nothing falls below
 COPY_START = 0.1
-EM_STEPS = 30
 NO_NOISE = 0.02  # a smaller noise rate is taken for none
 
 
@@ -146,7 +145,7 @@ def label_posterior(
     ways: Habits,
     said: Tensor,
     y: Tensor,
-    steps: int = EM_STEPS,
+    steps: int = 30,
 ) -> Posterior:
     """The posterior of the true class, with the label's channel and what the teacher has memorised, by EM [ours].
 

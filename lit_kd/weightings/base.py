@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
-from lit_kd.types import UNLABELED, Batch
+from lit_kd.types import UNLABELED
 
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
@@ -119,13 +119,3 @@ class TellRule(Callback):
 def has_label(y: Tensor) -> Tensor:
     """Which of N samples have a label, or at least one of several, bool ``(N,)``."""
     return (y != UNLABELED).view(len(y), -1).any(1)
-
-
-def index_of(batch: Batch) -> Tensor:
-    """The sample indices of a batch, ``(B,)``; a ValueError where it has none."""
-    if batch.index is None:
-        raise ValueError(
-            "expected batches with sample indices, (x, y, index), found one without: use a data module of lit_kd.data, "
-            "and keep the index in hooks that change batches"
-        )
-    return batch.index

@@ -15,8 +15,8 @@ from lit_kd.models.taps import Tapped
 from lit_kd.terms.task import check_outputs
 from lit_kd.trust import exact
 from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, look_ahead
-from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full
-from lit_kd.weightings.base import Align, index_of
+from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full, index_of
+from lit_kd.weightings.base import Align
 
 if TYPE_CHECKING:
     from lit_kd.methods.almkd import ALMKD
@@ -41,10 +41,7 @@ class LookAhead(ABC):
     def __init__(self, module: ALMKD) -> None:
         self.module, self.train_share = module, module.rule.train_share
 
-    def on_epoch(self) -> None:  # noqa: B027 - not all need it
-        """An epoch starts."""
-
-    def before(self) -> None:  # noqa: B027
+    def before(self) -> None:  # noqa: B027 - not all need it
         """The student is about to see a training batch."""
 
     @abstractmethod
@@ -76,10 +73,6 @@ class LastLayer(LookAhead):
         self.parameter = self.layer.weight
         self.rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         """Features, labels and sample indices of each of the latest meta batches."""
-
-    def on_epoch(self) -> None:
-        """Forget the meta rows of the last epoch, as a run does that resumes here."""
-        self.rows.clear()
 
     def check(self, seen: Seen) -> None:
         """Does the layer taken for the last one really give the logits?"""

@@ -93,12 +93,7 @@ class Paper(Amal):
 
     def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
         """A projected gradient step on the shares: what a teacher gains, the label loses."""
-        return _with_label(project(weights[:, 1:] - rate * by_share(gradient)))
-
-
-def by_share(gradient: Tensor) -> Tensor:
-    """The derivative by the teachers' shares, ``(B, K)``, from that by all weights as if free, ``(B, K + 1)``."""
-    return gradient[:, 1:] - gradient[:, :1]
+        return _with_label(project(weights[:, 1:] - rate * (gradient[:, 1:] - gradient[:, :1])))
 
 
 def project(shares: Tensor) -> Tensor:

@@ -84,11 +84,10 @@ def _divided(share: npt.NDArray[np.float64], teachers: int) -> Tensor:
 
 def _columns_to_read(path: Path, columns: Mapping[str, Sequence[Any]], teachers: int) -> list[str]:
     weights = weight_columns(teachers)
+    names = ["noise"] if "noise" in columns else weights
     found = {name for name in columns if name == "label_weight" or name.startswith("teacher_weight")}
-    if "index" in columns and "noise" in columns and not found:
-        return ["noise"]
-    if "index" in columns and "noise" not in columns and found == set(weights):
-        return weights
+    if "index" in columns and found == set(names) - {"noise"}:
+        return names
     raise ValueError(
         f"{path}: expected the columns index and either noise or {', '.join(weights)} (for "
         f"{teachers} teacher{'s' if teachers > 1 else ''}), found {', '.join(columns) or 'none'}"

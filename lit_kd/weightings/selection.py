@@ -9,8 +9,7 @@ from lit_kd.distiller import Distiller
 from lit_kd.models import last_linear
 from lit_kd.teachers.modules import Teachers
 from lit_kd.trust.meta import Head, MetaRows, select_rows, selection_scores
-from lit_kd.types import PENULTIMATE, Batch, full
-from lit_kd.weightings.base import index_of
+from lit_kd.types import PENULTIMATE, Batch, full, index_of
 
 
 class Selective(Distiller):

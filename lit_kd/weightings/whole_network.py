@@ -12,8 +12,8 @@ from torch.func import functional_call
 from lit_kd.data.table import all_sum
 from lit_kd.models.taps import Replay
 from lit_kd.trust import exact
-from lit_kd.types import Batch, evaluating
-from lit_kd.weightings.base import Align, index_of
+from lit_kd.types import Batch, evaluating, index_of
+from lit_kd.weightings.base import Align
 from lit_kd.weightings.lookahead import LookAhead, Seen
 
 if TYPE_CHECKING:
