@@ -60,10 +60,8 @@ def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: T
 
     At most 1 [ours], also where the student likes the teacher's mistakes better than the truth.
     """
-    known = distortions.to(margins.device)
-    # in parts, as a row has many neighbours
-    mean = [known[neighbours(part)].mean(1) for part in torch.split(margins, 2**16)]
-    return 1 / torch.cat(mean).clamp(min=1)
+    mean = distortions.to(margins.device)[neighbours(margins)].mean(1)
+    return 1 / mean.clamp(min=1)
 
 
 class Curve(NamedTuple):

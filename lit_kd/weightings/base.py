@@ -31,11 +31,6 @@ class MetaStep:
     lr: float  # the student's, now
     batch_size: int  # rows of the batch over all processes
 
-    @property
-    def labelled(self) -> Tensor:
-        """Which samples have a label, bool ``(B,)``."""
-        return has_label(self.y)
-
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
         return meta_gradient(self.alignment(weights, self.lr), self.lr, self.batch_size)

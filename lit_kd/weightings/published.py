@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
 from lit_kd.types import check_choice
-from lit_kd.weightings.base import MetaStep, Rule
+from lit_kd.weightings.base import MetaStep, Rule, has_label
 
 
 class Amal(Rule):
@@ -76,7 +76,7 @@ class Amal(Rule):
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
-        weights[:, 0] *= step.labelled  # a label that is missing has no gradient, nor weight
+        weights[:, 0] *= has_label(step.y)  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
 
 
