@@ -8,8 +8,7 @@ import torch
 from lit_kd.data.table import SampleTable, all_rows
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
-from lit_kd.terms import Term, TermSet, Weights
-from lit_kd.terms.base import Weighed
+from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label
@@ -29,9 +28,8 @@ class ALMKD(ManualOptimisation, Selective):
     """Adaptive loss mixing (arXiv 2202.03250): weights of label and teachers by sample, learned on a meta split.
 
     The loss of sample i is ``lam_i0 label_i + sum_k lam_ik term_ik``. Each training step first asks how the loss on
-    trusted meta rows would change with the weights of its batch; the rule turns that into weights, and the student
-    learns with them. Needs sample indices and a meta split: any data module of `lit_kd.data`, or your own in
-    `lit_kd.data.DistillationDataModule`. For costs and limits see docs/methods/almkd.md.
+    trusted meta rows would change with the weights of its batch; the rule turns that into weights. Needs a data module
+    of `lit_kd.data`, or yours in `DistillationDataModule`. Costs and limits: docs/methods/almkd.md.
 
     Args:
         student: The network to train, a module or a name.
@@ -44,8 +42,7 @@ class ALMKD(ManualOptimisation, Selective):
         start_weights: Weights before the rule's first update: the teachers' share in [0, 1], or a .csv, .parquet or
             .ckpt file, see `lit_kd.weightings.sample_file.starting_weights`.
         revise: Eta of Label Revision, in [0, 1): see `lit_kd.losses.revised_teacher`.
-        **base: See `lit_kd.weightings.manual.ManualOptimisation`, `lit_kd.weightings.selection.Selective` and
-            `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.manual`, `lit_kd.weightings.selection` and `lit_kd.Distiller`.
     """
 
     needs_meta = True

@@ -8,22 +8,19 @@ from torch import Tensor
 
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
-from lit_kd.distiller import Distiller
-from lit_kd.distiller.optimisation import planned_length, updates_per_epoch
 from lit_kd.models import Network
 from lit_kd.terms import Term, Weights
 from lit_kd.trust.game import Floats
 from lit_kd.trust.queries import OF_FEATURES, QueryRule, choose_rows
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, check_choice
-from lit_kd.weightings.manual import refuse_sharded
+from lit_kd.weightings.stretches import Stretched
 
 
-class RobustActiveDistillation(Distiller):
+class RobustActiveDistillation(Stretched):
     """Robust Active Distillation (RAD, arXiv 2210.01213): which rows are worth a question to the teacher?
 
-    The training has ``rounds + 1`` stretches of equally many epochs, to within one. Each but the first begins with
-    ``budget`` questions about rows without a label; the student learns from labels and answers [text], each time from
-    the initial weights [ours].
+    Each of ``rounds + 1`` stretches of the training but the first begins with ``budget`` questions about rows without a
+    label; the student learns from labels and answers [text], each time from the initial weights [ours].
 
     Args:
         student: The network to train, a module or a name.
@@ -55,8 +52,8 @@ class RobustActiveDistillation(Distiller):
         if budget < 1 or rounds < 1 or (mistakes or 0) < 0:
             raise ValueError(f"expected budget, rounds >= 1 and mistakes >= 0, found {budget}, {rounds}, {mistakes}")
         check_choice("rule", rule, get_args(QueryRule))
-        self.rule, self.budget, self.rounds = rule, budget, rounds
-        self.mistakes, self.temperature = mistakes, temperature
+        self.rule, self.budget, self.mistakes, self.temperature = rule, budget, mistakes, temperature
+        self.questions, self.num_stretches, self.plan = rounds * budget, rounds + 1, (budget,)
         self.student_taps = (PENULTIMATE,) if rule in OF_FEATURES else ()
 
     def default_term(self) -> Term:
@@ -64,65 +61,29 @@ class RobustActiveDistillation(Distiller):
         return self.task.teacher_term(self.temperature)
 
     def setup(self, stage: str) -> None:
-        """Refuse data, teachers and strategies that do not fit."""
+        """Refuse data and teachers that do not fit."""
         super().setup(stage)
         if stage != "fit":
             return
-        refuse_sharded(self)
         self.table = None  # an earlier training's queries do not count
         if self.teacher_cache or len(self.teachers) > 1:
             found = f"found {len(self.teachers)} and {self.teacher_cache}"
             raise ValueError(f"expected one teacher, and no teacher_cache, which asks about all rows; {found}")
-        labels, questions = self.data.labels[: self.data.train_size], self.rounds * self.budget
+        labels = self.data.labels[: self.data.train_size]
         pool = int((labels == UNLABELED).sum())
-        if pool == len(labels) or questions > pool:
+        if pool == len(labels) or self.questions > pool:
             raise ValueError(
-                f"expected training rows with a label, and at least {questions} without one to ask about, found "
+                f"expected training rows with a label, and at least {self.questions} without one to ask about, found "
                 f"{len(labels) - pool} and {pool}: set the data's labeled, or lower rounds or budget"
             )
         if self.rule == "rad" and self.mistakes is None:
             self.data.require_meta("the rule rad without mistakes=..., to estimate how often the teacher is wrong")
 
-    @property
-    def stretch(self) -> int:
-        """The number of the present one, from 0."""
-        return 0 if self.table is None else int(self.table.shared["stretch"])
-
-    def stretches(self) -> list[int]:
-        """The epochs at which stretches begin, and the one after the last."""
-        epochs, parts = planned_length(self)[0], self.rounds + 1
-        if epochs is None or epochs < parts:
-            raise ValueError(f"expected max_epochs of at least {parts}, one for each stretch, found {epochs}")
-        return [k * epochs // parts for k in range(parts + 1)]
-
-    @property
-    def schedule_length(self) -> int:
-        """Of the stretch."""
-        start, end = self.stretches()[self.stretch : self.stretch + 2]
-        if self.lr_interval == "epoch":
-            return end - start
-        each = updates_per_epoch(self)
-        return min(each * end, planned_length(self)[1] or 0) - each * start
-
     def start_table(self, table: SampleTable, fresh: bool) -> None:
-        """Column ``query``, as which question a row was asked about or -1; the answers, the plan, the first weights."""
+        """Column ``query``, as which question a row was asked about or -1, and the answers."""
+        super().start_table(table, fresh)
         table.add("query", torch.tensor(-1))
-        plan = torch.tensor([self.budget, *self.stretches()])
-        if fresh:
-            table.shared = {f"initial_{name}": v.detach().clone() for name, v in self.student.state_dict().items()}
-            table.shared |= {"stretch": torch.tensor(0), "plan": plan}
-            table.shared["soft_labels"] = torch.zeros(self.rounds * self.budget, self.num_classes)
-        elif not torch.equal(table.shared["plan"].cpu(), plan):
-            raise ValueError(
-                f"expected the checkpoint's budget and stretches, {table.shared['plan'].tolist()}, found "
-                f"{plan.tolist()}: keep budget, rounds and max_epochs, or start without the checkpoint"
-            )
-
-    def on_fit_start(self) -> None:
-        """Give a resumed training the schedule of its stretch, which the table tells."""
-        super().on_fit_start()
-        if self.stretch:
-            self.trainer.strategy.setup_optimizers(self.trainer)
+        table.shared.setdefault("soft_labels", torch.zeros(self.questions, self.num_classes))
 
     @property
     def query(self) -> Tensor:
@@ -134,19 +95,8 @@ class RobustActiveDistillation(Distiller):
         """Those with a label or an answer."""
         return ((self.query.cpu() >= 0) | (self.data.labels != UNLABELED)).nonzero().squeeze(1)
 
-    def prepare_epoch(self) -> None:
-        """Begin the next stretch when its epoch has come: ask, then set the student back, with a new optimizer."""
-        if self.stretch == self.rounds or self.current_epoch < self.stretches()[self.stretch + 1]:
-            return
-        assert self.table is not None
-        self.ask_teacher()
-        shared = self.table.shared
-        shared["stretch"] += 1
-        self.student.load_state_dict({name: shared[f"initial_{name}"] for name in self.student.state_dict()})
-        self.trainer.strategy.setup_optimizers(self.trainer)
-
-    def ask_teacher(self) -> None:
-        """Choose rows of the pool as the student sees them, and ask the teacher about them."""
+    def begin_stretch(self, stretch: int) -> None:
+        """First choose rows of the pool as the student sees them, and ask the teacher about them."""
         assert self.table is not None
         parts, known = self.data.parts, self.training_rows()
         pool = torch.from_numpy(np.setdiff1d(np.arange(self.data.train_size), known))
@@ -156,15 +106,16 @@ class RobustActiveDistillation(Distiller):
             self.rule,
             student.logits.double().softmax(-1).numpy(force=True),
             self.budget,
-            np.random.default_rng(derive_seed(resolve_seed(None), f"queries of round {self.stretch}")),
+            np.random.default_rng(derive_seed(resolve_seed(None), f"queries of round {stretch - 1}")),
             mistakes=self.expected_mistakes(len(pool)),
             features=_features(student),
             known_features=_features(heard),
         )
         index = pool[torch.from_numpy(chosen)]
-        places = torch.arange(self.budget, device=self.device) + self.stretch * self.budget
+        places = torch.arange(self.budget, device=self.device) + (stretch - 1) * self.budget
         self.table.shared["soft_labels"][places] = self.predict_rows(parts.rows(index)).teachers[0].logits.float()
         self.query[index.to(self.device)] = places
+        super().begin_stretch(stretch)
 
     def expected_mistakes(self, pool: int) -> float:
         """On how many rows of the pool the teacher may be wrong, for the rule rad."""
