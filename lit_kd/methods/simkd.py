@@ -82,7 +82,7 @@ class SimKD(Distiller):
 
     def on_validation_start(self) -> None:
         """Refuse a student without projector and head."""
-        if not self.student.built:
+        if not self.student.spec:
             raise ValueError("expected a student with projector and head, found none: train it, or pass ckpt_path")
 
     on_test_start = on_predict_start = on_validation_start
