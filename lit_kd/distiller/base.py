@@ -185,7 +185,7 @@ class Distiller(Evaluated):
 
     def configure_callbacks(self) -> Any:
         """What fills the cache; an override adds to it."""
-        return [FillTeacherCache()] if self.teacher_cache else []
+        return [FillTeacherCache(self)] if self.teacher_cache else []
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with its scheduler."""
