@@ -129,12 +129,12 @@ class TestTeacher:
         model = build(method, teachers=[build_model("mlp-8", 5, SHAPE)])
         refused(model, r"expected teacher 0's logits of shape \(\d+, 3\).*found \(\d+, 5\).*must agree", Blobs())
         model = build(method, teachers=[str(teacher_file)], num_classes=4)
-        refused(model, rf"{teacher_file}: a network with another class count: it gives 3 logits", Blobs())
+        refused(model, rf"{teacher_file}: expected a network for 4 classes, found one for 3", Blobs())
 
     def test_missing_file(self, tmp_path: Path) -> None:
         gone = tmp_path / "gone.ckpt"
         model = build("kd", teachers=[str(gone)])
-        refused(model, rf"no checkpoint at {gone}: expected a \.ckpt file", Blobs(), FileNotFoundError)
+        refused(model, rf"No such file.*{gone}", Blobs(), FileNotFoundError)
         with pytest.warns(UserWarning, match=rf"{gone}.* not found: evaluating without the agreement"):
             [tested] = trainer().test(model, Blobs(), verbose=False)
         assert set(tested) == {"test/accuracy", "test/ece", "test/nll"}
@@ -231,11 +231,11 @@ class TestNotFinite:
 
 
 class TestArguments:
-    @pytest.mark.parametrize(("name", "near"), [("resnet21", "resnet20"), ("mpl-32", "mlp-32"), ("cnn16", "cnn-16")])
-    def test_unknown_model_name(self, name: str, near: str) -> None:
-        with pytest.raises(ValueError, match=rf"unknown model '{name}'.*did you mean .*{near}.*Known: "):
-            build("kd", name)
-        refused(build("kd", teachers=[name]), rf"unknown model '{name}'.*did you mean .*{near}", Blobs())
+    def test_unknown_model_name(self) -> None:
+        match = "expected a model of .*resnet20.* found unknown model 'resnet21'"
+        with pytest.raises(ValueError, match=match):
+            build("kd", "resnet21")
+        refused(build("kd", teachers=["resnet21"]), match, Blobs())
 
     def test_num_classes(self) -> None:
         with pytest.raises(ValueError, match="expected num_classes of at least 2, found 1"):

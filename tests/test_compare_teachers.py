@@ -212,7 +212,9 @@ class TestRecipes:
     @staticmethod
     def jobs(recipe: dict[str, Any]) -> dict[str, Job]:
         Path("chain.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-        return {job.method: job for job in read_recipe(Path("chain.yaml")).jobs(Path("runs"), [3], {})}
+        jobs = list(read_recipe(Path("chain.yaml")).jobs(Path("runs"), [3, 3], {}))
+        assert len({job.folder for job in jobs}) == len(jobs)  # a seed that is named twice trains once
+        return {job.method: job for job in jobs}
 
     def test_nobody_starts_before_the_teachers_are_done(self) -> None:
         jobs = self.jobs(CHAIN)

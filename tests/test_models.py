@@ -140,20 +140,18 @@ def test_the_seed_decides_the_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet21", r"unknown model 'resnet21'; did you mean resnet20, [^.]*\? Known: mlp-H.*timm/NAME"),
-        ("ResNet20", "did you mean resnet20,"),
-        ("resnet18", "did you mean torchvision/resnet18, "),
-        ("", r"unknown model ''\. Known: "),
-        ("mlp-0", "expected mlp-H.* widths H of 1 or more"),
-        ("mlp-٣", "expected mlp-H"),
-        ("cnn-16-32", "expected cnn-W"),
-        ("wrn-17-2", r"expected wrn-D-W with a depth D of 6n \+ 4"),
-        ("torchvision/resnet19", "did you mean torchvision/resnet1"),
+        ("resnet21", r"expected a model of mlp-H.*resnet20.*timm/NAME; found unknown model 'resnet21'"),
+        ("", "found unknown model ''"),
+        ("mlp-0", "expected a model of mlp-H"),
+        ("mlp-٣", "expected a model of mlp-H"),
+        ("cnn-16-32", "cnn-W"),
+        ("wrn-17-2", r"wrn-D-W with D = 6n \+ 4"),
+        ("wrn-4-2", r"wrn-D-W with D = 6n \+ 4"),
+        ("torchvision/resnet19", "one of .*resnet18.* found unknown model 'resnet19'"),
         ("torchvision/fasterrcnn_resnet50_fpn", "unknown model"),
-        ("torchvision/", "unknown model 'torchvision/'"),
-        ("timm/resnet19", "unknown model 'timm/resnet19'; did you mean timm/resnet1"),
+        ("torchvision/", "unknown model ''"),
+        ("timm/resnet19", "unknown model 'resnet19'"),
         ("timm/hf-hub:timm/resnet18.a1_in1k", "unknown model"),  # timm would look for it on the network
-        ("timm/resnet18.no_such_tag", r"timm/resnet18\.no_such_tag cannot be built .*no_such_tag"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -163,20 +161,9 @@ def test_unknown_names(name: str, message: str) -> None:
         build_model(name, 10, (3, 32, 32))
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("mlp-32", None, "mlp-32 needs input_shape"),
-        ("resnet20", (64,), r"resnet20 takes images: expected input_shape \(C, H, W\), found \(64,\)"),
-        ("torchvision/resnet18", (1, 28, 28), r"takes 3 channels, found input_shape \(1, 28, 28\): use a timm/"),
-        ("torchvision/vit_b_16", (3, 30, 30), "torchvision/vit_b_16 cannot be built for input_shape .*indivisible"),
-        ("torchvision/maxvit_t", (3, 32, 32), "torchvision/maxvit_t cannot be built for input_shape"),
-        ("resnet20", (3, 0, 32), "sizes of 1 or more, found"),
-    ],
-)
-def test_unfit_inputs(name: str, shape: tuple[int, ...] | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_model(name, 10, shape)
+def test_an_mlp_needs_the_shape() -> None:
+    with pytest.raises(ValueError, match="mlp-32 needs input_shape"):
+        build_model("mlp-32", 10)
 
 
 def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +265,14 @@ def test_what_resolve_model_takes(tmp_path: Path) -> None:
     assert resolve_model(model, 5) is model
     path = save(tmp_path, checkpoint(), "epoch=3-step=9")  # any existing file
     assert last_linear(resolve_model(str(path), 5))[1].out_features == 5
-    with pytest.raises(ValueError, match="another class count: it gives 5 logits, this task has 10"):
+    with pytest.raises(ValueError, match="expected a network for 10 classes, found one for 5"):
         resolve_model(str(path), 10)
+    path = save(tmp_path, checkpoint(hyper_parameters=hparams(task="multilabel")))
+    assert last_linear(resolve_model(str(path), 5, task="multilabel"))[1].out_features == 5
+    with pytest.raises(ValueError, match="expected a network for classification, found one for multilabel"):
+        resolve_model(str(path), 5, task="classification")
     for suffix in (".ckpt", ".pt", ".pth"):
-        with pytest.raises(FileNotFoundError, match=r"no checkpoint at resnet20\.\w+: expected a \.ckpt file"):
+        with pytest.raises(FileNotFoundError, match=r"No such file.*resnet20\.\w+"):
             resolve_model(f"resnet20{suffix}", 5)
 
 
@@ -379,7 +370,7 @@ class TestComposite:
         student, x = composite(name, shape, tap, given, wanted), images(shape)
         state = {f"student.{k}": v for k, v in student.state_dict().items()}
         hyper = {"student": name, "num_classes": 5, "input_shape": list(shape)}
-        path = save(tmp_path, {"state_dict": state, "hyper_parameters": hyper, "composite": student.spec()})
+        path = save(tmp_path, {"state_dict": state, "hyper_parameters": hyper, "composite": student.spec})
         read = read_student(path)
         torch.testing.assert_close(read.model(x), student(x))
         if tap != "penultimate" and given[1] > wanted[1]:  # once, as it takes seconds

@@ -52,7 +52,7 @@ class TestFindConfig:
 
     def test_recipes_by_name(self) -> None:
         assert find_config("digits_pair", "recipes") == CONFIGS / "recipes" / "digits_pair.yaml"
-        with pytest.raises(FileNotFoundError, match=r"did you mean .*recipes/digits_pair\.yaml"):
+        with pytest.raises(FileNotFoundError, match=r"one of lit_kd's: .*recipes/digits_pair,"):
             find_config("digits_par", "recipes")
 
     def test_own_files_come_first(self) -> None:

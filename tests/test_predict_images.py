@@ -67,7 +67,7 @@ def assert_equal(rows: Sequence[dict[str, str]], names: Sequence[str], expected:
 
 def test_as_the_trainer_predicts(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     data = images(folder)
-    call("predict", checkpoint, folder / "test", "--output", tmp_path / "p.csv", "--batch_size", 3)
+    call("predict", checkpoint, folder / "test", "--output", tmp_path / "p.csv")
     rows = read_csv(tmp_path / "p.csv")
     assert list(rows[0]) == ["file", "class", "probability"]
     expected = by_lightning(checkpoint, data)
@@ -101,7 +101,7 @@ def test_unreadable_images_are_reported(
     whole = (own / "ant" / "0.png").read_bytes()
     (own / "cut.png").write_bytes(whole[: len(whole) // 2])
     (own / "notes.txt").touch()
-    call("predict", checkpoint, own, "--output", tmp_path / "p.csv", "--num_workers", 1)
+    call("predict", checkpoint, own, "--output", tmp_path / "p.csv")
     printed = capsys.readouterr()
     assert "8 images classified" in printed.out
     assert "3 unreadable, 1 other files left out" in printed.out
@@ -127,7 +127,7 @@ def test_errors(checkpoint: Path, teacher_file: Path, folder: Path, tmp_path: Pa
     (tmp_path / "a.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"expected images \(.*\), found 1 other files"):
         call("predict", checkpoint, tmp_path, *out)
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(FileNotFoundError, match=r"No such file.*gone\.ckpt"):
         call("predict", tmp_path / "gone.ckpt", folder, *out)
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_description(checkpoint: Path, folder: Path, tmp_path: Path) -
     content = torch.load(checkpoint, weights_only=True)
     content["data"]["image_input"]["std"] = [0.0, 1.0, 1.0]
     torch.save(content, tmp_path / "c.ckpt")
-    with pytest.raises(ValueError, match=r"c.ckpt: what it tells about its data is damaged: expected 1 or 3 channels"):
+    with pytest.raises(ValueError, match="expected 1 or 3 channels"):
         call("predict", tmp_path / "c.ckpt", folder, "--output", tmp_path / "p.csv")
 
 

@@ -272,11 +272,12 @@ class TestBadInput:
 
 class TestCurves:
     def test_accuracy_by_queries(self, tmp_path: Path) -> None:
-        log = tmp_path / "metrics.csv"
+        log = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"
+        log.parent.mkdir(parents=True)
         log.write_text(
             "epoch,step,rad/queries,train/loss,val/accuracy\n0,5,,,0.1\n0,5,0.0,1.2,\n1,9,,,0.2\n1,9,0.0,1.1,\n"
             "2,14,,,0.4\n2,14,5.0,1.0,\n3,18,5.0,1.0,0.3\n"
         )
-        assert accuracy_by_queries(read_metrics(log)) == [(0, 0.2), (5, 0.3)]
+        assert accuracy_by_queries(read_metrics(tmp_path)) == [(0, 0.2), (5, 0.3)]
         log.write_text("epoch,step,val/accuracy\n0,5,0.1\n")
-        assert accuracy_by_queries(read_metrics(log)) == []
+        assert accuracy_by_queries(read_metrics(tmp_path)) == []

@@ -168,7 +168,7 @@ class TestEvidence:
                 assert kept["teacher_log_odds"] == pytest.approx(logit, abs=1e-3)
                 assert kept["student_log_odds"] == pytest.approx(torch.logit(said.gather(1, named)[:, 0]), abs=1e-3)
                 fit = linregress(*(kept[f"{who}_log_odds"].astype(float) for who in ("teacher", "student")))
-                x, y = confidence_chart([kept]).axes[0].lines[1].get_data()
+                x, y = confidence_chart([kept])[0].axes[0].lines[1].get_data()
                 assert (y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(fit.slope, rel=1e-4)
 
     def test_the_sure_stay_finite_and_several_teachers_are_averaged(self) -> None:

@@ -77,13 +77,12 @@ def read_log(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def read_wandb(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], dict[str, Path]]:
-    """What a run of W&B wrote: about itself, its config, its history, and the files of its tables."""
+def read_wandb(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """What a run of W&B wrote: about itself, its config and its history."""
     [path] = run.glob("*.wandb")
     about: dict[str, Any] = {}
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
-    kept: dict[str, Path] = {}
     for data in read_log(path):
         record = Record()
         record.ParseFromString(data)
@@ -100,31 +99,7 @@ def read_wandb(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str
                     inner = inner.setdefault(key, {})
                 inner[last] = json.loads(item.value_json)
             history.append(row)
-        kept |= {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
-    return about, config, history, kept
-
-
-def check_table(kept: dict[str, Path], data: DigitsDataModule, folder: Path) -> None:
-    """The table of distrusted samples, against data and checkpoint."""
-    [path] = (path for name, path in kept.items() if name.endswith("most_distrusted.table.json"))
-    table = json.loads(path.read_text())
-    names = ["picture", "index", "label", "student", "student_probability", "label_weight", "distrust", "true_label"]
-    assert table["columns"] == names
-    assert len(table["data"]) == 24
-    rows = [dict(zip(names, row, strict=True)) for row in table["data"]]
-    weights = torch.load(folder / "last.ckpt", weights_only=True)["sample_table"]["columns"]["weights"][:, 0]
-    for row in rows:
-        assert (int(row["label"]), int(row["true_label"])) == (
-            data.labels[row["index"]],
-            data.clean_labels[row["index"]],
-        )
-        assert row["label_weight"] == pytest.approx(weights[row["index"]].item(), abs=1e-6)
-        picture = np.asarray(Image.open(kept[row["picture"]["path"]]).convert("L"))
-        x = data.parts.plain.fetch([int(data.parts.positions["train"][row["index"]])])
-        assert isinstance(x, torch.Tensor)
-        assert np.abs(picture - 255 * (x[0, 0] / x.max()).numpy()).max() <= 1
-    lightest = weights[: data.train_size].sort().values[:24]
-    assert [row["label_weight"] for row in rows] == pytest.approx(lightest.tolist(), abs=1e-6)
+    return about, config, history
 
 
 @pytest.mark.usefixtures("_offline")
@@ -137,7 +112,7 @@ class TestWandb:
         runs = sorted(Path("wandb").glob("offline-run-*"))
         assert len(runs) == 2
         for seed, run in enumerate(runs):
-            about, config, history, kept = read_wandb(run)
+            about, config, history = read_wandb(run)
             assert about["project"] == "seen"
             assert config["seed_everything"] == seed
             assert config["model"]["class_path"] == "lit_kd.ALMKD"
@@ -157,12 +132,10 @@ class TestWandb:
             data.setup()
             histograms = [row["samples/label_weights"] for row in history if "samples/label_weights" in row]
             assert [sum(h["values"]) for h in histograms] == [data.train_size] * 2
-            [shown] = (row for row in history if "samples/most_distrusted" in row)
-            assert shown["samples/most_distrusted"]["nrows"] == 24
-            check_table(kept, data, saved / "checkpoints")
-            [drawn] = (row["samples/weights"] for row in history if "samples/weights" in row)
-            assert Image.open(run / "files" / drawn["filenames"][0]).size > (600, 200)
-            assert len(list(saved.glob("pictures/*.png"))) == 2
+            for name in ("weights", "most_distrusted"):
+                [drawn] = (row[f"samples/{name}"] for row in history if f"samples/{name}" in row)
+                sent = np.asarray(Image.open(run / "files" / drawn["filenames"][0]).convert("RGB"))
+                assert (sent == np.asarray(Image.open(saved / "pictures" / f"{name}.png").convert("RGB"))).all()
 
     def test_a_comparison_is_a_group(self) -> None:
         data = {"class_path": "DigitsDataModule", "init_args": {"noise": "symmetric", "noise_rate": 0.3}}
@@ -179,7 +152,7 @@ class TestWandb:
         rows = read_csv(Path("runs/group-a/results.csv"))
         for row, folder in zip(rows, ("labels", "alm-kd"), strict=True):
             [run] = Path("runs/group-a", folder, "seed-3/wandb").glob("offline-run-*")
-            about, config, history, _ = read_wandb(run)
+            about, config, history = read_wandb(run)
             assert about == {"group": "group-a", "name": f"{row['method']}, seed 3", "project": "seen"}
             assert (config["method"], config["seed"]) == (row["method"], 3)
             assert config["data"] == data
@@ -189,12 +162,6 @@ class TestWandb:
 
 
 KEYS = ("seed_everything", "trainer", "model", "data", "checkpoint", "last", "show", "ckpt_path", "weights_only")
-
-
-def test_without_wandb_a_comparison_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'lit_kd\[wandb\]'"):
-        call("compare", "gone.yaml", "--wandb", "seen")
 
 
 def test_curves_and_png_files_with_the_csv_logger() -> None:
@@ -285,11 +252,6 @@ class TestInPython:
         assert "noise_auc" not in next(Path("logs").rglob("metrics.csv")).read_text()
         fit(ShowRun(every_n_epochs=1), fast_dev_run=True)
         assert not list(Path.cwd().rglob("*.png"))
-
-    @pytest.mark.parametrize("wrong", [{"every_n_epochs": -1}, {"samples": 0}])
-    def test_refused(self, wrong: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match="of at least 1"):
-            ShowRun(**wrong)
 
 
 def test_large_pictures_are_made_small_and_others_are_none() -> None:

@@ -1,22 +1,20 @@
 """The command ``lit-kd compare``."""
 
 import argparse
-import importlib.util
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from lit_kd.cli.main import find_config
-from lit_kd.cli.recipe import check_seeds, merge, read_overrides, read_recipe
+from lit_kd.cli.recipe import merge, read_overrides, read_recipe
 from lit_kd.report.runs import RESULT, Job, Result
 
 
@@ -36,15 +34,12 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=PositiveInt, help="trainings side by side (default: one a core, one with a GPU)")
     parser.add_argument("--wandb", metavar="PROJECT", help="show each training in this W&B project, grouped by NAME")
     options = parser.parse_args(args)
-    if options.wandb is not None and importlib.util.find_spec("wandb") is None:
-        raise ImportError("expected wandb for --wandb, found none: pip install 'lit_kd[wandb]', or leave --wandb out")
     recipe = read_recipe(find_config(options.recipe, "recipes"))
-    seeds = recipe.seeds if options.seeds is None else check_seeds(options.seeds, "--seeds")
     folder = options.root / (options.name or recipe.name)
     overrides = read_overrides(options.set)
     if options.max_epochs:
         overrides = merge(overrides, {"trainer": {"max_epochs": int(options.max_epochs)}})
-    jobs = [replace(job, project=options.wandb) for job in recipe.jobs(folder, seeds, overrides)]
+    jobs = list(recipe.jobs(folder, options.seeds or recipe.seeds, overrides, options.wandb))
 
     import torch  # heavy, and not needed to find a mistake in the recipe
 
@@ -65,8 +60,7 @@ def main(args: Sequence[str]) -> None:
         check(job)
     for job in todo.values():  # if this is stopped, nobody must take the result of another teacher's student for done
         (job.folder / RESULT).unlink(missing_ok=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns) as progress:
+    with Progress() as progress:
         bar = progress.add_task(folder.name, total=len(jobs), completed=len(done))
         for wave in sorted({job.wave for job in todo.values()}):
             now = [job for job in todo.values() if job.wave == wave]

@@ -23,8 +23,9 @@ class Cli(GivenOptionsWin):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data inform the model; the best and the last epoch are kept, and written whole; a run is shown."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        # a list, which YAML has a word for
-        parser.link_arguments("data.input_shape", "model.init_args.input_shape", _as_list, apply_on="instantiate")
+        names = "data.input_shape", "model.init_args.input_shape"
+        # as a list, which YAML has a word for
+        parser.link_arguments(*names, lambda shape: shape and list(shape), apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(ShowRun, "show")
@@ -44,10 +45,6 @@ class Cli(GivenOptionsWin):
         """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
         if self.subcommand is not None and self.config[self.subcommand].weights_only is None:
             self.config[self.subcommand].weights_only = True
-
-
-def _as_list(shape: tuple[int, ...] | None) -> list[int] | None:
-    return None if shape is None else list(shape)
 
 
 def make_cli(args: ArgsType = None, kind: type[Cli] = Cli, exit_on_error: bool = True, **kwargs: Any) -> Cli:

@@ -1,6 +1,5 @@
 """The ``lit-kd`` command. Each command imports what it needs, so that help and version stay quick."""
 
-import difflib
 import os
 import re
 import sys
@@ -67,32 +66,25 @@ def _run(args: list[str] | None) -> None:
             sys.argv[1:] = line
         resolve_name("lit_kd.cli.lightning:run")(None if args is None else line)
     else:
-        near = difflib.get_close_matches(command, [*LIGHTNING, *OURS], n=1)
-        hint = f"did you mean {near[0]}?" if near else "lit-kd --help lists them"
-        raise ValueError(f"expected a command, found {command}: {hint}")
+        raise ValueError(f"expected a command, found {command}: lit-kd --help lists them")
 
 
 def find_config(name: str | Path, *kinds: str) -> Path:
     """A config file: the path itself if it exists, else one that comes with this package, as ``methods/kd.yaml``.
 
-    Of a shipped one ``configs/``, ``.yaml`` and the folders `kinds` may be left out. If there is none, a
-    FileNotFoundError names similar ones.
+    Of a shipped one ``configs/``, ``.yaml`` and the folders `kinds` may be left out.
     """
     installed = Path(__file__).parents[1] / "configs"
     shipped = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"  # of the repository
     path = Path(os.path.expanduser(name))  # Path's own fails for an unknown user
     if path.is_file():
         return path
-    short = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     known = {file.relative_to(shipped).with_suffix("").as_posix(): file for file in sorted(shipped.glob("*/*.yaml"))}
-    wanted = short.as_posix().removesuffix(".yaml")
+    wanted = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
     for each in (wanted, *(f"{kind}/{wanted}" for kind in kinds)):
         if each in known:
             return known[each]
-    near = difflib.get_close_matches(path.stem, {file.stem for file in known.values()}, n=3)
-    names = [f"{each}.yaml" for each, file in known.items() if file.stem in near or not near]
-    hint = f"; did you mean {', '.join(names)}?" if near else f", or one that comes with lit_kd: {', '.join(names)}"
-    raise FileNotFoundError(f"no config at {name}: expected a YAML file{hint}")
+    raise FileNotFoundError(f"no config at {name}: expected a YAML file, or one of lit_kd's: {', '.join(known)}")
 
 
 def with_paths(line: Sequence[str]) -> list[str]:

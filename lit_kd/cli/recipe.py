@@ -25,18 +25,19 @@ class Recipe:
     teachers: list[str]  # the rows of teachers; a teacher comes after those that it learns from
     taught_by: dict[str, tuple[str, ...]]  # by row, the rows of the teachers that it learns from
 
-    def jobs(self, folder: Path, seeds: Sequence[int], overrides: Config) -> Iterator[Job]:
+    def jobs(self, folder: Path, seeds: Sequence[int], overrides: Config, project: str | None = None) -> Iterator[Job]:
         """Every training in a folder, the teachers first; overrides count more than what the recipe says."""
         waves: dict[str, int] = {}
         for row, own in self.configs.items():
             is_teacher, teachers = row in self.teachers, self.taught_by[row]
             waves[row] = 1 + max((waves[t] for t in teachers), default=-1) if is_teacher else len(self.teachers)
-            for seed in seeds:
+            for seed in dict.fromkeys(seeds):  # two trainings would write into one folder
                 config = merge(own, overrides) | {"seed_everything": seed}
                 files = [str(folder / slug(teacher) / f"seed-{seed}" / "best.ckpt") for teacher in teachers]
                 if files:
                     config["model"].setdefault("init_args", {})["teacher"] = files if len(files) > 1 else files[0]
-                yield Job(row, seed, folder / slug(row) / f"seed-{seed}", config, is_teacher, teachers, waves[row])
+                own_folder = folder / slug(row) / f"seed-{seed}"
+                yield Job(row, seed, own_folder, config, is_teacher, teachers, waves[row], project)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -72,7 +73,9 @@ def read_recipe(path: Path) -> Recipe:
         taught_by[row] = _teachers(configs[row], asked, known, row in teachers, where)
         if row in teachers:
             known[row.removeprefix(f"{TEACHER} ")] = row
-    seeds = check_seeds(content.get("seeds", [0, 1, 2]), f"{path}: seeds")
+    seeds = content.get("seeds", [0, 1, 2])
+    if not isinstance(seeds, list) or not seeds:
+        raise ValueError(f"{path}: expected seeds, a list of whole numbers; found {seeds!r}")
     return Recipe(str(content.get("name", path.stem)), seeds, configs, list(teachers), taught_by)
 
 
@@ -109,15 +112,6 @@ def read_overrides(options: Sequence[str]) -> Config:
             raise ValueError(f"expected {expected}; found {option!r}")
         overrides[key] = parse_yaml(value, repr(option))
     return dict(overrides.as_dict())
-
-
-def check_seeds(seeds: Any, where: str) -> list[int]:
-    """Refuse what are not seeds, and a seed that is named twice: two trainings would write into one folder."""
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise ValueError(f"{where}: expected a list of whole numbers, found {seeds!r}")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{where}: expected each seed once, found {seeds!r}")
-    return seeds
 
 
 def merge(base: Config, own: Config) -> Config:

@@ -48,8 +48,7 @@ def inspect(args: Sequence[str]) -> None:
         "Find mislabelled data: rank a run's training samples by how little their labels are believed. "
         "Writes a table, and a contact sheet of the most distrusted ones where they are pictures.",
     )
-    shown = "how many the contact sheet shows (default: 48)"
-    parser.add_argument("--samples", type=PositiveInt, default=48, help=shown)
+    parser.add_argument("--samples", type=PositiveInt, default=48, help="on the contact sheet; default: 48")
     options = _parse(parser, args)
     output, checkpoint = options.output, options.ckpt_path
     sheet = output.with_suffix(".png")

@@ -29,10 +29,7 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--input_shape", type=int, nargs="+", help="where the checkpoint does not tell: 3 32 32, e.g.")
     options = parser.parse_args(args)
-    suffix = EXPORTS[options.format]
-    output: Path = options.output or options.checkpoint.with_suffix(suffix)
-    if output.suffix != suffix:
-        raise ValueError(f"expected a path that ends in {suffix} for {options.format}, found {output}")
+    output: Path = options.output or options.checkpoint.with_suffix(EXPORTS[options.format])
     student = read_student(options.checkpoint)
     shape = options.input_shape or student.input_shape
     if shape is None:
@@ -62,26 +59,24 @@ def predict(args: Sequence[str]) -> None:
     parser.add_argument("images", type=Path, help="a directory; subfolders are searched too")
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: none")
     options = parser.parse_args(args)
     check_new(options.output, options.overwrite)
     files, others = image_files(options.images)
     student = read_student(options.checkpoint)
-    predictions = predict_images(student, files, options.batch_size, options.num_workers)
+    predictions = predict_images(student, files)
     done = list(track(predictions, "predict", len(files), console=Console(stderr=True), transient=True))
-    read = [found for found in done if isinstance(found.label, int)]
-    skipped = [found for found in done if isinstance(found.label, str)]
-    for found in skipped:
-        print(f"skipped {found.file}: {found.label}", file=sys.stderr)
+    read = [found for found in done if not found.unreadable]
+    for found in done:
+        if found.unreadable:
+            print(f"skipped {found.file}: {found.unreadable}", file=sys.stderr)
     if not read:
         raise ValueError(f"{options.images}: expected images, found none of {len(files)} files readable")
     names = student.class_names or range(student.num_classes)
     columns: dict[str, list[Any]] = {
         "file": [found.file.relative_to(options.images).as_posix() for found in read],
-        "class": [names[found.label] for found in read if isinstance(found.label, int)],
+        "class": [names[found.label] for found in read],
         "probability": [round(found.probability, 6) for found in read],
     }
     write_columns(options.output, columns, options.overwrite)
-    left = f"{len(skipped)} unreadable, {others} other files left out"
+    left = f"{len(done) - len(read)} unreadable, {others} other files left out"
     print(f"{len(read)} images classified, written to {options.output}; {left}")

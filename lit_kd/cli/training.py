@@ -92,7 +92,7 @@ def _train(job: Job) -> Result:
     trainer.fit(model, data)
     seconds = time.perf_counter() - start
     result: Result = {"method": job.method, "seed": job.seed, "lit_kd": __version__}
-    asked = accuracy_by_queries(read_metrics(Path(trainer.log_dir or "") / "metrics.csv"))
+    asked = accuracy_by_queries(read_metrics(job.folder))
     if asked:
         result["accuracy_by_queries"] = asked
     last = _test(trainer, model, data)

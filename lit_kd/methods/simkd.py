@@ -60,7 +60,7 @@ class SimKD(Distiller):
         batch, body, tap = first_batch(self), self.student.body, self.student.tap
         with evaluating(body):
             ours = Tapped(body, (tap,))(batch.x).features[tap]
-        if not self.student.built:
+        if not self.student.spec:
             self._build(batch, ours)
         # what lies behind the tap learns nothing, and DDP would wait for its gradient
         learning = [p for p in body.parameters() if p.requires_grad]
@@ -83,11 +83,10 @@ class SimKD(Distiller):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The shapes of the projector and the head go with the student."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["composite"] = self.student.spec()
+        checkpoint["composite"] = self.student.spec
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make projector and head to load into."""
-        if not self.student.built:
-            spec = checkpoint["composite"]
-            self.student.build(spec["student_features"], spec["teacher_features"], tuple(spec["head"]))
+        if not self.student.spec:
+            self.student.rebuild(checkpoint["composite"])
         super().on_load_checkpoint(checkpoint)

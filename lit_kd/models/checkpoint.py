@@ -50,34 +50,32 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
-        raise ValueError(
-            f"{path}: expected a student to train on, found SimKD's, which has its teacher's head: it teaches"
-        )
+        raise ValueError(f"{path}: expected a student to train on, found SimKD's with its teacher's head: it teaches")
     hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 
 
-def resolve_model(spec: Network, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
+def resolve_model(
+    spec: Network, num_classes: int, input_shape: Sequence[int] | None = None, task: str | None = None
+) -> nn.Module:
     """The network that a user gave: as such, by a name for `build_model`, or by the path of a lit_kd checkpoint."""
     if isinstance(spec, nn.Module):
         return spec
-    if not isinstance(spec, (str, os.PathLike)):
-        raise ValueError(f"expected a network: an nn.Module, a model's name or a checkpoint's path; found {spec!r}")
     path = Path(spec)
     if path.suffix not in CHECKPOINTS and not path.is_file():
         return build_model(os.fspath(spec), num_classes, input_shape)
     student = read_student(path)
     if student.num_classes != num_classes:
-        found = f"it gives {student.num_classes} logits, this task has {num_classes} classes"
-        raise ValueError(f"{spec}: a network with another class count: {found}")
+        raise ValueError(f"{spec}: expected a network for {num_classes} classes, found one for {student.num_classes}")
+    if task not in (None, student.task):
+        raise ValueError(f"{spec}: expected a network for {task}, found one for {student.task}: give another")
     return student.model
 
 
 def read_student(path: Path) -> SavedStudent:
     """Rebuild a checkpoint's student from its name and weights; global random numbers stay as they are."""
     checkpoint = read_checkpoint(path)
-    state, hparams = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters")
-    state, hparams = (part if isinstance(part, dict) else {} for part in (state, hparams))
+    state, hparams = (checkpoint.get(part) or {} for part in ("state_dict", "hyper_parameters"))
     weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if str(k).startswith(_PREFIX)}
     if not weights:
         raise ValueError(
@@ -88,36 +86,28 @@ def read_student(path: Path) -> SavedStudent:
     if not isinstance(name, str) or Path(name).suffix in CHECKPOINTS or not isinstance(num_classes, int):
         raise ValueError(
             f"{path}: expected hyper_parameters with a model's name as student, and num_classes, found "
-            f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON} "
-            "(lit_kd.models.export.export_student exports it)"
+            f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON}"
         )
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
             model = build_model(name, num_classes, input_shape)
             if checkpoint.get("composite"):
-                model = Composite.from_spec(model, checkpoint["composite"])
+                model = Composite(model, checkpoint["composite"]["tap"])
+                model.rebuild(checkpoint["composite"])
         model.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise ValueError(
             f"{path}: its weights do not fit the student that it names, {name} with {num_classes} classes and "
             f"input_shape {input_shape}: {textwrap.shorten(str(err), 500)}"
         ) from err
-    data = checkpoint.get("data") or {}
-    try:
-        names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
-        image_input = None if images is None else ImageInput(**images)
-        shape = tuple(input_shape or data.get("input_shape") or ()) or None
-    except (AttributeError, TypeError, ValueError) as err:
-        raise ValueError(f"{path}: what it tells about its data is damaged: {err}") from err
-    return SavedStudent(
-        model.eval(), name, num_classes, hparams.get("task", "classification"), shape, names, image_input
-    )
+    data, task = checkpoint.get("data") or {}, hparams.get("task", "classification")
+    names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
+    shape = tuple(input_shape or data.get("input_shape") or ()) or None
+    return SavedStudent(model.eval(), name, num_classes, task, shape, names, ImageInput(**images) if images else None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's dict, read without running any code in it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: expected a .ckpt file that a lit_kd run wrote")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

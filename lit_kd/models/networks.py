@@ -20,21 +20,14 @@ def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequent
     return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
 
 
-class GlobalPool(nn.Module):
-    """The mean over the image."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) to (B, D)."""
-        return x.mean(dim=(2, 3))
-
-
 class _Layers(nn.Sequential):
-    """Layers by name, convolutions with He et al.'s normal initialisation."""
+    """Layers by name, then ``pool`` and ``fc``; convolutions with He et al.'s normal initialisation."""
 
     fc: nn.Linear
 
-    def __init__(self, **layers: nn.Module) -> None:
-        super().__init__(OrderedDict(layers))
+    def __init__(self, features: int, num_classes: int, **layers: nn.Module) -> None:
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(OrderedDict(**layers, pool=pool, fc=nn.Linear(features, num_classes)))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -48,11 +41,11 @@ class ConvNet(_Layers):
             return nn.Sequential(_conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(), *tail)
 
         super().__init__(
+            4 * width,
+            num_classes,
             layer1=stage(in_channels, width, nn.AvgPool2d(2)),
             layer2=stage(width, 2 * width, nn.AvgPool2d(2)),
             layer3=stage(2 * width, 4 * width),
-            pool=GlobalPool(),
-            fc=nn.Linear(4 * width, num_classes),
         )
 
 
@@ -65,12 +58,12 @@ class ResNet(_Layers):
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], in_channels: int, num_classes: int) -> None:
         super().__init__(
+            widths[-1],
+            num_classes,
             conv1=_conv3x3(in_channels, widths[0]),
             bn1=nn.BatchNorm2d(widths[0]),
             relu=nn.ReLU(),
             **_stages(_BasicBlock, (depth - 2) // 6, widths),
-            pool=GlobalPool(),
-            fc=nn.Linear(widths[-1], num_classes),
         )
 
 
@@ -82,13 +75,13 @@ class WideResNet(_Layers):
 
     def __init__(self, depth: int, widen: int, in_channels: int, num_classes: int) -> None:
         super().__init__(
+            64 * widen,
+            num_classes,
             conv1=_conv3x3(in_channels, 16),
             **_stages(_PreActBlock, (depth - 4) // 6, (16, 16 * widen, 32 * widen, 64 * widen)),
             # pre-activation blocks end in a sum, which BN and ReLU follow here
             bn1=nn.BatchNorm2d(64 * widen),
             relu=nn.ReLU(),
-            pool=GlobalPool(),
-            fc=nn.Linear(64 * widen, num_classes),
         )
         nn.init.zeros_(self.fc.bias)
 

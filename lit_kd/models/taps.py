@@ -1,16 +1,14 @@
 """Models run with taps on inner layers, once more with other parameters, or cut at a tap for another head."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
 from lit_kd.models.build import last_linear
 from lit_kd.types import PENULTIMATE, Inputs, Outputs, full, read_logits, run_model
@@ -43,14 +41,15 @@ class Tapped:
     def __call__(self, x: Inputs, call: Callable[..., Any] | None = None) -> Outputs:
         """Run the model on a batch, or ``call`` in its place; a ValueError if it does not take the batch."""
         features: dict[str, Tensor] = {}
-        hooks = [_attach(layer, tap, features) for tap, layer in self.layers.items()]
+        keep = [(layer, partial(_keep, features, tap)) for tap, layer in self.layers.items()]
+        hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
         try:
             out = run_model(call or self.model, self.laid_out(x))
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # layers may raise any
             if "memory" in str(error):
                 raise
             raise ValueError(
-                f"expected {type(self.model).__name__} to take inputs of shape {_shape(x)}, found that it does not "
+                f"expected {type(self.model).__name__} to take the data's inputs, found that it does not "
                 f"({type(error).__name__}: {error}): give a model made for such inputs, or other data"
             ) from error
         finally:
@@ -59,24 +58,11 @@ class Tapped:
         return Outputs(read_logits(self.model, out), features)
 
 
-def _shape(x: Any) -> str:
-    if isinstance(x, Mapping):
-        return ", ".join(f"{name}: {_shape(part)}" for name, part in x.items()) or "{}"
-    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-
-
-def _attach(layer: nn.Module, tap: str, features: dict[str, Tensor]) -> RemovableHandle:
-    if tap == PENULTIMATE:
-
-        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            features[tap] = inputs[0] if inputs else named["input"]
-
-        return layer.register_forward_pre_hook(before, with_kwargs=True)
-
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        features[tap] = output
-
-    return layer.register_forward_hook(after)
+def _keep(
+    features: dict[str, Tensor], tap: str, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+) -> None:
+    """A hook: keep a layer's output, or the only input of the last linear layer."""
+    features[tap] = [*inputs, *named.values()][0] if tap == PENULTIMATE else output
 
 
 class Watch:
@@ -168,10 +154,11 @@ class Composite(nn.Module):
         self.body = body
         self.tap = tap
         self._tapped = Tapped(body, (tap,))
-        self._shapes: list[list[int]] = []
+        self.spec: dict[str, Any] = {}
+        """What `rebuild` needs, as plain values; empty until the student is built."""
 
     def build(
-        self, student_features: Sequence[int], teacher_features: Sequence[int], head: nn.Linear | tuple[int, int]
+        self, student_features: Sequence[int], teacher_features: Sequence[int], head: nn.Linear | Sequence[int]
     ) -> None:
         """Make the projector and a frozen copy of the head, a layer or its number of inputs and outputs.
 
@@ -179,13 +166,14 @@ class Composite(nn.Module):
         vectors through two linear layers with a ReLU between them [ours].
         """
         given, wanted = tuple(student_features), tuple(teacher_features)
-        head = copy.deepcopy(head) if isinstance(head, nn.Linear) else nn.Linear(*head)
+        head = copy.deepcopy(head) if isinstance(head, nn.Linear) else nn.Linear(head[0], head[1])
         if len(given) != len(wanted) or len(given) not in (1, 3) or head.in_features != wanted[0]:
             raise ValueError(
                 "expected features of student and teacher that are both (d,) or both (c, h, w), and a head for the "
                 f"teacher's; found {given} and {wanted}, and a head of {head.in_features} inputs"
             )
-        self._shapes = [list(given), list(wanted)]
+        ends = [head.in_features, head.out_features]
+        self.spec = {"tap": self.tap, "student_features": [*given], "teacher_features": [*wanted], "head": ends}
         middle = max(1, wanted[0] // 2)
         layers: list[nn.Module] = []
         if len(given) == 3:
@@ -199,31 +187,17 @@ class Composite(nn.Module):
         self.head = head.requires_grad_(False)  # after the projector: it is the last linear layer
         last_linear(self.body)[1].requires_grad_(False)  # nothing reads its outputs
 
-    @property
-    def built(self) -> bool:
-        """Whether there are a projector and a head."""
-        return bool(self._shapes)
+    def rebuild(self, spec: Mapping[str, Any]) -> None:
+        """Build from another one's spec."""
+        self.build(spec["student_features"], spec["teacher_features"], spec["head"])
 
     def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
         """The logits ``(B, K)`` for one tensor, or for a mapping that is passed as keywords."""
-        if not self.built:
+        if not self.spec:
             raise ValueError("expected a student whose projector is built, found none: train it, or load a checkpoint")
         features: Tensor = self.projector(self._tapped(x[0] if x else named).features[self.tap])
         logits: Tensor = self.head(features.mean((2, 3)) if features.dim() == 4 else features)
         return logits
-
-    def spec(self) -> dict[str, Any]:
-        """The plain values that `from_spec` needs."""
-        student, teacher = self._shapes
-        head = [self.head.in_features, self.head.out_features]
-        return {"tap": self.tap, "student_features": student, "teacher_features": teacher, "head": head}
-
-    @classmethod
-    def from_spec(cls, body: nn.Module, spec: Mapping[str, Any]) -> Composite:
-        """Rebuild a composite around a body, with random weights."""
-        composite = cls(body, spec["tap"])
-        composite.build(spec["student_features"], spec["teacher_features"], (spec["head"][0], spec["head"][1]))
-        return composite
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:

@@ -63,7 +63,7 @@ def run_directory(trainer: Trainer) -> Path:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves a training's resolved config as config.yaml in `run_directory`, and shows it in W&B and TensorBoard."""
+    """Saves a training's resolved config as config.yaml in `run_directory`, and shows it in W&B."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the config of a training alone."""
@@ -79,8 +79,6 @@ class SaveConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", "```\n" + text + "\n```")
 
 
 class WholeCheckpoints(TorchCheckpointIO):

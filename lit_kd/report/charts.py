@@ -2,7 +2,6 @@
 
 import html
 import io
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -18,10 +17,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from lit_kd.data import UNLABELED
+from lit_kd.report.runs import Arrays
 
 RIGHT, WRONG, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
-_INK = "#010203"
-"""Stands for the text colour of the page."""
+_INK = "#010203"  # stands for the text colour of the page
 STYLE: Any = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.axisbelow": True},
     **{"axes.spines.top": False, "axes.spines.right": False},
@@ -36,14 +35,11 @@ PAGE: Any = {
 }
 SMALL, WIDE = (2.8, 2.5), 4.8
 BINS = 10
-DOTS = 400
-"""Points of a scatter plot; more would only make the page large."""
+DOTS = 400  # of a scatter plot; more would only make the page large
 _TICKS = {0.0001: "0.01", 0.01: "1", 0.1: "10", 0.5: "50", 0.9: "90", 0.99: "99", 0.9999: "99.99", 0.999999: "99.9999"}
 KINDS = {"right": (RIGHT, "label is right"), "wrong": (WRONG, "label is wrong"), "all": (RIGHT, "all labels")}
 """Colour and name of training samples by what is known of their label."""
-MOST_NUMBERS = 20
-"""With more classes, the cells of `teachers_chart` are too narrow for numbers."""
-Arrays = Mapping[str, npt.NDArray[Any]]
+MOST_NUMBERS = 20  # with more classes, the cells of `teachers_chart` are too narrow for them
 Curve = Sequence[tuple[int, float]]
 """Pairs of a place on the x axis and a fraction."""
 
@@ -59,8 +55,8 @@ def to_png(figure: Figure) -> bytes:
 def to_svg(figure: Figure, description: str) -> Markup:
     """A figure in the style `PAGE` as an ``<svg>`` element in the page's text colour, with a description."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL).replace(_INK, "currentColor")
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = text.getvalue().replace(_INK, "currentColor")
     head, _, rest = svg[svg.index("<svg") :].partition(">")
     return Markup(f'{head} role="img"><title>{html.escape(description)}</title>{rest}')
 
@@ -128,8 +124,8 @@ def curves_chart(
     return figure
 
 
-def reliability_chart(seeds: Sequence[Arrays]) -> Figure:
-    """How often a student is right, against how sure it is, from the `lit_kd.report.evidence` of all seeds."""
+def reliability_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
+    """How often it is right, against how sure it is, from the `lit_kd.report.evidence` of all seeds; and in words."""
     confidence, correct = (np.concatenate([seed[name] for seed in seeds]) for name in ("confidence", "correct"))
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     count = np.bincount(bins, minlength=BINS)
@@ -141,11 +137,11 @@ def reliability_chart(seeds: Sequence[Arrays]) -> Figure:
     axes.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=WRONG, lw=1.5, alpha=0.7)
     axes.plot(sure, right, color=RIGHT, lw=1)
     axes.scatter(sure, right, s=8 + 120 * count[full] / count.sum(), color=RIGHT, zorder=3)
-    return figure
+    return figure, f"on average {100 * confidence.mean():.0f}% sure and {100 * correct.mean():.0f}% right"
 
 
-def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
-    """The student's log-odds of the teacher's class against the teacher's own, from the evidence of all seeds."""
+def confidence_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
+    """The student's log-odds of the teacher's class against the teacher's own, from all seeds; the slope in words."""
     x, y = (np.concatenate([seed[f"{who}_log_odds"] for seed in seeds]) for who in ("teacher", "student"))
     slope, intercept = np.polyfit(x.astype(float), y, 1)
     shown = np.random.default_rng(0).permutation(len(x))[:DOTS]
@@ -159,7 +155,7 @@ def confidence_chart(seeds: Sequence[Arrays]) -> Figure:
         at = {np.log(p / (1 - p)): name for p, name in _TICKS.items()}
         at = {place: name for place, name in at.items() if values.min() - 1 <= place <= values.max() + 1}
         axis.set_ticks(list(at), list(at.values()))
-    return figure
+    return figure, f"slope {slope:.2f}"
 
 
 def draw_histogram(axes: Axes, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> None:

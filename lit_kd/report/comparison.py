@@ -20,9 +20,8 @@ from rich.markdown import Markdown
 from lit_kd.models import load_student
 from lit_kd.models.files import write_columns, write_whole
 from lit_kd.report import charts
-from lit_kd.report.charts import Arrays
 from lit_kd.report.page import write_page
-from lit_kd.report.runs import POINTS, SAMPLES, TEACHER, Job, Result, slug
+from lit_kd.report.runs import POINTS, SAMPLES, TEACHER, Arrays, Job, Result, slug
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
@@ -35,11 +34,8 @@ _HEADS = {
     "picks_right": ("picks right", 100.0, 1),
     "seconds": ("time, s", 1.0, 0),
 }
-Box = tuple[float, float, float, float]  # left, right, bottom, top
-SHOWN = 800
-"""Training points drawn; more would hide the regions."""
-GRID = 300
-"""Cells of the background in each direction."""
+SHOWN = 800  # training points drawn; more would hide the regions
+GRID = 300  # cells of the background in each direction
 
 
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
@@ -79,10 +75,8 @@ def _draw(
     accuracies = {method: [result["test_accuracy"] for result in each] for method, each in by_method.items()}
     figures = {"accuracy.png": charts.accuracy_chart(accuracies, teachers)}
     shown: dict[str, Path] = {}
-    asked: dict[str, list[charts.Curve]] = {}
-    for job, result in done:
-        if "accuracy_by_queries" in result:
-            asked.setdefault(job.method, []).append(result["accuracy_by_queries"])
+    asking = {method: each for method, each in by_method.items() if "accuracy_by_queries" in each[0]}
+    asked = {method: [result["accuracy_by_queries"] for result in each] for method, each in asking.items()}
     if asked:
         x, y = "rows that the teacher was asked about", "validation accuracy, %"
         figures["queries.png"] = charts.curves_chart(asked, x, y, width=7.5)
@@ -93,9 +87,9 @@ def _draw(
         shown["Which class is decided for where, side by side"] = folder / "regions.png"
     for method in by_method:
         jobs = [job for job, _ in done if job.method == method]
-        if not all((job.folder / SAMPLES).is_file() for job in jobs):
+        seeds, name = [job.arrays(SAMPLES) for job in jobs], f"{slug(method)}.png"
+        if not all(seeds):
             continue
-        seeds, name = [np.load(job.folder / SAMPLES) for job in jobs], f"{slug(method)}.png"
         title = f"{method}: {charts.wrong_labels(seeds, 3)}"
         figures[f"weights-{name}"] = charts.weights_chart(seeds, title)
         if len(jobs[0].teachers) > 1:
@@ -140,13 +134,9 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
     ]
     if not shown:
         return None
-    points: list[Arrays] = [np.load(job.folder / POINTS) for job, _ in shown]
-    files = [job.folder / SAMPLES for job, _ in shown]
-    weights = [np.load(file)["weights"][:, 0] if file.is_file() else None for file in files]
+    points, samples = ([job.arrays(name) for job, _ in shown] for name in (POINTS, SAMPLES))
+    weights = [each["weights"][:, 0] if each else None for each in samples]
     top = max([1.0, *(float(weight.max()) for weight in weights if weight is not None)])
-    every = np.concatenate([each["x"] for each in points])
-    room = 0.04 * np.ptp(every, axis=0)
-    (left, bottom), (right, upper) = (every.min(0) - room).tolist(), (every.max(0) + room).tolist()
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(3.6 * columns + 0.8, 3.6 * rows + 0.6), layout="constrained")
@@ -154,7 +144,7 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
     dots = None
     for axes, (job, result), each, weight in zip(places, shown, points, weights, strict=False):
         axes.set_title(f"{job.method}: {100 * result['test_accuracy']:.1f}%")
-        drawn = _draw_regions(axes, job.folder, each, weight, (left, right, bottom, upper), top)
+        drawn = _draw_regions(axes, job.folder, each, weight, top)
         dots = dots if weight is None else drawn
     for axes in places[len(shown) :]:
         axes.set_axis_off()
@@ -174,26 +164,29 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
 
 
 def _draw_regions(
-    axes: Axes, folder: Path, points: Arrays, weight: npt.NDArray[np.float32] | None, box: Box, top: float
+    axes: Axes, folder: Path, points: Arrays, weight: npt.NDArray[np.float32] | None, top: float
 ) -> PathCollection:
     """Draw one panel; return its dots."""
     best = folder / "best.ckpt"  # none without validation data: then the test accuracy is the last epoch's, too
     student = load_student(best if best.is_file() else folder / "last.ckpt")
-    left, right, bottom, upper = box
-    centres = (torch.arange(GRID) + 0.5) / GRID  # of the cells, each of which has the colour that is decided for
-    x, y = left + (right - left) * centres, bottom + (upper - bottom) * centres
+    room = 0.04 * np.ptp(points["x"], axis=0)
+    low, high = points["x"].min(0) - room, points["x"].max(0) + room
+    half = (high - low) / GRID / 2  # of a cell, which has the colour that is decided for at its centre
+    x, y = (torch.linspace(low[i] + half[i], high[i] - half[i], GRID) for i in (0, 1))
     with torch.no_grad():
         logits = student(torch.cartesian_prod(y, x).flip(1))
     regions, classes = logits.argmax(1).view(GRID, GRID).numpy(), logits.shape[1]
     few = mpl.colormaps["tab10"](np.arange(classes))
     strong = (few if classes <= 10 else mpl.colormaps["turbo"](np.linspace(0, 1, classes)))[:, :3]
     pale = 1 - (0.35 if weight is None else 0.15) * (1 - strong)
+    box = (low[0], high[0], low[1], high[1])
     axes.imshow(pale[regions], origin="lower", extent=box, interpolation="nearest", aspect="auto")
     shown = np.random.default_rng(0).permutation(np.flatnonzero(points["label"] >= 0))[:SHOWN]
     across, up = points["x"][shown].T
     noisy = points["noisy"][shown]
     axes.scatter(across[noisy], up[noisy], s=20, facecolors="none", edgecolors="black", linewidths=0.5)
-    axes.set(xlim=(left, right), ylim=(bottom, upper), xticks=[], yticks=[])
+    axes.axis(box)
+    axes.set(xticks=[], yticks=[])
     if weight is None:
         return axes.scatter(across, up, s=4, c=strong[points["label"][shown]], linewidths=0)
     return axes.scatter(across, up, s=8, c=weight[shown], vmin=0, vmax=top, cmap="viridis", linewidths=0)

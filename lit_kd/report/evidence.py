@@ -18,8 +18,7 @@ from lit_kd.report.charts import noise_auc
 from lit_kd.report.runs import POINTS, SAMPLES, Metrics, Result
 from lit_kd.report.samples import Suspect, distrusted_by
 
-SHOWN = 16
-"""Distrusted samples whose pictures are kept."""
+SHOWN = 16  # distrusted samples whose pictures are kept
 
 
 class KeepEvidence(Callback):

@@ -163,9 +163,8 @@ def contact_sheet(
     for number, (one, pixels) in enumerate(zip(found, pictures, strict=True)):
         x, y = gap + number % columns * (width + gap), top + number // columns * (height + gap)
         color = "#d5d8dc" if one.true < 0 else RIGHT if one.true == one.label else WRONG
-        draw.rectangle((x, y, x + width - 1, y + width - 1), fill=color)
-        picture = ImageOps.contain(Image.fromarray(pixels), (LARGEST, LARGEST), Image.Resampling.NEAREST)
-        sheet.paste(picture, (x + (width - picture.width) // 2, y + (width - picture.height) // 2))
+        picture = ImageOps.pad(Image.fromarray(pixels), (LARGEST, LARGEST), Image.Resampling.NEAREST, color)
+        sheet.paste(ImageOps.expand(picture, edge, color), (x, y))
         for text, font in (
             (f"#{one.index}", plain),
             (f"label: {class_name(names, one.label)}", bold),

@@ -1,6 +1,5 @@
 """Shows what a run learns about its samples, in any logger."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
 from lit_kd.report.callbacks import run_directory, unused
-from lit_kd.report.samples import Suspect, any_distrusted, class_name, contact_sheet, distrusted_by, learned
+from lit_kd.report.samples import any_distrusted, contact_sheet, distrusted_by, learned
 
-HISTOGRAM, WEIGHTS, DISTRUSTED = "samples/label_weights", "samples/weights", "samples/most_distrusted"
+HISTOGRAM = "samples/label_weights"
 
 
 class ShowRun(Callback):
@@ -32,7 +31,7 @@ class ShowRun(Callback):
     Every epoch it logs, where labels are known to be wrong, the mean weights of right and of wrong ones, and how well
     weights tell them apart (``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``); in
     W&B and TensorBoard a histogram of the label weights. Every few epochs and at the end it draws the weights and the
-    most distrusted samples: PNG files in ``pictures`` in the run's directory, images in TensorBoard, a table in W&B.
+    most distrusted samples: PNG files in ``pictures`` in the run's directory, and images in W&B and TensorBoard.
 
     Args:
         every_n_epochs: How often to draw pictures; ``None``: at the end only; 0: show nothing at all.
@@ -40,9 +39,6 @@ class ShowRun(Callback):
     """
 
     def __init__(self, every_n_epochs: int | None = 10, samples: int = 24) -> None:
-        if samples < 1 or (every_n_epochs or 0) < 0:
-            found = f"{samples} and {every_n_epochs}"
-            raise ValueError(f"expected samples of at least 1 and every_n_epochs of at least 0, found {found}")
         self.every_n_epochs = every_n_epochs
         self.samples = samples
         self.course: list[dict[str, float]] = []
@@ -99,25 +95,23 @@ class ShowRun(Callback):
         known, area = label != UNLABELED, charts.noise_auc(weights, label, noisy)
         names = known_names(model.data.class_names, model.data.num_classes)
         title = f"epoch {epoch}" + ("" if area is None else f": low weights find wrong labels with AUC {area:.3f}")
-        images = {WEIGHTS: self._weights_chart(title, weights[known], noisy[known])}
+        images = {"weights": self._weights_chart(title, weights[known], noisy[known])}
         if pixels is not None:
             told = f"the {len(found)} most distrusted labels" if any_distrusted(found) else "no label is distrusted"
-            images[DISTRUSTED] = contact_sheet(pixels, found, names, f"epoch {epoch}: {told}")
+            images["most_distrusted"] = contact_sheet(pixels, found, names, f"epoch {epoch}: {told}")
         if self._folder is None:
             self._folder = unused(run_directory(trainer) / "pictures")
             self._folder.mkdir(parents=True)
             rank_zero_info(f"pictures are written to {self._folder}")
-        paths = {name: self._folder / f"{name.removeprefix('samples/')}.png" for name in images}
-        for name, path in paths.items():
-            write_whole(path, images[name])
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                _log_table(logger, found, pixels, names, trainer.global_step)
-                logger.log_image(WEIGHTS, [str(paths[WEIGHTS])], trainer.global_step)
-            elif isinstance(logger, TensorBoardLogger):
-                for name, path in paths.items():
+        for name, image in images.items():
+            path = self._folder / f"{name}.png"
+            write_whole(path, image)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"samples/{name}", [str(path)], trainer.global_step)
+                elif isinstance(logger, TensorBoardLogger):
                     array = np.asarray(Image.open(path).convert("RGB"))
-                    logger.experiment.add_image(name, array, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_image(f"samples/{name}", array, trainer.global_step, dataformats="HWC")
 
     def _weights_chart(self, title: str, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> bytes:
         """A PNG of the weights now and of their means since the start."""
@@ -150,24 +144,3 @@ def _log_histogram(logger: Logger, weights: npt.NDArray[np.float32], step: int) 
         logger.log_metrics({HISTOGRAM: histogram}, step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_histogram(HISTOGRAM, torch.from_numpy(weights), step)
-
-
-def _log_table(
-    logger: WandbLogger,
-    found: Sequence[Suspect],
-    pixels: npt.NDArray[np.uint8] | None,
-    names: Sequence[str] | None,
-    step: int,
-) -> None:
-    import wandb
-
-    columns = ["index", "label", "student", "student_probability", "label_weight", "distrust", "true_label"]
-    data: list[list[Any]] = []
-    for one in found:
-        label, believed = (class_name(names, c) for c in (one.label, one.believed))
-        true = None if one.true == UNLABELED else class_name(names, one.true)
-        data.append([one.index, label, believed, one.probability, one.weight, one.distrust, true])
-    if pixels is not None:
-        columns = ["picture", *columns]
-        data = [[wandb.Image(picture), *row] for picture, row in zip(pixels, data, strict=True)]
-    logger.log_table(DISTRUSTED, columns, data, step=step)

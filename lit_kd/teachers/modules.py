@@ -87,7 +87,7 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
     for spec in specs:
         if isinstance(spec, str) and not is_path(spec):
             rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
-    models = [resolve_model(spec, module.num_classes, module.input_shape) for spec in specs]
+    models = [resolve_model(spec, module.num_classes, module.input_shape, module.task.name) for spec in specs]
     own = set(module.student.parameters())
     if any(not own.isdisjoint(model.parameters()) for model in models):
         raise ValueError("expected a teacher that shares no layers with the student: pass a copy.deepcopy of it")
