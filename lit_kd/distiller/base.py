@@ -198,12 +198,13 @@ class Distiller(Evaluated):
             return
         labels, joined = self.data.labels, self.trains_on_meta or self.data.train_on_meta
         old = self.table if self._restored is None else SampleTable.from_state_dict(self._restored)
-        self.table, self._restored = old or SampleTable(len(labels), self.data.fingerprint), None
-        self.table.check(len(labels), self.data.fingerprint)
-        self.start_table(self.table, fresh=old is None)
+        table = old or SampleTable(len(labels), self.data.fingerprint)
+        table.check(len(labels), self.data.fingerprint)
+        self.start_table(table, fresh=old is None)
         for term in keeping:
-            term.start(self.table, labels if joined else labels[: self.data.train_size])
-        self.table.apply(lambda column: column.to(self.device))
+            term.start(table, labels if joined else labels[: self.data.train_size])
+        table.apply(lambda column: column.to(self.device))
+        self.table, self._restored = table, None
 
     def ask(self, batch: Batch) -> list[Outputs]:
         """The teachers' outputs for a batch, from the cache where there is one."""
