@@ -3,10 +3,10 @@
 import os
 import re
 import textwrap
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,6 @@ from lit_kd.models.images import ImageInput
 
 from .build import build_model
 from .taps import Composite
-
-if TYPE_CHECKING:
-    Network: TypeAlias = nn.Module | str
-else:
-    # what a config can say; with nn.Module, the help of every method would list each known module
-    Network = str
 
 _PREFIX = "student."
 _IN_PYTHON = "rebuild the network in Python, load its weights and pass the nn.Module itself"
@@ -53,23 +47,6 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
         raise ValueError(f"{path}: expected a student to train on, found SimKD's with its teacher's head: it teaches")
     hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
-
-
-def resolve_model(
-    spec: Network, num_classes: int, input_shape: Sequence[int] | None = None, task: str | None = None
-) -> nn.Module:
-    """The network that a user gave: as such, by a name for `build_model`, or by the path of a lit_kd checkpoint."""
-    if isinstance(spec, nn.Module):
-        return spec
-    path = Path(spec)
-    if path.suffix not in CHECKPOINTS and not path.is_file():
-        return build_model(os.fspath(spec), num_classes, input_shape)
-    student = read_student(path)
-    if student.num_classes != num_classes:
-        raise ValueError(f"{spec}: expected a network for {num_classes} classes, found one for {student.num_classes}")
-    if task not in (None, student.task):
-        raise ValueError(f"{spec}: expected a network for {task}, found one for {student.task}: give another")
-    return student.model
 
 
 def read_student(path: Path) -> SavedStudent:

@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_kd.models import Network, resolve_model
-from lit_kd.models.files import CHECKPOINTS
+from lit_kd.models import Network, is_path, resolve_model
 from lit_kd.models.shim import move
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
 from lit_kd.types import Batch, Inputs, Outputs
@@ -69,18 +68,13 @@ def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
 
 
-def is_path(spec: str | os.PathLike[str]) -> bool:
-    """Whether a teacher or student is given as a file, not as a model's name."""
-    return Path(spec).suffix in CHECKPOINTS or Path(spec).is_file()
-
-
 def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[str], required: bool) -> Teachers:
     """The teachers of a method: modules, paths of checkpoints, or model names, which have random weights.
 
     Unless they are required, where a checkpoint is not there, there are no teachers, and a warning. A ValueError if a
     teacher shares parameters with the student.
     """
-    missing = [spec for spec in specs if isinstance(spec, str) and is_path(spec) and not Path(spec).is_file()]
+    missing = [spec for spec in specs if is_path(spec) and not Path(str(spec)).is_file()]
     if missing and not required:
         rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
         return Teachers()
