@@ -70,6 +70,16 @@ def as_batch(batch: Any) -> Batch:
     )
 
 
+def index_of(batch: Batch) -> Tensor:
+    """The sample indices of a batch, ``(B,)``; a ValueError where it has none."""
+    if batch.index is None:
+        raise ValueError(
+            "expected batches with sample indices, (x, y, index), found one without: use a data module of lit_kd.data, "
+            "and keep the index in hooks that change batches"
+        )
+    return batch.index
+
+
 def run_model(model: Callable[..., Any], x: Inputs) -> Any:
     """Call a model with a tensor, or with a mapping as keyword arguments."""
     return model(**x) if isinstance(x, Mapping) else model(x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_kd import (
     ALMKD,
     CRD,
+    DKD,
     KD,
     Batch,
     Distiller,
@@ -63,6 +64,13 @@ NET = build_model("mlp-8", CLASSES, list(SHAPE))
 
 class Loss(KL):
     """A name that the sum has."""
+
+
+class Last(nn.Module):
+    """Of what an LSTM gives, the output of the last step."""
+
+    def forward(self, out: tuple[Tensor, Any]) -> Tensor:
+        return out[0][:, -1]
 
 
 class Wide(LogitTerm):
@@ -148,6 +156,14 @@ class TestCombinations:
             (lambda: PosteriorDistillation("mlp-8", "a", term=KL(), **BASE), "no term: PosteriorDistillation has"),
             (lambda: SLaM("mlp-8", "a", task="multilabel", **BASE), "as task of SLaM one of .'classification'"),
             (lambda: MutualLearning(NET, [NET], **BASE), "start from different weights, found two that are the same"),
+            (
+                lambda: DKD("mlp-8", "a", alpha=-1.0, **BASE),
+                "alpha, beta and warmup_epochs >= 0, found -1.0, 8.0",
+            ),
+            (lambda: DKD("mlp-8", "a", beta=-0.5, **BASE), "found 1.0, -0.5 and 20"),
+            (lambda: DKD("mlp-8", "a", warmup_epochs=-1, **BASE), "found 1.0, 8.0 and -1"),
+            (lambda: FitNet("mlp-8", "a", weight=-1.0, **BASE), "expected a weight of at least 0, found -1.0"),
+            (lambda: CRD("mlp-8", "a", weight=-1.0, **BASE), "expected a weight of at least 0, found -1.0"),
             (lambda: TermSet(CrossEntropy(), KL(), [Hint()], 1, teachers=2), "expected one teacher for Hint"),
             (lambda: TermSet(CrossEntropy(), KL(), [Loss()], 1), "a name of its own in the logs, found 'loss'"),
         ],
@@ -196,6 +212,17 @@ class TestCombinations:
         model = MutualLearning("mlp-8", [build_model("mlp-8", CLASSES, list(SHAPE)).eval()], **BASE)
         trainer().fit(model, Blobs())
         assert model.peers.training
+
+    def test_a_peers_checkpoint_is_needed_once(self, tmp_path: Path) -> None:
+        fitted, path = trainer(max_epochs=1), tmp_path / "peer.ckpt"
+        fitted.fit(Supervised("mlp-12", **BASE), Blobs())
+        fitted.save_checkpoint(path)
+        model, fitted = MutualLearning("mlp-8", ["cnn-2", path], **BASE), trainer(max_epochs=1)
+        fitted.fit(model, Blobs())
+        fitted.save_checkpoint(tmp_path / "c.ckpt")
+        path.unlink()
+        again = MutualLearning.load_from_checkpoint(tmp_path / "c.ckpt", weights_only=True)
+        torch.testing.assert_close(again.state_dict(), model.state_dict())
 
     def test_on_the_command_line(self, tmp_path: Path) -> None:
         teacher = train_teacher(tmp_path / "teacher")
@@ -250,6 +277,14 @@ class TestFeatures:
         with pytest.raises(ValueError, match=r"no layer 'layer_2' in ConvNet; the nearest are \['layer2"):
             trainer().fit(method("cnn-2", trained_teachers()[0], student_tap="layer_2", **BASE), Blobs())
 
+    def test_a_layer_that_gives_a_tuple(self) -> None:
+        student = nn.Sequential(nn.Flatten(2), nn.LSTM(16, 4), Last(), nn.Linear(4, CLASSES))
+        with pytest.raises(
+            ValueError, match=r"^expected taps .* give a tensor, found that '1' of Sequential gives a tuple"
+        ):
+            trainer().fit(FitNet(student, trained_teachers()[0], student_tap="1", **BASE), Blobs())
+        trainer().fit(FitNet(student, trained_teachers()[0], student_tap="2", **BASE), Blobs())
+
     def test_simkd_is_exported_whole(self, tmp_path: Path) -> None:
         """Body, projector and the teacher's head; what lies behind the tap neither learns nor waits for a gradient."""
         teacher = trained_teachers()[0]
@@ -257,6 +292,9 @@ class TestFeatures:
         fitted = trainer()
         with pytest.raises(ValueError, match="projector is built"):
             model.eval()(blobs()[0])
+        for use in (fitted.validate, fitted.test, fitted.predict):
+            with pytest.raises(ValueError, match=r"^expected a student with projector and head, found none: train it"):
+                use(model, Blobs())
         fitted.fit(model, Blobs())
         frozen = {name.split(".")[0] for name, p in model.student.body.named_parameters() if not p.requires_grad}
         assert frozen == {"layer2", "layer3", "fc"}

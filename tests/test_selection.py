@@ -186,7 +186,7 @@ class TestRules:
         assert found.tolist() == expected.tolist()
 
     def test_unknown_rule(self) -> None:
-        with pytest.raises(ValueError, match=r"expected a rule of .*'rad'.*found 'best'"):
+        with pytest.raises(ValueError, match=r"expected as rule one of .*'rad'.*found 'best'"):
             choose("best", *student(), 3)
 
     def test_margin_and_entropy(self) -> None:

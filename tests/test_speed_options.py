@@ -280,11 +280,11 @@ def test_the_validation_gradient_does_not_depend_on_how_rows_are_split(tracks: b
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=tracks), nn.Linear(6, 3)).double()
     module: Any = SimpleNamespace(
-        student=student, tapped_student=Tapped(student), task=TASKS["classification"], num_classes=3
+        student=student, tapped_student=Tapped(student), task=TASKS["classification"], num_classes=3, rule=Paper()
     )
     x, y, keep = torch.randn(70, 5).double(), torch.arange(70) % 3, torch.arange(70) % 4 > 0
     theta = dict(student.named_parameters())
-    found = Exact(module, 1.0, 0.0)._validation_gradient(Batch(x, y), keep, theta)
+    found = Exact(module)._validation_gradient(Batch(x, y), keep, theta)
     losses = F.cross_entropy(student.eval()(x), y, reduction="none")
     expected = torch.autograd.grad(losses[keep].mean(), list(student.parameters()))
     torch.testing.assert_close(list(found.values()), list(expected))

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from lit_kd import Distiller, SLaM, WeightedDistillation
 from lit_kd.data import UNLABELED, DistillationDataModule, Source, TensorRows
+from lit_kd.terms import Mixed
 from lit_kd.types import Batch, Outputs
 
 both = pytest.mark.parametrize("method", ["weighted", "slam"])
@@ -170,9 +171,11 @@ def test_mixing_rates_are_estimated_once() -> None:
     model = Watched("mlp-8", oracle(0.3), **SHAPED)
     fit(model, Blobs(labeled=24), max_epochs=4)
     assert passes == [0]
-    assert model.rates is not None
+    [term] = model.terms.each  # type: ignore[union-attr]
+    assert isinstance(term, Mixed)
+    assert term.rates is not None
     wrong = (model.teachers.models[0].said != blobs()[1]).float()  # type: ignore[union-attr]
     data = model.data
     positions = data.parts.positions["meta"]
-    alpha = model.rates.alpha(torch.tensor([0.5])).item()
+    alpha = term.rates.alpha(torch.tensor([0.5])).item()
     assert alpha == pytest.approx(1 - wrong[positions].mean().item(), abs=1e-5)  # one margin only

@@ -4,10 +4,7 @@ from torch import Tensor
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of each sample's features, ``(B, ...)`` (FitNet, arXiv 1412.6550) [code].
-
-    A ValueError if the shapes differ.
-    """
+    """Mean squared error of each sample's features, ``(B, ...)`` (FitNet, arXiv 1412.6550) [code]."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"expected features of the student of the teacher's shape, {tuple(teacher.shape)}, found "
@@ -21,10 +18,8 @@ def contrastive_loss(positive: Tensor, negatives: Tensor, rows: int) -> Tensor:
 
     ``-[log P+ / (P+ + K / N + eps) + sum over negatives of log (K / N) / (P- + K / N + eps)]`` with ``eps = 1e-7``.
 
-    Args:
-        positive: Normalised scores P+ of each sample and its counterpart, ``(B,)``, above 0.
-        negatives: The same of K other rows, ``(B, K)``.
-        rows: N, how many rows the negatives are drawn from.
+    Takes normalised scores above 0: P+ of each sample and its counterpart, ``(B,)``, and P- of K others, ``(B, K)``,
+    which are drawn from N rows.
     """
     noise = negatives.shape[-1] / rows
     found = (positive / (positive + noise + 1e-7)).log()

@@ -136,14 +136,9 @@ def slam_mix(probabilities: Tensor, top_mask: Tensor, alpha: Tensor, normalise: 
     """The student's output as a teacher that errs would repeat it: student-label mixing (SLaM, arXiv 2302.03806).
 
     ``mix = alpha f + (1 - alpha) (1 - f) * top`` [text]: with probability alpha the teacher is right, else it says one
-    of the other classes among its first k.
-
-    Args:
-        probabilities: The student's f, ``(B, C)``.
-        top_mask: The teacher's first k classes, bool ``(B, C)``.
-        alpha: Probability that the teacher is right, ``(B,)``.
-        normalise: Divide the second part by k - 1, which is right if the teacher errs uniformly: a student sure of one
-            of the k classes has a mix of mass 1 [derived]. The paper does not divide [text]; its mass can exceed 1.
+    of the other classes among its first k. Takes the student's f, a mask of these classes, bool, ``(B, C)``, and alpha
+    ``(B,)``. To ``normalise`` is to divide the second part by k - 1, which is right if the teacher errs uniformly: a
+    student sure of one of the k classes has a mix of mass 1 [derived]. The paper does not [text]; mass can exceed 1.
 
     Examples:
         >>> f, top = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])
@@ -174,8 +169,7 @@ def revise_labels(teacher_probabilities: Tensor, y: Tensor, eta: float = 0.8) ->
     """Label Revision (arXiv 2404.03693): a teacher's probabilities, mixed with the label where they contradict it.
 
     There ``p = beta p^T + (1 - beta) e(y)`` with ``beta = eta / (p^T_max - p^T_y + 1)`` [text]: the label's class comes
-    out on top by ``1 - eta`` [derived]. Elsewhere, and where the label is missing, they stay as they are; ``(B, C)``. A
-    ValueError if eta is not in [0, 1).
+    out on top by ``1 - eta`` [derived]. Elsewhere, and where the label is missing, they stay as they are; ``(B, C)``.
 
     Examples:
         >>> revise_labels(torch.tensor([[0.2, 0.7, 0.1]]), torch.tensor([0]))

@@ -8,11 +8,10 @@ import torch
 from lit_kd.data.table import SampleTable, all_rows
 from lit_kd.distiller.optimisation import planned_length
 from lit_kd.models import Network
-from lit_kd.terms import Term, Weights
-from lit_kd.terms.base import Weighed
-from lit_kd.types import Batch, Outputs, check_choice
+from lit_kd.terms import Term, TermSet, Weighed, Weights
+from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
-from lit_kd.weightings.base import TellRule, has_label, index_of
+from lit_kd.weightings.base import TellRule, has_label
 from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
@@ -29,9 +28,8 @@ class ALMKD(ManualOptimisation, Selective):
     """Adaptive loss mixing (arXiv 2202.03250): weights of label and teachers by sample, learned on a meta split.
 
     The loss of sample i is ``lam_i0 label_i + sum_k lam_ik term_ik``. Each training step first asks how the loss on
-    trusted meta rows would change with the weights of its batch; the rule turns that into weights, and the student
-    learns with them. Needs sample indices and a meta split: any data module of `lit_kd.data`, or your own in
-    `lit_kd.data.DistillationDataModule`. For costs and limits see docs/methods/almkd.md.
+    trusted meta rows would change with the weights of its batch; the rule turns that into weights. Needs a data module
+    of `lit_kd.data`, or yours in `DistillationDataModule`. Costs and limits: docs/methods/almkd.md.
 
     Args:
         student: The network to train, a module or a name.
@@ -44,11 +42,12 @@ class ALMKD(ManualOptimisation, Selective):
         start_weights: Weights before the rule's first update: the teachers' share in [0, 1], or a .csv, .parquet or
             .ckpt file, see `lit_kd.weightings.sample_file.starting_weights`.
         revise: Eta of Label Revision, in [0, 1): see `lit_kd.losses.revised_teacher`.
-        **base: See `lit_kd.weightings.manual.ManualOptimisation`, `lit_kd.weightings.selection.Selective` and
-            `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.manual`, `lit_kd.weightings.selection` and `lit_kd.Distiller`.
     """
 
     needs_meta = True
+    table: SampleTable  # there in training, as are the terms
+    terms: TermSet
 
     def __init__(
         self,
@@ -87,8 +86,7 @@ class ALMKD(ManualOptimisation, Selective):
         if stage == "fit":
             check_rule(self)
             check_terms(self)
-            rows = max(min(self.rule.meta_rows or 0, self.data.meta_size), 1) / self.trainer.world_size
-            self.look_ahead = LOOK_AHEADS[self.meta_gradient](self, rows, self.rule.train_share)
+            self.look_ahead, self._checked = LOOK_AHEADS[self.meta_gradient](self), False
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """The rule's columns."""
@@ -103,7 +101,7 @@ class ALMKD(ManualOptimisation, Selective):
     def on_train_epoch_start(self) -> None:
         """As in the base; the look-ahead starts anew, as it does for a run that is resumed here."""
         super().on_train_epoch_start()
-        self.look_ahead.on_epoch()
+        self.look_ahead = LOOK_AHEADS[self.meta_gradient](self)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The meta-step, then the student's step with the table's weights."""
@@ -115,8 +113,6 @@ class ALMKD(ManualOptimisation, Selective):
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""
-        assert self.terms is not None
-        assert self.table is not None
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
         losses = self.of_distilled(losses, batch)
@@ -132,10 +128,11 @@ class ALMKD(ManualOptimisation, Selective):
     @torch.no_grad()
     def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:
         """Let the rule see how the batch's terms agree with the validation gradient."""
-        assert self.table is not None
         index, y = index_of(seen.train), seen.train.y
         lr = learning_rate(self, self.look_ahead.parameter)
-        self.look_ahead.check_once(seen)
+        if not self._checked:
+            self.look_ahead.check(seen)
+            self._checked = True
         if self.rule.active(self.current_epoch):
             # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
             with torch.autocast(self.device.type, enabled=False):
@@ -145,10 +142,8 @@ class ALMKD(ManualOptimisation, Selective):
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The teachers, revised by the label."""
-        assert self.terms is not None
         return revised(teachers, batch.y, self.revise, self.terms.temperature)
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The table's."""
-        assert self.table is not None
         return self.table["weights"][batch.index]

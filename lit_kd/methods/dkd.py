@@ -35,6 +35,8 @@ class DKD(MeanTeacher):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
+        if min(alpha, beta, warmup_epochs) < 0:
+            raise ValueError(f"expected alpha, beta and warmup_epochs >= 0, found {alpha}, {beta} and {warmup_epochs}")
         self.alpha, self.beta, self.temperature, self.warmup_epochs = alpha, beta, temperature, warmup_epochs
 
     def default_term(self) -> Term:

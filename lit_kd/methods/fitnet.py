@@ -35,6 +35,8 @@ class FitNet(Distiller):
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
+        if weight < 0:
+            raise ValueError(f"expected a weight of at least 0, found {weight}")
         self.student_tap, self.teacher_tap, self.weight = student_tap, teacher_tap, weight
 
     def default_term(self) -> Term:

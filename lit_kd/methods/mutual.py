@@ -4,11 +4,13 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_kd.distiller import Distiller
-from lit_kd.models import Network, resolve_model
+from lit_kd.models import Network, resolve_model, student_name
+from lit_kd.models.checkpoint import keep_plain
 from lit_kd.models.taps import Tapped
+from lit_kd.teachers.modules import is_path
 from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, Outputs
 
@@ -22,8 +24,8 @@ class MutualLearning(Distiller):
 
     Args:
         student: The network to train, a module or a name.
-        peers: The others, modules or names; ``load_from_checkpoint`` must be given modules again. No two may start from
-            the same weights, as those of the same name do not: they would stay the same.
+        peers: The others, modules, names or checkpoint paths; ``load_from_checkpoint`` must be given modules again. No
+            two may start from the same weights, as those of the same name do not: they would stay the same.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -32,6 +34,10 @@ class MutualLearning(Distiller):
     def __init__(self, student: Network, peers: list[Network], **base: Any) -> None:
         super().__init__(student=student, teacher=None, **base)
         self.hparams.pop("teacher", None)
+        # not paths: the checkpoint of this training stands by itself
+        names = [p if isinstance(p, nn.Module) or not is_path(p) else student_name(p)[0] for p in peers]
+        self.hparams["peers"] = names
+        keep_plain(self.hparams)
         if not peers:
             raise ValueError("expected at least one peer, found none: alone, a network is trained by Supervised")
         term, label, extra = self._templates

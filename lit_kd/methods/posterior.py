@@ -13,8 +13,8 @@ from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
 from lit_kd.terms import SoftTarget, Weights
 from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
-from lit_kd.types import UNLABELED, Batch, Outputs
-from lit_kd.weightings.base import has_label, index_of
+from lit_kd.types import UNLABELED, Batch, Outputs, index_of
+from lit_kd.weightings.base import has_label
 from lit_kd.weightings.checks import warn_of_warmup
 
 DECAY = 0.7  # of the running means of the student's and the teachers' probabilities
@@ -28,12 +28,8 @@ class PosteriorDistillation(Distiller):
     them; see `lit_kd.trust.posterior`. Where fewer than 2% of the labels are wrong, they are the targets. Else in the
     first half of the training each label weighs as much as it is probable, and in the second half the posterior is the
     target. Rows without a label have the posterior for a target after the warm-up. The table's weights tell how much of
-    the row's weighted posterior lies on the label's class, and on the class that the teacher names against it. Needs a
-    data module of `lit_kd.data`, or your own in `lit_kd.data.DistillationDataModule`, with meta rows.
-
-    Limits: the mistakes of labels may depend on the true class alone; on noise that depends on the instance, `ALMKD` is
-    better. Meta rows must be like training rows, and unseen by the teacher; where the student trains on them it looks
-    surer there. Checkpoints hold three numbers a row and class. Several teachers are one witness, their mean.
+    the row's weighted posterior lies on the label's class, and on the class that the teacher names against it. Several
+    teachers are one witness, their mean. For limits see docs/methods/posterior.md.
 
     Args:
         student: The network to train, a module or a name.
@@ -42,6 +38,7 @@ class PosteriorDistillation(Distiller):
         **base: See `lit_kd.Distiller`.
     """
 
+    table: SampleTable  # there in training
     num_sources = 0
     tasks = ("classification",)
     settled = ("term", "label_term")
@@ -88,14 +85,12 @@ class PosteriorDistillation(Distiller):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The target's, from the table."""
-        assert self.table is not None
         return self.table["target_weight"][batch.index].unsqueeze(1)
 
     @torch.no_grad()
     def _take_down(self, index: Tensor, student: Tensor, teachers: list[Tensor]) -> None:
         """Let outputs enter the running means of their rows."""
         table = self.table
-        assert table is not None
         epochs = table["epochs"][index] + 1
         new = ((1 - DECAY) / (1 - DECAY**epochs)).unsqueeze(1)  # all, the first time
         values = {"epochs": epochs}
@@ -108,7 +103,6 @@ class PosteriorDistillation(Distiller):
         """From what was said to the posterior, from the posterior to targets."""
         if self.current_epoch == 0:
             return  # the student knows nothing
-        assert self.table is not None
         table, data, n = self.table, self.data, self.data.train_size
         meta = self.predict_rows(data.parts.meta_rows())
         trusted = torch.arange(n, len(data.labels), device=self.device)

@@ -80,6 +80,13 @@ class SimKD(Distiller):
             )
         self.student.build(ours.shape[1:], features.shape[1:], head)
 
+    def on_validation_start(self) -> None:
+        """Refuse a student without projector and head."""
+        if not self.student.built:
+            raise ValueError("expected a student with projector and head, found none: train it, or pass ckpt_path")
+
+    on_test_start = on_predict_start = on_validation_start
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The shapes of the projector and the head go with the student."""
         super().on_save_checkpoint(checkpoint)

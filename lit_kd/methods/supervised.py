@@ -7,7 +7,8 @@ from torch import Tensor
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network
 from lit_kd.terms import Weights
-from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.types import Batch, Outputs
+from lit_kd.weightings.base import has_label
 
 
 class Supervised(Distiller):
@@ -30,8 +31,7 @@ class Supervised(Distiller):
 
     def training_rows(self) -> Tensor:
         """Those with a label."""
-        labelled = self.data.labels != UNLABELED
-        return (labelled if labelled.dim() == 1 else labelled.any(1)).nonzero().squeeze(1)
+        return has_label(self.data.labels).nonzero().squeeze(1)
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The label alone."""

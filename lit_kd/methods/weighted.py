@@ -1,54 +1,48 @@
 """Weighted distillation with unlabeled examples."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_kd.distiller import Distiller
 from lit_kd.distiller.optimisation import planned_length
-from lit_kd.losses import mean_teacher, teacher_labels
+from lit_kd.losses import teacher_labels
 from lit_kd.models import Network
-from lit_kd.terms import HardLabel, TeacherLabel, Term, Weights
+from lit_kd.terms import HardLabel, TeacherLabel, Term
 from lit_kd.trust.reliability import Neighbours, distillation_weights, distortions, margin
-from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
-from lit_kd.weightings.checks import require_trusted, warn_of_warmup
-from lit_kd.weightings.mean_teacher import as_one
+from lit_kd.types import Batch, Outputs
+from lit_kd.weightings.base import has_label
+from lit_kd.weightings.checks import warn_of_warmup
+from lit_kd.weightings.few_labels import FewLabels
 
 
-class WeightedDistillation(Distiller):
+class WeightedDistillation(FewLabels):
     """Distils rows without a label, weighing each by how far the teacher can be trusted there (arXiv 2210.06711).
 
     A row with a label costs the cross-entropy with it; one without costs w times the cross-entropy with the teacher's
     label, so that in the mean the loss is that with the true labels [text]. The weights follow from the nearest
     neighbours among the trusted meta rows, in the plane of the teacher's and the student's margin; each epoch estimates
     them anew, see `lit_kd.trust.reliability` [ours in detail]; they are made for cross-entropy, also with another
-    ``term``. Needs a data module of `lit_kd.data` with a meta split that neither network was trained on.
+    ``term``. A soft label costs more than the true one also where the teacher is right, so that soft labels count less.
+    Needs a data module of `lit_kd.data` with a meta split that neither network was trained on.
 
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list, whose mean probabilities count: modules or checkpoint paths.
-        labels: The teacher's labels: its most probable class, or its probabilities, at temperature 1. A soft label
-            costs more than the true one also where the teacher is right, so that soft labels count less.
         warmup_epochs: First epochs, on rows with a label only [ours]: before, the student's margins tell nothing.
-        **base: See `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.few_labels.FewLabels` and `lit_kd.Distiller`.
     """
-
-    num_sources = 1
-    tasks = ("classification",)
 
     def __init__(
         self,
         student: Network,
         teacher: Network | list[Network] | None = None,
         *,
-        labels: Literal["hard", "soft"] = "hard",
         warmup_epochs: int = 1,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
-        check_choice("labels", labels, ("hard", "soft"))
-        self.hard, self.warmup_epochs = labels == "hard", warmup_epochs
+        self.warmup_epochs = warmup_epochs
         self._votes = torch.zeros(2)  # the weights of the epoch's rows without a label, and how many there were
 
     def default_term(self) -> Term:
@@ -56,9 +50,8 @@ class WeightedDistillation(Distiller):
         return HardLabel() if self.hard else TeacherLabel()
 
     def on_fit_start(self) -> None:
-        """Refuse data without trusted rows that the student does not see; warn of a training that is all warm-up."""
+        """Refuse meta rows that the student sees; warn of a training that is all warm-up."""
         super().on_fit_start()
-        require_trusted(self)
         if self.data.train_on_meta:
             raise ValueError(
                 "expected meta rows that the student is not trained on, as the teacher's errors are weighed by the "
@@ -68,28 +61,23 @@ class WeightedDistillation(Distiller):
 
     def training_rows(self) -> Tensor | None:
         """Rows with a label, while the student warms up, if there are any."""
-        labeled = (self.data.labels != UNLABELED)[: self.data.train_size].nonzero().squeeze(1)
+        labeled = has_label(self.data.labels[: self.data.train_size]).nonzero().squeeze(1)
         return labeled if self.current_epoch < self.warmup_epochs and len(labeled) else None
 
     def prepare_epoch(self) -> None:
         """Estimate where the teacher errs, and what that costs the student, on the meta rows."""
-        meta = self.predict_rows(self.data.parts.meta_rows())
-        teacher = mean_teacher([t.logits for t in meta.teachers])
-        self._neighbours = Neighbours(torch.stack([margin(teacher), margin(meta.student.logits)], dim=1))
-        self._distortions = distortions(meta.student.logits, teacher_labels(teacher, self.hard), meta.y)
+        student, teacher, y = self.on_meta_rows()
+        self._neighbours = Neighbours(torch.stack([margin(teacher), margin(student)], dim=1))
+        self._distortions = distortions(student, teacher_labels(teacher, self.hard), y)
         self._votes = torch.zeros(2, device=self.device)
 
-    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
-        """The mean of the teachers' probabilities."""
-        return [as_one(teachers)]
-
-    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
         """1 for labels; for the teacher of rows without one, how far it can be trusted."""
-        missing = batch.y == UNLABELED
+        label, missing = super().weigh(student, sources, batch).unbind(1)
         margins = torch.stack([margin(sources[0].logits), margin(student.logits)], dim=1)
         weights = missing * distillation_weights(margins, self._neighbours, self._distortions)
         self._votes = self._votes + torch.stack([weights.sum(), missing.sum()])
-        return torch.stack([torch.ones_like(weights), weights], dim=1)
+        return torch.stack([label, weights], dim=1)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean weight of the epoch's rows without a label, too."""

@@ -55,6 +55,10 @@ class Tapped:
         finally:
             for hook in hooks:
                 hook.remove()
+        for tap, feature in features.items():
+            if not isinstance(feature, Tensor):
+                found = f"{tap!r} of {type(self.model).__name__} gives a {type(feature).__name__}"
+                raise ValueError(f"expected taps on layers that give a tensor, found that {found}: tap the layer after")
         return Outputs(read_logits(self.model, out), features)
 
 

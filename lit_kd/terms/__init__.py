@@ -3,7 +3,7 @@
 A term says which features it reads, which parts are trained along, and what it keeps of each sample.
 """
 
-from lit_kd.terms.base import Term, TermSet, Weights
+from lit_kd.terms.base import Term, TermSet, Weighed, Weights
 from lit_kd.terms.features import Contrastive, Hint
 from lit_kd.terms.labels import (
     BernoulliCrossEntropy,
@@ -39,5 +39,6 @@ __all__ = [
     "TeacherLabel",
     "Term",
     "TermSet",
+    "Weighed",
     "Weights",
 ]

@@ -8,7 +8,7 @@ from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable, all_sum, process
 from lit_kd.losses import contrastive_loss, hint_loss
 from lit_kd.terms.base import Term
-from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
+from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, index_of
 
 
 class FeatureTerm(Term):
@@ -168,11 +168,11 @@ class Contrastive(FeatureTerm):
 
     def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
         """Move the memories of the batch's rows towards their embeddings."""
-        assert batch.index is not None
+        index = index_of(batch)
         for one, whose in zip(self._embeddings(student, teacher), ("student", "teacher"), strict=True):
             name = f"{self.key}_{whose}"
-            moved = self.momentum * self.table[name][batch.index] + (1 - self.momentum) * one
-            self.table.exchange(batch.index, **{name: F.normalize(moved)})
+            moved = self.momentum * self.table[name][index] + (1 - self.momentum) * one
+            self.table.exchange(index, **{name: F.normalize(moved)})
         self.table.shared[f"{self.key}_steps"] += 1
 
     def _embeddings(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
@@ -181,9 +181,7 @@ class Contrastive(FeatureTerm):
 
     def _partners(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The rows of the positive ``(B,)`` and the negatives ``(B, K)``: the same however many processes there are."""
-        if batch.index is None:
-            raise ValueError("expected batches with sample indices, (x, y, index), for a memory; found one without")
-        index = batch.index.cpu()
+        index = index_of(batch).cpu()
         step, (rank, processes) = int(self.table.shared[f"{self.key}_steps"]), process()
         draw = torch.Generator().manual_seed(derive_seed(resolve_seed(None), f"{self.key} {step}"))
         u = torch.rand(len(index) * processes, 1 + self.negatives, generator=draw, dtype=torch.float64)[rank::processes]
@@ -195,4 +193,4 @@ class Contrastive(FeatureTerm):
         negative = (u[:, 1:] * others).long()
         negative = self._order[negative + count * (negative >= first)]
         positive = self._order[(first + (u[:, :1] * count).long()).squeeze(1)] if self.relax else index
-        return positive.to(batch.index.device), negative.to(batch.index.device)
+        return positive.to(batch.y.device), negative.to(batch.y.device)

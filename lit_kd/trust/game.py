@@ -13,18 +13,10 @@ Indices = NDArray[np.int64]
 
 
 def rad_distribution(gain: ArrayLike, mistakes: float, penalty: ArrayLike | None = None) -> Floats:
-    """The best mix of rows to query if the teacher is wrong on some of them (RAD, arXiv 2210.01213), eq. (2).
+    """The best mix of rows to query if the teacher is wrong on some (RAD, arXiv 2210.01213): p of eq. (2), ``(n,)``.
 
-    Args:
-        gain: g, what a right answer about each row is worth, at least 0, ``(n,)``; see `margin_gain`.
-        mistakes: m, on how many of the n rows the teacher is wrong at most; at least 0, need not be whole.
-        penalty: l, what a wrong answer about each row costs, at least 0, ``(n,)``; ``None``: nothing.
-
-    Returns:
-        p, ``(n,)``, of sum 1.
-
-    Raises:
-        ValueError: If a value is negative or not finite, or there are no rows.
+    Takes what a right answer about each row is worth, g, and what a wrong one costs, l, ``(n,)`` or nothing; and m, on
+    how many of the n rows the teacher is wrong at most, which need not be whole. A ValueError for values below 0.
 
     Examples:
         >>> rad_distribution([1.0, 1.0, 0.5, 0.1], mistakes=1.0)
@@ -86,8 +78,7 @@ def dep_round(marginals: ArrayLike, generator: np.random.Generator) -> Indices:
     """Draw exactly b different rows, rising, ``(b,)``, each with its own probability: dependent rounding (DepRound).
 
     One pass over the undecided rows: each meets the one that is carried along, one of the two is decided at odds that
-    keep the expectation of both, and the other is carried on. Each undecided row takes one random number. A ValueError
-    if a marginal ``(n,)`` is outside of [0, 1], or their sum is not whole.
+    keep the expectation of both, and the other is carried on. Each undecided row takes one random number.
     """
     q = _vector(marginals, "marginals")
     largest, total = q.max(initial=0), q.sum()

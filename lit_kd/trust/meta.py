@@ -89,10 +89,9 @@ def last_layer_derivative(
 
 
 def alignment(gradients: Tensor, derivative: Tensor) -> Tensor:
-    """How well each term's gradient agrees with the validation gradient: positive where listening to it helps.
+    """How well each term's gradient agrees with the validation gradient, ``(B, S + 1)``: positive where it helps.
 
-    The scalar products, ``(B, S + 1)``, of the terms' gradients by the logits, ``(B, S + 1, C)``, with the derivative
-    of the logits along the validation gradient, ``(B, C)``.
+    Takes the terms' gradients by the logits, ``(B, S + 1, C)``, and `last_layer_derivative`, ``(B, C)``.
     """
     return torch.einsum("bkc,bc->bk", gradients, derivative)
 
@@ -108,9 +107,8 @@ def meta_gradient(alignment: Tensor, lr: float, batch_size: int) -> Tensor:
 def selection_scores(head: Head, features: Tensor, y: Tensor, meta: MetaRows) -> Tensor:
     """How fast the loss on trusted rows falls if a teacher's last layer learns a sample, ``(N,)`` [ours].
 
-    ``s_i = <grad L_val, grad ell_i>``, both cross-entropies, by the last layer: the first-order score for the
-    "influence-based scoring" of arXiv 2404.03693 [text], whose formula could not be read. Takes the layer's inputs
-    ``(N, D)`` and labels ``(N,)``; a sample without a label scores 0.
+    ``s_i = <grad L_val, grad ell_i>``, both cross-entropies, for the "influence-based scoring" of arXiv 2404.03693
+    [text], whose formula could not be read. Takes the layer's inputs ``(N, D)`` and labels; without one the score is 0.
     """
     gradients = logit_gradient(cross_entropy, head(features), y)
     return (gradients * last_layer_derivative(head, features, meta)).sum(1)

@@ -20,7 +20,6 @@ BETTER = 1e-3  # nats a row: a channel is used if it predicts held-out trusted r
 FOLDS = 5
 SMALLEST = 1e-12  # probability that nothing falls below
 COPY_START = 0.1
-EM_STEPS = 30
 NO_NOISE = 0.02  # a smaller noise rate is taken for none
 
 
@@ -146,18 +145,13 @@ def label_posterior(
     ways: Habits,
     said: Tensor,
     y: Tensor,
-    steps: int = EM_STEPS,
+    steps: int = 30,
 ) -> Posterior:
     """The posterior of the true class, with the label's channel and what the teacher has memorised, by EM [ours].
 
-    Args:
-        student: r_S, probabilities of the true class from the student alone, ``(N, C)``.
-        teacher: q, calibrated probabilities of the teacher, ``(N, C)``.
-        both: Gives r_ST, the true class from student and teacher, ``(N, C)``, for q without the label's echo.
-        ways: The teacher's habits.
-        said: Classes that the teacher predicts, ``(N,)``.
-        y: Given labels, ``(N,)``. Where one is missing, the posterior is r_ST.
-        steps: Of EM, eq. (2) to (5).
+    Takes r_S, probabilities from the student alone, and q, calibrated ones of the teacher, ``(N, C)``; what gives r_ST
+    for q without the label's echo; the teacher's habits and classes ``(N,)``; and given labels ``(N,)``. Where one is
+    missing, the posterior is r_ST. Steps are those of eq. (2) to (5).
     """
     classes = student.shape[1]
     labelled = y != UNLABELED
@@ -201,8 +195,7 @@ def posterior_targets(posterior: Tensor, y: Tensor, noise_rate: float, soft: boo
     """What each row is trained on, ``(N, C)``, and how much it weighs, ``(N,)`` of mean 1 [ours].
 
     If ``soft``, and where a label is missing, the target is the posterior and its largest probability the weight; else
-    the target is the label, and its probability the weight. Below a noise rate of `NO_NOISE` labels are taken as they
-    are.
+    the target is the label, and its probability the weight. Below a noise rate of `NO_NOISE` labels are taken as right.
     """
     labelled = y != UNLABELED
     of_label = y.where(labelled, 0).unsqueeze(1)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lit_kd.trust.game import Floats, Indices, check_budget, dep_round, rad_marginals
+from lit_kd.types import check_choice
 
 QueryRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin"]
 OF_FEATURES = ("coreset", "badge", "cluster_margin")
@@ -38,13 +39,11 @@ def choose_rows(
         features: ``(n, D)``, for `OF_FEATURES`.
         known_features: Of the k rows that are labelled or queried already, ``(k, D)``, for ``"coreset"``.
 
-    Raises:
-        ValueError: If the rule is unknown, the budget not in [0, n], a probability not finite, or features are missing.
-
     Examples:
         >>> choose_rows("margin", [[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]], 2, np.random.default_rng(0))
         array([1, 2])
     """
+    check_choice("rule", rule, get_args(QueryRule))
     p = np.asarray(probabilities, dtype=np.float64)
     check_budget(budget, len(p))
     if not np.isfinite(p).all():
@@ -57,8 +56,6 @@ def choose_rows(
         return _largest(margin_gain(p), budget)
     if rule == "entropy":
         return _largest(-(p * np.log(p.clip(np.finfo(p.dtype).tiny))).sum(1), budget)
-    if rule not in OF_FEATURES:
-        raise ValueError(f"expected a rule of {list(get_args(QueryRule))}, found {rule!r}")
     if features is None or (rule == "coreset" and known_features is None):
         raise ValueError(f"expected features, and for coreset known_features, for the rule {rule!r}, found none")
     x = np.asarray(features, dtype=np.float64)

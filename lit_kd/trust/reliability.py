@@ -21,11 +21,9 @@ def margin(logits: Tensor) -> Tensor:
 def distortions(student_logits: Tensor, teacher: Tensor, y: Tensor, floor: float = 1e-2) -> Tensor:
     """How many times more the teacher's label costs the student than the true one, for each meta row, ``(M,)``.
 
-    The mean over rows alike is 1 over the weight of arXiv 2210.06711 [derived], see docs/methods/weighted.md. A soft
-    label q costs ``-sum_c q_c log f_c`` [ours]. No loss counts less than ``floor`` nats [ours]: no single row may
-    silence its neighbourhood.
-
-    Takes the student's logits and the teacher's labels, distributions, ``(M, C)``, and trusted labels ``(M,)``.
+    The mean over rows alike is 1 over the weight of arXiv 2210.06711 [derived], see docs/methods/weighted.md. No loss
+    counts less than ``floor`` nats [ours]: no single row may silence its neighbourhood. Takes the student's logits and
+    the teacher's labels, distributions, ``(M, C)``, and trusted labels ``(M,)``.
 
     Examples:
         >>> p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
@@ -62,10 +60,8 @@ def distillation_weights(margins: Tensor, neighbours: Neighbours, distortions: T
 
     At most 1 [ours], also where the student likes the teacher's mistakes better than the truth.
     """
-    known = distortions.to(margins.device)
-    # in parts, as a row has many neighbours
-    mean = [known[neighbours(part)].mean(1) for part in torch.split(margins, 2**16)]
-    return 1 / torch.cat(mean).clamp(min=1)
+    mean = distortions.to(margins.device)[neighbours(margins)].mean(1)
+    return 1 / mean.clamp(min=1)
 
 
 class Curve(NamedTuple):

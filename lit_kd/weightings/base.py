@@ -12,7 +12,11 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
-from lit_kd.types import UNLABELED, Batch
+from lit_kd.types import UNLABELED
+
+Align = Callable[[Tensor, float], Tensor]
+"""From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
+learning rate; a rate of 0 takes none."""
 
 
 @dataclass
@@ -23,16 +27,9 @@ class MetaStep:
     y: Tensor  # given labels, (B,), or (B, C) for several a sample
     logits: Tensor  # of the student, (B, C)
     teachers: list[Tensor]  # their logits, K of (B, C)
-    alignment: Callable[[Tensor, float], Tensor]
-    """From weights ``(B, K + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, K + 1)``, after a look-ahead step with them
-    and a learning rate; a rate of 0 takes none."""
+    alignment: Align
     lr: float  # the student's, now
     batch_size: int  # rows of the batch over all processes
-
-    @property
-    def labelled(self) -> Tensor:
-        """Which samples have a label, bool ``(B,)``."""
-        return has_label(self.y)
 
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
@@ -117,13 +114,3 @@ class TellRule(Callback):
 def has_label(y: Tensor) -> Tensor:
     """Which of N samples have a label, or at least one of several, bool ``(N,)``."""
     return (y != UNLABELED).view(len(y), -1).any(1)
-
-
-def index_of(batch: Batch) -> Tensor:
-    """The sample indices of a batch, ``(B,)``; a ValueError where it has none."""
-    if batch.index is None:
-        raise ValueError(
-            "expected batches with sample indices, (x, y, index), found one without: use a data module of lit_kd.data, "
-            "and keep the index in hooks that change batches"
-        )
-    return batch.index

@@ -1,4 +1,4 @@
-"""What ALM-KD, and methods for few labels, cannot do right: refused, or warned of, before the training."""
+"""What ALM-KD, and methods with a warm-up, cannot do right: refused, or warned of, before the training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_kd.data import UNLABELED, DataModule
+from lit_kd.data import DataModule
 from lit_kd.data.table import SampleTable
 from lit_kd.weightings.base import Rule
 
 if TYPE_CHECKING:
-    from lit_kd.distiller import Distiller
     from lit_kd.methods.almkd import ALMKD
 
 
@@ -41,7 +40,6 @@ def check_maker(rule: Rule, table: SampleTable, fresh: bool) -> None:
 
 def check_terms(module: ALMKD) -> None:
     """Refuse terms that cannot be weighed by sample; a ValueError."""
-    assert module.terms is not None
     for term in module.terms.weighted:
         if term.couples_batch:
             reason, cure = "couples the rows of a batch", "pass it as extra"
@@ -70,21 +68,6 @@ def warn_of_rule(module: ALMKD, epochs: int | None) -> None:
         rank_zero_warn(
             f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
             f"pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"
-        )
-
-
-def require_trusted(module: Distiller) -> None:
-    """Refuse data without meta rows; warn where every row has a label, so that the teacher is never heard.
-
-    Raises:
-        ValueError: If there is no data module of ours, or it has no meta rows.
-    """
-    data, method = module.data, type(module).__name__
-    data.require_meta(method)
-    if (data.labels != UNLABELED).all():
-        rank_zero_warn(
-            f"all training rows have a label: {method} hears its teacher only on those without. Set the data's "
-            "argument labeled, e.g. labeled=100"
         )
 
 

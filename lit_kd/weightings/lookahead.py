@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -16,14 +15,11 @@ from lit_kd.models.taps import Tapped
 from lit_kd.terms.task import check_outputs
 from lit_kd.trust import exact
 from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, look_ahead
-from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full
-from lit_kd.weightings.base import index_of
+from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full, index_of
+from lit_kd.weightings.base import Align
 
 if TYPE_CHECKING:
     from lit_kd.methods.almkd import ALMKD
-
-Align = Callable[[Tensor, float], Tensor]
-"""From weights ``(B, S + 1)`` and the look-ahead's learning rate to `lit_kd.trust.meta.alignment`."""
 
 
 class Seen(NamedTuple):
@@ -36,37 +32,21 @@ class Seen(NamedTuple):
 
 
 class LookAhead(ABC):
-    """How the meta-step looks ahead; extra terms are no part of its step.
-
-    Args:
-        module: The method, set up.
-        meta_rows: Over how many meta rows of each process the validation loss is taken.
-        train_share: The training loss's part in it.
-    """
+    """How the meta-step of a method that is set up looks ahead; extra terms are no part of its step."""
 
     taps: ClassVar[tuple[str, ...]] = ()
     parameter: Tensor
     """Whose learning rate the look-ahead takes."""
 
-    def __init__(self, module: ALMKD, meta_rows: float, train_share: float) -> None:
-        self.module, self.meta_rows, self.train_share = module, meta_rows, train_share
-        self._checked = False
+    def __init__(self, module: ALMKD) -> None:
+        self.module, self.train_share = module, module.rule.train_share
 
-    def on_epoch(self) -> None:  # noqa: B027 - not all need it
-        """An epoch starts."""
-
-    def before(self) -> None:  # noqa: B027
+    def before(self) -> None:  # noqa: B027 - not all need it
         """The student is about to see a training batch."""
-
-    def check_once(self, seen: Seen) -> None:
-        """Refuse a student or terms that it is not made for, before the first update."""
-        if not self._checked:
-            self.check(seen)
-        self._checked = True
 
     @abstractmethod
     def check(self, seen: Seen) -> None:
-        """See `check_once`."""
+        """Refuse a student or terms that it is not made for."""
 
     def check_meta(self, outputs: Outputs, y: Tensor) -> None:
         """Refuse what the student makes of meta rows where it is no number."""
@@ -85,16 +65,14 @@ class LastLayer(LookAhead):
 
     taps = (PENULTIMATE,)
 
-    def __init__(self, module: ALMKD, meta_rows: float, train_share: float) -> None:
-        super().__init__(module, meta_rows, train_share)
+    def __init__(self, module: ALMKD) -> None:
+        super().__init__(module)
+        # over so many meta rows of each process the validation loss is taken
+        self.meta_rows = max(min(module.rule.meta_rows or 0, module.data.meta_size), 1) / module.trainer.world_size
         self.path, self.layer = last_linear(module.student)
         self.parameter = self.layer.weight
         self.rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         """Features, labels and sample indices of each of the latest meta batches."""
-
-    def on_epoch(self) -> None:
-        """Forget the meta rows of the last epoch, as a run does that resumes here."""
-        self.rows.clear()
 
     def check(self, seen: Seen) -> None:
         """Does the layer taken for the last one really give the logits?"""

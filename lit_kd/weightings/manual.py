@@ -6,11 +6,9 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.models import Network
 
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
@@ -19,39 +17,20 @@ class ManualOptimisation(Distiller):
     """Takes the student's steps itself: `update` in the training step.
 
     Args:
-        student: The network to train, a module or a name.
-        teacher: One teacher or a list: modules or checkpoint paths.
         gradient_clip_val: Largest norm of the student's gradient, in place of the trainer's option.
         accumulate_grad_batches: Batches an update; likewise.
         **base: See `lit_kd.Distiller`.
     """
 
     def __init__(
-        self,
-        student: Network,
-        teacher: Network | list[Network] | None = None,
-        *,
-        gradient_clip_val: float | None = None,
-        accumulate_grad_batches: int = 1,
-        **base: Any,
+        self, *, gradient_clip_val: float | None = None, accumulate_grad_batches: int = 1, **base: Any
     ) -> None:
-        super().__init__(student=student, teacher=teacher, **base)
+        super().__init__(**base)
         if accumulate_grad_batches < 1:
             raise ValueError(f"expected accumulate_grad_batches of at least 1, found {accumulate_grad_batches}")
         self.automatic_optimization = False
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
-
-    def configure_callbacks(self) -> Any:
-        """Refuse options of the trainer that do not reach here: Lightning would, after this hook, not naming ours."""
-        for option, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-            value, name = getattr(self.trainer, option), type(self).__name__
-            if self.trainer.state.fn == TrainerFn.FITTING and value not in unset:
-                raise ValueError(
-                    f"expected no {option} of the trainer, which does not reach {name}, found {value}: take {name}'s "
-                    f"own in its place, {name}({option}={value}) or --model.{option}={value}"
-                )
-        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Refuse what a look-ahead cannot do right: fp16, and sharded students."""

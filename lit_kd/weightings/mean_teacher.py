@@ -9,7 +9,6 @@ from torch import Tensor
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher, revised_teacher
-from lit_kd.models import Network
 from lit_kd.terms import Task
 from lit_kd.types import Batch, Outputs, check_choice
 
@@ -39,8 +38,6 @@ class MeanTeacher(Distiller):
     """Distils the mean of several teachers; each by itself where features are compared.
 
     Args:
-        student: The network to train, a module or a name.
-        teacher: One teacher or a list: modules or checkpoint paths.
         average: What is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities has the gradient of
             the mean of the losses, for KL.
         drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
@@ -52,15 +49,13 @@ class MeanTeacher(Distiller):
 
     def __init__(
         self,
-        student: Network,
-        teacher: Network | list[Network] | None = None,
         *,
         average: Literal["probabilities", "logits"] = "probabilities",
         drop: float = 0.0,
         revise: float | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(student=student, teacher=teacher, **base)
+        super().__init__(**base)
         if not 0 <= drop <= 1:
             raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
         check_eta(revise, self.task)

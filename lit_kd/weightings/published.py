@@ -1,6 +1,5 @@
 """The two published rules of ALM-KD: gradient steps on the weights of each sample."""
 
-from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -9,15 +8,15 @@ from torch import Tensor
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable
 from lit_kd.types import check_choice
-from lit_kd.weightings.base import MetaStep, Rule
+from lit_kd.weightings.base import MetaStep, Rule, has_label
 
 
-class Published(Rule):
-    """What both rules share.
+class Amal(Rule):
+    """Independent weights in [0, 2] (AMAL, AAAI 2023) [code]: a sample can be switched off.
 
-    ``None`` takes a constant of AMAL's code (AAAI 2023) [code]: 0.9, 1500, 5 and 0; with ``version="first"`` that of
-    arXiv 2202.03250 v1: random, 2000, 10 and 0.25. There, weights are updated in a separate pass in eval mode; here, in
-    the training steps of the same epochs [ours].
+    ``None`` takes a constant of AMAL's code: 0.9, 1500, 5 and 0; with ``version="first"`` that of arXiv 2202.03250 v1:
+    random, 2000, 10 and 0.25. There, weights are updated in a separate pass in eval mode; here, in the training steps
+    of the same epochs [ours].
 
     Args:
         version: ``"amal"`` or ``"first"``.
@@ -50,13 +49,13 @@ class Published(Rule):
         self.warmup_epochs = warmup_epochs
         self.every = every
 
-    @abstractmethod
     def first_weights(self, shares: Tensor) -> Tensor:
         """Weights before the first update, ``(N, K + 1)``, from the weight of a teacher alone, ``(N, K)``."""
+        return torch.cat([1 - shares[:, :1], shares], dim=1)
 
-    @abstractmethod
     def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
         """One step against the gradient ``(B, K + 1)``, back into the allowed set."""
+        return (weights - rate * gradient).clamp(0, 2)
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights."""
@@ -77,26 +76,15 @@ class Published(Rule):
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
             weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
-        weights[:, 0] *= step.labelled  # a label that is missing has no gradient, nor weight
+        weights[:, 0] *= has_label(step.y)  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
 
 
-class Amal(Published):
-    """Independent weights in [0, 2] (AMAL, AAAI 2023) [code]: a sample can be switched off."""
-
-    def first_weights(self, shares: Tensor) -> Tensor:
-        """``(1 - lam, lam, ..., lam)``."""
-        return torch.cat([1 - shares[:, :1], shares], dim=1)
-
-    def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """A clamped gradient step."""
-        return (weights - rate * gradient).clamp(0, 2)
-
-
-class Paper(Published):
+class Paper(Amal):
     """Convex weights (arXiv 2202.03250 v1): teachers have ``lam_k >= 0``, of sum at most 1, the label has the rest.
 
-    For one teacher the projection is a clamp to [0, 1]; for several it is the Euclidean one [ours].
+    Its options are those of `Amal`. For one teacher the projection is a clamp to [0, 1]; for several it is the
+    Euclidean one [ours].
     """
 
     def first_weights(self, shares: Tensor) -> Tensor:
@@ -105,12 +93,7 @@ class Paper(Published):
 
     def move(self, weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
         """A projected gradient step on the shares: what a teacher gains, the label loses."""
-        return _with_label(project(weights[:, 1:] - rate * by_share(gradient)))
-
-
-def by_share(gradient: Tensor) -> Tensor:
-    """The derivative by the teachers' shares, ``(B, K)``, from that by all weights as if free, ``(B, K + 1)``."""
-    return gradient[:, 1:] - gradient[:, :1]
+        return _with_label(project(weights[:, 1:] - rate * (gradient[:, 1:] - gradient[:, :1])))
 
 
 def project(shares: Tensor) -> Tensor:

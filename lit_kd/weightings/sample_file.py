@@ -20,16 +20,9 @@ from lit_kd.models.files import TABLES, read_columns
 def starting_weights(source: float | str, teachers: int, data: DataModule) -> Tensor:
     """Weights of all training samples before the first update, ``(N, K + 1)``, label first.
 
-    Args:
-        source: The teachers' share w, which gives ``(1 - w, w / K, ...)``; or a checkpoint with a sample table; or a
-            table with the columns ``index`` and either ``noise``, the probability that the label is wrong, used as w,
-            or `weight_columns`, as ``lit-kd samples`` writes it. Other columns are ignored.
-        teachers: K.
-        data: The data, set up.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is neither, or does not give weights of at least 0 for every training sample exactly once.
+    The source is the teachers' share w, which gives ``(1 - w, w / K, ...)``; or a checkpoint with a sample table; or a
+    table with the columns ``index`` and either ``noise``, the probability that the label is wrong, used as w, or
+    `weight_columns`, as ``lit-kd samples`` writes it. A ValueError unless it gives every sample weights of at least 0.
     """
     if isinstance(source, (int, float)) and 0 <= source <= 1:
         return _divided(np.full(data.train_size, float(source)), teachers)
@@ -91,11 +84,10 @@ def _divided(share: npt.NDArray[np.float64], teachers: int) -> Tensor:
 
 def _columns_to_read(path: Path, columns: Mapping[str, Sequence[Any]], teachers: int) -> list[str]:
     weights = weight_columns(teachers)
+    names = ["noise"] if "noise" in columns else weights
     found = {name for name in columns if name == "label_weight" or name.startswith("teacher_weight")}
-    if "index" in columns and "noise" in columns and not found:
-        return ["noise"]
-    if "index" in columns and "noise" not in columns and found == set(weights):
-        return weights
+    if "index" in columns and found == set(names) - {"noise"}:
+        return names
     raise ValueError(
         f"{path}: expected the columns index and either noise or {', '.join(weights)} (for "
         f"{teachers} teacher{'s' if teachers > 1 else ''}), found {', '.join(columns) or 'none'}"

@@ -6,33 +6,23 @@ import torch
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.models import Network, last_linear
+from lit_kd.models import last_linear
 from lit_kd.teachers.modules import Teachers
 from lit_kd.trust.meta import Head, MetaRows, select_rows, selection_scores
-from lit_kd.types import PENULTIMATE, Batch, full
-from lit_kd.weightings.base import index_of
+from lit_kd.types import PENULTIMATE, Batch, full, index_of
 
 
 class Selective(Distiller):
     """Distils a selection of the rows: those that help most on trusted rows.
 
     Args:
-        student: The network to train, a module or a name.
-        teacher: One teacher or a list: modules or checkpoint paths.
         select: The fraction of rows to distil, in (0, 1], see `lit_kd.weightings.selection`; the others learn from the
             label alone. Needs sample indices and a meta split. ``None``: all.
         **base: See `lit_kd.Distiller`.
     """
 
-    def __init__(
-        self,
-        student: Network,
-        teacher: Network | list[Network] | None = None,
-        *,
-        select: float | None = None,
-        **base: Any,
-    ) -> None:
-        super().__init__(student=student, teacher=teacher, **base)
+    def __init__(self, *, select: float | None = None, **base: Any) -> None:
+        super().__init__(**base)
         if select is not None and not (0 < select <= 1 and self.task.name == "classification"):
             raise ValueError(f"expected select in (0, 1], and one class a sample, found {select}")
         self.select = select
@@ -58,21 +48,11 @@ class Selective(Distiller):
 
 
 def selected_rows(module: Distiller, fraction: float) -> Tensor:
-    """The rows to distil, chosen once before the training: the choice depends on data and teachers alone.
+    """The rows to distil, bool ``(N + M,)``, chosen once before the training, by data and teachers alone.
 
     Of the training rows with a label the fraction with the highest `lit_kd.trust.meta.selection_scores`; rows
     without a label and meta rows always are. With several teachers the mean of their scores counts, each divided by its
     root mean square [ours].
-
-    Args:
-        module: In a training that is about to begin.
-        fraction: In (0, 1].
-
-    Returns:
-        Bool, ``(N + M,)``.
-
-    Raises:
-        ValueError: If there is no meta split, or a teacher's logits do not come from a last linear layer.
     """
     data, models = module.data, module.teachers.models
     data.require_meta(f"select={fraction}, by which rows are scored")

@@ -12,9 +12,9 @@ from torch.func import functional_call
 from lit_kd.data.table import all_sum
 from lit_kd.models.taps import Replay
 from lit_kd.trust import exact
-from lit_kd.types import Batch, evaluating
-from lit_kd.weightings.base import index_of
-from lit_kd.weightings.lookahead import Align, LookAhead, Seen
+from lit_kd.types import Batch, evaluating, index_of
+from lit_kd.weightings.base import Align
+from lit_kd.weightings.lookahead import LookAhead, Seen
 
 if TYPE_CHECKING:
     from lit_kd.methods.almkd import ALMKD
@@ -28,8 +28,8 @@ class Exact(LookAhead):
 
     forward_mode: ClassVar[bool] = True
 
-    def __init__(self, module: ALMKD, meta_rows: float, train_share: float) -> None:
-        super().__init__(module, meta_rows, train_share)
+    def __init__(self, module: ALMKD) -> None:
+        super().__init__(module)
         # there is one learning rate for all parameters
         self.parameter = [p for p in module.student.parameters() if p.requires_grad][-1]
 
@@ -50,7 +50,6 @@ class Exact(LookAhead):
     def _derivative(self, seen: Seen, direction: exact.Named) -> Tensor:
         """Of the batch's terms, ``(B, S + 1)``, by the student's parameters along a direction; buffers stay."""
         x, terms = self.module.tapped_student.laid_out(seen.train.x), self.module.terms
-        assert terms is not None
 
         def function(theta: exact.Named) -> Tensor:
             student, values = self.replay(x, theta), []

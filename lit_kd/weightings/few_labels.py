@@ -1,0 +1,54 @@
+"""The label where there is one, and elsewhere a teacher that trusted rows judge."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_kd.distiller import Distiller
+from lit_kd.losses import mean_teacher
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
+from lit_kd.weightings.mean_teacher import as_one
+
+
+class FewLabels(Distiller):
+    """Learns from the label, and from the mean of the teachers' probabilities where there is none.
+
+    Args:
+        labels: The teacher's labels: its most probable class, or its probabilities, at temperature 1.
+        **base: See `lit_kd.Distiller`.
+    """
+
+    num_sources = 1
+    tasks = ("classification",)
+
+    def __init__(self, *, labels: Literal["hard", "soft"] = "hard", **base: Any) -> None:
+        super().__init__(**base)
+        check_choice("labels", labels, ("hard", "soft"))
+        self.hard = labels == "hard"
+
+    def on_fit_start(self) -> None:
+        """Refuse data without meta rows; warn where every row has a label, so that the teacher is never heard."""
+        super().on_fit_start()
+        method = type(self).__name__
+        self.data.require_meta(method)
+        if (self.data.labels != UNLABELED).all():
+            rank_zero_warn(
+                f"all training rows have a label: {method} hears its teacher only on those without. Set the data's "
+                "argument labeled, e.g. labeled=100"
+            )
+
+    def on_meta_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's logits, the mean teacher's, and the labels of the meta rows."""
+        said = self.predict_rows(self.data.parts.meta_rows())
+        return said.student.logits, mean_teacher([t.logits for t in said.teachers]), said.y
+
+    def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
+        """The mean of the teachers' probabilities."""
+        return [as_one(teachers)]
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
+        """1 for labels, and for the teacher where there is none."""
+        missing = (batch.y == UNLABELED).float()
+        return torch.stack([torch.ones_like(missing), missing], dim=1)
