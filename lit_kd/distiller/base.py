@@ -13,14 +13,15 @@ from lit_kd.distiller.evaluated import Evaluated
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
 from lit_kd.models import Network, is_path, resolve_model, student_name
 from lit_kd.models.checkpoint import about_data, drop_unknown
+from lit_kd.models.classes import find_head
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
-from lit_kd.teachers.modules import Teachers, as_specs, load_teachers
+from lit_kd.teachers.modules import Teachers, as_specs, first_batch, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import Batch, Outputs, check_choice
+from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice
 
 
 class Distiller(Evaluated):
@@ -164,6 +165,8 @@ class Distiller(Evaluated):
             with seeded("parts of the student"):
                 self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
+        if training and PENULTIMATE in taps:
+            find_head(self.student, first_batch(self).x)
         self.tapped_student = prepare_student(self.student, taps, self.speed)
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it

@@ -2,7 +2,8 @@
 
 from .build import build_model, last_linear
 from .checkpoint import load_student, student_name
-from .given import Network, adapt, is_path, load_teacher, resolve_model
+from .classes import adapt
+from .given import Network, is_path, load_teacher, resolve_model
 
 __all__ = [
     "Network",

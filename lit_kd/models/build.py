@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from .classes import build_class
 from .files import optional
 from .networks import ConvNet, ResNet, WideResNet, mlp
 
@@ -18,18 +19,26 @@ _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
 
 
 def build_model(
-    name: str, num_classes: int, input_shape: Sequence[int] | None = None, pretrained: bool = False
+    name: str | Mapping[str, Any],
+    num_classes: int,
+    input_shape: Sequence[int] | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
     """Build a network from (B, *input_shape) to logits (B, K), with fresh weights unless ``pretrained``.
 
     Args:
-        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``, ``timm/resnet18``, or
-            ``hf/NAME``, a classifier of Hugging Face whose configuration is at hand, in its cache or a directory.
+        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``, ``timm/resnet18``,
+            ``hf/NAME``, a classifier of Hugging Face whose configuration is at hand, in its cache or a directory; or
+            the import path of a class, or a mapping, see `lit_kd.models.given.resolve_model`.
             Names without a slash are networks for small images: ``resnet32`` is the CIFAR one.
         num_classes: The number of logits K.
         input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
         pretrained: Download the weights, of timm and Hugging Face; else nothing is ever downloaded.
     """
+    if isinstance(name, Mapping):
+        return build_class(name, num_classes)
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        return build_class({"class_path": name}, num_classes)
     shape = tuple(input_shape or (3, 32, 32))
     library, _, member = name.partition("/")
     if pretrained and library not in ("timm", "hf"):
@@ -56,10 +65,10 @@ def build_model(
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The path and the layer that gives the logits: the last `nn.Linear` in registration order.
-
-    Wrong for a network with a second head (timm's ``deit_*_distilled``) or a convolution at its end (SqueezeNet).
-    """
+    """The path and the layer that gives the logits: what `adapt` or `find_head` told, or the last `nn.Linear`."""
+    head = getattr(model, "head_path", None)
+    if head is not None:
+        return head, cast(nn.Linear, model.get_submodule(head))
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise ValueError(f"{type(model).__name__} has no nn.Linear as its classifier: use a network that ends in one")
@@ -100,10 +109,12 @@ def _hf_model(member: str, num_classes: int, pretrained: bool) -> nn.Module:
     hub = optional("transformers", "hf", f"hf/{member}")
     with _downloads(f"hf/{member}"):
         config = hub.AutoConfig.from_pretrained(member, num_labels=num_classes, local_files_only=not pretrained)
-        images = type(config) in hub.AutoModelForImageClassification._model_mapping
+        images = type(config) in hub.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
         kind = hub.AutoModelForImageClassification if images else hub.AutoModelForSequenceClassification
-        model: nn.Module = kind.from_pretrained(member, config=config) if pretrained else kind.from_config(config)
-    return model
+        if not pretrained:
+            return cast(nn.Module, kind.from_config(config))
+        # of another number of classes, the head is a new one
+        return cast(nn.Module, kind.from_pretrained(member, config=config, ignore_mismatched_sizes=True))
 
 
 @contextmanager
@@ -113,6 +124,6 @@ def _downloads(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"expected {name}'s files on this machine, or a network and pretrained=true to download them, found neither: "
-            f"download them elsewhere into the library's cache, or name a directory ({error})"
+            f"expected {name}'s files on this machine, or pretrained=true and a network to download them, found "
+            f"neither: download them elsewhere into the library's cache, or name a directory ({error})"
         ) from error

@@ -27,7 +27,7 @@ class SavedStudent:
     """A finished run's student, on the CPU in eval mode, and what its checkpoint tells about it."""
 
     model: nn.Module
-    name: str
+    name: str | dict[str, Any]
     num_classes: int
     task: str
     input_shape: tuple[int, ...] | None
@@ -40,7 +40,7 @@ def load_student(path: str | Path) -> nn.Module:
     return read_student(Path(path)).model
 
 
-def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
+def student_name(path: str | os.PathLike[str]) -> tuple[str | dict[str, Any], list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
@@ -59,8 +59,10 @@ def read_student(path: Path) -> SavedStudent:
             f"{path}: expected a lit_kd checkpoint, with weights under '{_PREFIX}' in its state_dict, found the keys "
             f"{textwrap.shorten(', '.join(map(str, state or checkpoint)) or 'none', 80)}: {_IN_PYTHON}"
         )
+    name: Any
     name, num_classes, input_shape = (hparams.get(key) for key in ("student", "num_classes", "input_shape"))
-    if not isinstance(name, str) or Path(name).suffix in CHECKPOINTS or not isinstance(num_classes, int):
+    named = isinstance(name, Mapping) or (isinstance(name, str) and Path(name).suffix not in CHECKPOINTS)
+    if not (named and isinstance(num_classes, int)):
         raise ValueError(
             f"{path}: expected hyper_parameters with a model's name as student, and num_classes, found "
             f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON}"

@@ -1,18 +1,16 @@
 """Networks as users give them: modules, names, class paths, and checkpoints of anybody's."""
 
-import importlib
-import inspect
 import os
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 
 from lit_kd.models.build import build_model
 from lit_kd.models.checkpoint import read_checkpoint, read_student
+from lit_kd.models.classes import adapt
 from lit_kd.models.files import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -21,10 +19,8 @@ else:
     # what a config can say; with nn.Module, the help of every method would list each known module
     Network = str | dict[str, Any]
 
-KEYS = ("class_path", "init_args", "checkpoint", "prefix", "logits", "head")
 
-
-def is_path(spec: Any) -> bool:
+def is_path(spec: Any) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a network is given as a file, not as a module or a model's name."""
     return isinstance(spec, (str, os.PathLike)) and (Path(spec).suffix in CHECKPOINTS or Path(spec).is_file())
 
@@ -44,64 +40,17 @@ def resolve_model(
     """
     if isinstance(spec, nn.Module):
         return spec
-    if isinstance(spec, Mapping):
-        return _from_mapping(spec, num_classes)
     if not is_path(spec):
-        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", spec):
-            return _from_mapping({"class_path": spec}, num_classes)
-        return build_model(os.fspath(spec), num_classes, input_shape, pretrained)
+        model = build_model(spec, num_classes, input_shape, pretrained)
+        if isinstance(spec, Mapping) and spec.get("checkpoint"):
+            load_weights(model, spec["checkpoint"], spec.get("prefix"))
+        return model
     student = read_student(Path(spec))
     if student.num_classes != num_classes:
         raise ValueError(f"{spec}: expected a network for {num_classes} classes, found one for {student.num_classes}")
     if task not in (None, student.task):
         raise ValueError(f"{spec}: expected a network for {task}, found one for {student.task}: give another")
     return student.model
-
-
-def _from_mapping(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
-    unknown = sorted(spec.keys() - set(KEYS))
-    if unknown or "class_path" not in spec:
-        raise ValueError(f"expected a network's class_path and some of {KEYS[1:]}, found {unknown or dict(spec)}")
-    kind, args = _import_class(spec["class_path"]), dict(spec.get("init_args") or {})
-    if "num_classes" in inspect.signature(kind).parameters:
-        args.setdefault("num_classes", num_classes)
-    model = kind(**args)
-    if spec.get("checkpoint"):
-        load_weights(model, spec["checkpoint"], spec.get("prefix"))
-    return adapt(model, spec.get("logits"), spec.get("head"))
-
-
-def _import_class(path: str) -> type[nn.Module]:
-    """A class of modules: nothing else that an import path names is called."""
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"expected the import path of a class, found {path!r}, which cannot be imported ({error}): if it lies in "
-            "the present directory, run python -m lit_kd"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"expected the import path of a class of nn.Module, found {path!r}, a {type(found).__name__}")
-    return found
-
-
-def adapt(model: nn.Module, logits: int | str | None = None, head: str | None = None) -> nn.Module:
-    """Tell how to read a network, and return it.
-
-    Args:
-        model: The network.
-        logits: Position or key of the logits in what it returns, where that is a tuple or a mapping.
-        head: Path of the linear layer that gives the logits, where it is not the one whose output equals them.
-    """
-    if logits is not None:
-        model.logits_in = logits  # type: ignore[assignment]  # modules take any attribute
-    if head is not None:
-        if not isinstance(dict(model.named_modules()).get(head), nn.Linear):
-            linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-            raise ValueError(f"expected as head the path of an nn.Linear, one of {linears}, found {head!r}")
-        model.head_path = head  # type: ignore[assignment]
-    return model
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], prefix: str | None = None) -> None:
@@ -119,7 +68,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], prefix: str | N
     fitting = [guess for guess in sorted(guesses) if all(guess + name in state for name in own)]
     if len(fitting) != 1:
         found = textwrap.shorten(", ".join(map(str, state)), 200)
-        wanted = f"one prefix of {list(own)[0]}, ..." if prefix is None else f"names such as {prefix + first}"
+        wanted = f"one prefix of {first}, ..." if prefix is None else f"names such as {prefix + first}"
         raise ValueError(f"{path}: expected {wanted}, found {fitting or found}: pass prefix=, and a network that fits")
     weights: dict[str, Tensor] = {name: state[fitting[0] + name] for name in own}
     try:

@@ -78,7 +78,8 @@ class Watch:
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._seen: dict[str, Tensor] = {}
-        self._hooks = [_attach(layer, tap, self._seen) for tap, layer in layers.items()]
+        keep = [(layer, partial(_keep, self._seen, tap)) for tap, layer in layers.items()]
+        self._hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
 
     def features(self, rows: int) -> dict[str, Tensor]:
         """Those of the latest pass, which must have been over so many rows; they are given once."""
