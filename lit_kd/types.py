@@ -87,11 +87,13 @@ def run_model(model: Callable[..., Any], x: Inputs) -> Any:
 
 def read_logits(model: Callable[..., Any], out: Any) -> Tensor:
     """The logits in what a model returned, a tensor or an object with ``.logits``."""
-    logits = getattr(out, "logits", out)
+    place = getattr(model, "logits_in", None)  # see `lit_kd.models.adapt`
+    logits = getattr(out, "logits", out) if place is None or isinstance(out, Tensor) else out[place]
     if not isinstance(logits, Tensor):
+        found = type(logits).__name__ + (f" with {list(logits)}" if isinstance(logits, Mapping) else "")
         raise TypeError(
-            f"expected {type(model).__name__} to return logits, a tensor, or an object with .logits; "
-            f"found {type(out).__name__}. Wrap the model in a module that returns its logits."
+            f"expected {type(model).__name__} to return logits, a tensor, or an object with .logits; found {found}: "
+            "say where they are, lit_kd.models.adapt(model, logits=0) or logits='out'"
         )
     return logits
 

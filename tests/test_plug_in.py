@@ -87,13 +87,24 @@ TO_ALMKD = {
     "    model = Classifier(Net(8))": "    model = ALMKD(student=Net(8), teacher=teacher, num_classes=3)",
     "    data = Clouds()": "    data = lit_data.DistillationDataModule(Clouds())",
 }
+TO_MIXIN = {
+    "import torch": "import torch\nfrom lit_kd import ALMKD, Distilled, data as lit_data",
+    "class Classifier(LightningModule):": """class Classifier(Distilled, LightningModule):
+    def configure_distillation(self):
+        return ALMKD(self.net, TEACHER, num_classes=3)
+""",
+    "        return nn.functional.cross_entropy(self.net(x), y)": (
+        "        return self.distillation(self.net(x), batch).mean() + 0.01 * self.net(x).square().mean()"
+    ),
+    "    data = Clouds()": "    data = lit_data.DistillationDataModule(Clouds())",
+}
 
 
 def run(changes: dict[str, str], teacher: nn.Module | None = None) -> tuple[LightningModule, Trainer, float]:
     """The project with some of its lines changed."""
     lines = PROJECT.splitlines()
     assert all(lines.count(line) == 1 for line in changes)
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"TEACHER": teacher}
     exec("\n".join(changes.get(line, line) for line in lines), space)
     fitted = trainer(max_epochs=5)
     model, [tested] = space["main"](fitted, teacher)
@@ -122,6 +133,14 @@ def test_a_few_changed_lines(changes: dict[str, str], method: type, teacher: nn.
     if isinstance(model, ALMKD):
         assert model.table is not None
         assert model.table.size == 120 + 30  # training rows, and half of the validation rows to be trusted
+
+
+def test_a_module_of_your_own_keeps_its_losses_and_metrics(teacher: nn.Module) -> None:
+    new = "\n".join(TO_MIXIN.values()).splitlines()
+    assert len([line for line in new if line and line not in PROJECT.splitlines()]) == 6
+    model, _, accuracy = run(TO_MIXIN, teacher)
+    assert accuracy > 0.9
+    assert model.method.table.size == 120 + 30  # type: ignore[union-attr]
 
 
 def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:

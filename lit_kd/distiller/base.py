@@ -11,16 +11,17 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.models import Network, resolve_model, student_name
+from lit_kd.models import Network, is_path, resolve_model, student_name
 from lit_kd.models.checkpoint import about_data, drop_unknown
+from lit_kd.models.classes import find_head
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
-from lit_kd.teachers.modules import Teachers, as_specs, is_path, load_teachers
+from lit_kd.teachers.modules import Teachers, as_specs, first_batch, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import Batch, Outputs, check_choice
+from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice
 
 
 class Distiller(Evaluated):
@@ -30,10 +31,12 @@ class Distiller(Evaluated):
     `lit_kd.terms.Term`, and how much of it `weigh` says. Checkpoints hold the student and never a teacher.
 
     Args:
-        student: A module that gives logits ``(B, C)``, or an object that has them; or a name, such as ``"resnet20"``.
-        teacher: One teacher or a list: modules, or paths of lit_kd checkpoints.
+        student: A module that gives logits ``(B, C)``, or an object that has them; a name, such as ``"resnet20"``; or a
+            class path, see `lit_kd.models.given.resolve_model`.
+        teacher: One teacher or a list: modules, paths of lit_kd checkpoints, or class paths.
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
+        pretrained: Whether a student of timm or Hugging Face, by name, starts from their weights, which are downloaded.
         task: ``"classification"``, or ``"multilabel"``: any of C labels a sample.
         term: What is learned from each teacher; by default as the method says.
         label_term: What is learned from the label; by default the task's cross-entropy.
@@ -65,6 +68,7 @@ class Distiller(Evaluated):
         *,
         num_classes: int,
         input_shape: list[int] | None = None,
+        pretrained: bool = False,
         task: Literal["classification", "multilabel"] = "classification",
         term: Term | None = None,
         label_term: Term | None = None,
@@ -83,8 +87,8 @@ class Distiller(Evaluated):
         if num_classes < self.task.least_classes:
             raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")
         self.save_hyperparameters()
-        self.student = resolve_model(student, num_classes, input_shape)
-        if not isinstance(student, nn.Module) and is_path(student):
+        self.student = resolve_model(student, num_classes, input_shape, pretrained=pretrained)
+        if is_path(student):
             # not its path: the checkpoint of this training stands by itself
             self.hparams["student"], self.hparams["input_shape"] = student_name(student)
         self.num_classes, self.input_shape = num_classes, input_shape
@@ -161,6 +165,8 @@ class Distiller(Evaluated):
             with seeded("parts of the student"):
                 self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
+        if training and PENULTIMATE in taps:
+            find_head(self.student, first_batch(self).x)
         self.tapped_student = prepare_student(self.student, taps, self.speed)
         if training:
             self.student.train()  # whatever mode it came in; Lightning keeps it
@@ -185,7 +191,7 @@ class Distiller(Evaluated):
 
     def configure_callbacks(self) -> Any:
         """What fills the cache; an override adds to it."""
-        return [FillTeacherCache()] if self.teacher_cache else []
+        return [FillTeacherCache(self)] if self.teacher_cache else []
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with its scheduler."""

@@ -6,6 +6,7 @@ from lit_kd.methods.dkd import DKD
 from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.kd import KD
 from lit_kd.methods.label_revision import LabelRevision
+from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.posterior import PosteriorDistillation
@@ -20,6 +21,7 @@ __all__ = [
     "CRD",
     "DKD",
     "KD",
+    "Distilled",
     "FitNet",
     "LabelRevision",
     "MixKD",

@@ -4,13 +4,12 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.models import Network, resolve_model, student_name
+from lit_kd.models import Network, is_path, resolve_model, student_name
 from lit_kd.models.checkpoint import keep_plain
 from lit_kd.models.taps import Tapped
-from lit_kd.teachers.modules import is_path
 from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, Outputs
 
@@ -35,7 +34,7 @@ class MutualLearning(Distiller):
         super().__init__(student=student, teacher=None, **base)
         self.hparams.pop("teacher", None)
         # not paths: the checkpoint of this training stands by itself
-        names = [p if isinstance(p, nn.Module) or not is_path(p) else student_name(p)[0] for p in peers]
+        names = [student_name(p)[0] if is_path(p) else p for p in peers]
         self.hparams["peers"] = names
         keep_plain(self.hparams)
         if not peers:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network, last_linear
 from lit_kd.models.taps import Composite, Tapped
-from lit_kd.teachers.rows import first_batch
+from lit_kd.teachers.modules import first_batch
 from lit_kd.terms import Hint, Term, Weights
 from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating
 

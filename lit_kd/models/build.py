@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 from torch import nn
 
+from .classes import build_class
 from .files import optional
 from .networks import ConvNet, ResNet, WideResNet, mlp
 
@@ -16,21 +18,37 @@ _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
 }
 
 
-def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None = None) -> nn.Module:
-    """Build a network from (B, *input_shape) to logits (B, K), with fresh weights; none are ever downloaded.
+def build_model(
+    name: str | Mapping[str, Any],
+    num_classes: int,
+    input_shape: Sequence[int] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """Build a network from (B, *input_shape) to logits (B, K), with fresh weights unless ``pretrained``.
 
     Args:
-        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18`` or ``timm/resnet18``.
+        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``, ``timm/resnet18``,
+            ``hf/NAME``, a classifier of Hugging Face whose configuration is at hand, in its cache or a directory; or
+            the import path of a class, or a mapping, see `lit_kd.models.given.resolve_model`.
             Names without a slash are networks for small images: ``resnet32`` is the CIFAR one.
         num_classes: The number of logits K.
         input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
+        pretrained: Download the weights, of timm and Hugging Face; else nothing is ever downloaded.
     """
+    if isinstance(name, Mapping):
+        return build_class(name, num_classes)
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        return build_class({"class_path": name}, num_classes)
     shape = tuple(input_shape or (3, 32, 32))
     library, _, member = name.partition("/")
+    if pretrained and library not in ("timm", "hf"):
+        raise ValueError(f"expected pretrained only with timm/NAME or hf/NAME, found {name!r}: load weights in Python")
+    if library == "hf":
+        return _hf_model(member, num_classes, pretrained)
     if library == "torchvision":
         return _torchvision_model(member, num_classes, shape)
     if library == "timm":
-        return _timm_model(member, num_classes, shape)
+        return _timm_model(member, num_classes, shape, pretrained)
     if name in _RESNETS:
         return ResNet(*_RESNETS[name], shape[0], num_classes)
     sizes = [int(size) for size in re.findall("[0-9]+", name)]
@@ -42,15 +60,15 @@ def build_model(name: str, num_classes: int, input_shape: Sequence[int] | None =
         return ConvNet(shape[0], sizes[0], num_classes)
     if re.fullmatch("wrn-[1-9][0-9]+-[1-9][0-9]*", name) and sizes[0] % 6 == 4:
         return WideResNet(sizes[0], sizes[1], shape[0], num_classes)
-    known = f"mlp-H[-H...], cnn-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4, torchvision/NAME, timm/NAME"
+    known = f"mlp-H[-H...], cnn-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4, torchvision/NAME, timm/NAME, hf/NAME"
     raise ValueError(f"expected a model of {known}; found unknown model {name!r}")
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The path and the layer that gives the logits: the last `nn.Linear` in registration order.
-
-    Wrong for a network with a second head (timm's ``deit_*_distilled``) or a convolution at its end (SqueezeNet).
-    """
+    """The path and the layer that gives the logits: what `adapt` or `find_head` told, or the last `nn.Linear`."""
+    head = getattr(model, "head_path", None)
+    if head is not None:
+        return head, cast(nn.Linear, model.get_submodule(head))
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise ValueError(f"{type(model).__name__} has no nn.Linear as its classifier: use a network that ends in one")
@@ -74,13 +92,38 @@ def _torchvision_model(member: str, num_classes: int, shape: tuple[int, ...]) ->
     return model
 
 
-def _timm_model(member: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+def _timm_model(member: str, num_classes: int, shape: tuple[int, ...], pretrained: bool) -> nn.Module:
     timm = optional("timm", "timm", f"timm/{member}")
     if not timm.is_model(member):  # "hf-hub:" names too, which timm would look for on the network
         raise ValueError(f"expected after timm/ one of timm.list_models(); found unknown model {member!r}")
     config = timm.get_pretrained_cfg(member)
     options = {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
-    model: nn.Module = timm.create_model(
-        member, pretrained=False, num_classes=num_classes, in_chans=shape[0], **options
-    )
+    with _downloads(f"timm/{member}"):
+        model: nn.Module = timm.create_model(
+            member, pretrained=pretrained, num_classes=num_classes, in_chans=shape[0], **options
+        )
     return model
+
+
+def _hf_model(member: str, num_classes: int, pretrained: bool) -> nn.Module:
+    hub = optional("transformers", "hf", f"hf/{member}")
+    with _downloads(f"hf/{member}"):
+        config = hub.AutoConfig.from_pretrained(member, num_labels=num_classes, local_files_only=not pretrained)
+        images = type(config) in hub.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        kind = hub.AutoModelForImageClassification if images else hub.AutoModelForSequenceClassification
+        if not pretrained:
+            return cast(nn.Module, kind.from_config(config))
+        # of another number of classes, the head is a new one
+        return cast(nn.Module, kind.from_pretrained(member, config=config, ignore_mismatched_sizes=True))
+
+
+@contextmanager
+def _downloads(name: str) -> Iterator[None]:
+    """Say what to do where something is not at hand."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"expected {name}'s files on this machine, or pretrained=true and a network to download them, found "
+            f"neither: download them elsewhere into the library's cache, or name a directory ({error})"
+        ) from error

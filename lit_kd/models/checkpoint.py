@@ -3,10 +3,10 @@
 import os
 import re
 import textwrap
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,6 @@ from lit_kd.models.images import ImageInput
 from .build import build_model
 from .taps import Composite
 
-if TYPE_CHECKING:
-    Network: TypeAlias = nn.Module | str
-else:
-    # what a config can say; with nn.Module, the help of every method would list each known module
-    Network = str
-
 _PREFIX = "student."
 _IN_PYTHON = "rebuild the network in Python, load its weights and pass the nn.Module itself"
 
@@ -33,7 +27,7 @@ class SavedStudent:
     """A finished run's student, on the CPU in eval mode, and what its checkpoint tells about it."""
 
     model: nn.Module
-    name: str
+    name: str | dict[str, Any]
     num_classes: int
     task: str
     input_shape: tuple[int, ...] | None
@@ -46,30 +40,13 @@ def load_student(path: str | Path) -> nn.Module:
     return read_student(Path(path)).model
 
 
-def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
+def student_name(path: str | os.PathLike[str]) -> tuple[str | dict[str, Any], list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
         raise ValueError(f"{path}: expected a student to train on, found SimKD's with its teacher's head: it teaches")
     hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
-
-
-def resolve_model(
-    spec: Network, num_classes: int, input_shape: Sequence[int] | None = None, task: str | None = None
-) -> nn.Module:
-    """The network that a user gave: as such, by a name for `build_model`, or by the path of a lit_kd checkpoint."""
-    if isinstance(spec, nn.Module):
-        return spec
-    path = Path(spec)
-    if path.suffix not in CHECKPOINTS and not path.is_file():
-        return build_model(os.fspath(spec), num_classes, input_shape)
-    student = read_student(path)
-    if student.num_classes != num_classes:
-        raise ValueError(f"{spec}: expected a network for {num_classes} classes, found one for {student.num_classes}")
-    if task not in (None, student.task):
-        raise ValueError(f"{spec}: expected a network for {task}, found one for {student.task}: give another")
-    return student.model
 
 
 def read_student(path: Path) -> SavedStudent:
@@ -82,8 +59,10 @@ def read_student(path: Path) -> SavedStudent:
             f"{path}: expected a lit_kd checkpoint, with weights under '{_PREFIX}' in its state_dict, found the keys "
             f"{textwrap.shorten(', '.join(map(str, state or checkpoint)) or 'none', 80)}: {_IN_PYTHON}"
         )
+    name: Any
     name, num_classes, input_shape = (hparams.get(key) for key in ("student", "num_classes", "input_shape"))
-    if not isinstance(name, str) or Path(name).suffix in CHECKPOINTS or not isinstance(num_classes, int):
+    named = isinstance(name, Mapping) or (isinstance(name, str) and Path(name).suffix not in CHECKPOINTS)
+    if not (named and isinstance(num_classes, int)):
         raise ValueError(
             f"{path}: expected hyper_parameters with a model's name as student, and num_classes, found "
             f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON}"

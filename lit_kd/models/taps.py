@@ -69,6 +69,33 @@ def _keep(
     features[tap] = [*inputs, *named.values()][0] if tap == PENULTIMATE else output
 
 
+class Watch:
+    """Keeps the features of a network's latest pass, whoever runs it.
+
+    Args:
+        layers: The layers by tap, see `Tapped`.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._seen: dict[str, Tensor] = {}
+        keep = [(layer, partial(_keep, self._seen, tap)) for tap, layer in layers.items()]
+        self._hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
+
+    def features(self, rows: int) -> dict[str, Tensor]:
+        """Those of the latest pass, which must have been over so many rows; they are given once."""
+        found = dict(self._seen)
+        self._seen.clear()
+        if len(found) < len(self._hooks) or any(len(one) != rows for one in found.values()):
+            shapes = {tap: tuple(one.shape) for tap, one in found.items()}
+            raise ValueError(f"expected that the network has just run on this batch of {rows} rows, found {shapes}")
+        return found
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+
 class Replay:
     """Keeps a network's buffers and the random numbers just before a pass, so that the pass can be repeated."""
 

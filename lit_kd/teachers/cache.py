@@ -63,17 +63,19 @@ class TeacherCache:
 
 
 class FillTeacherCache(Callback):
-    """Fills the cache before training and frees it afterwards."""
+    """Fills the cache of a method before its training and frees it afterwards."""
+
+    def __init__(self, method: Distiller) -> None:
+        self.method = method
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Fill it before the module's own hook, which may use it."""
-        if getattr(pl_module, "teacher_cache", None) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.teachers.cache = Cached(pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.method.teachers.cache = Cached(self.method.to(pl_module.device))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Free the memory."""
-        if getattr(pl_module, "teacher_cache", None):
-            pl_module.teachers.cache = None
+        self.method.teachers.cache = None
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Free the memory after an error too."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lit_kd.models import Network, resolve_model
-from lit_kd.models.files import CHECKPOINTS
+from lit_kd.data import DataModule
+from lit_kd.models import Network, is_path, resolve_model
+from lit_kd.models.classes import find_head
 from lit_kd.models.shim import move
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
-from lit_kd.types import Batch, Inputs, Outputs
+from lit_kd.types import PENULTIMATE, Batch, Inputs, Outputs
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -69,18 +71,26 @@ def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
 
 
-def is_path(spec: str | os.PathLike[str]) -> bool:
-    """Whether a teacher or student is given as a file, not as a model's name."""
-    return Path(spec).suffix in CHECKPOINTS or Path(spec).is_file()
+def first_batch(module: Distiller) -> Batch:
+    """A training batch, to learn shapes from; the epoch's order is not asked for."""
+    data = getattr(module.trainer, "datamodule", None)
+    with isolate_rng():
+        if isinstance(data, DataModule):
+            rows = data.parts.train_rows(False)
+            batch: Any = rows.__getitems__(list(range(min(len(rows), data.batch_size))))
+        else:
+            module.trainer.fit_loop.setup_data()
+            batch = next(iter(module.trainer.train_dataloader))  # type: ignore[arg-type]
+    return module.unpack(batch).to(module.device)
 
 
 def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[str], required: bool) -> Teachers:
-    """The teachers of a method: modules, paths of checkpoints, or model names, which have random weights.
+    """The teachers of a method: modules, paths of checkpoints, class paths, or model names with random weights.
 
     Unless they are required, where a checkpoint is not there, there are no teachers, and a warning. A ValueError if a
     teacher shares parameters with the student.
     """
-    missing = [spec for spec in specs if isinstance(spec, str) and is_path(spec) and not Path(spec).is_file()]
+    missing = [spec for spec in specs if is_path(spec) and not Path(str(spec)).is_file()]
     if missing and not required:
         rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")
         return Teachers()
@@ -91,6 +101,9 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
     own = set(module.student.parameters())
     if any(not own.isdisjoint(model.parameters()) for model in models):
         raise ValueError("expected a teacher that shares no layers with the student: pass a copy.deepcopy of it")
-    teachers, dtype = Teachers(models, taps, module.speed), cast(torch.dtype, module.dtype)
-    teachers.apply(lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
-    return teachers
+    dtype = cast(torch.dtype, module.dtype)
+    for model in models:
+        move(model, lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
+        if required and PENULTIMATE in taps:
+            find_head(model, first_batch(module).x)
+    return Teachers(models, taps, module.speed)

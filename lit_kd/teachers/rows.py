@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -12,9 +12,9 @@ from torch import Tensor
 from lit_kd.data.rows import Indexed
 from lit_kd.data.table import of_first_process
 from lit_kd.teachers.cache import to_device
-from lit_kd.teachers.modules import Teachers
+from lit_kd.teachers.modules import Teachers, first_batch
 from lit_kd.terms.task import check_outputs
-from lit_kd.types import Batch, Outputs, evaluating
+from lit_kd.types import Outputs, evaluating
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -53,15 +53,6 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
     named = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
     check_outputs(module.task, found.y, named, module.num_classes, missing=True)
     return found
-
-
-def first_batch(module: Distiller) -> Batch:
-    """A training batch, to learn shapes from."""
-    with isolate_rng():
-        module.trainer.fit_loop.setup_data()
-        loader: Any = module.trainer.train_dataloader
-        batch = next(iter(loader["train"] if isinstance(loader, Mapping) else loader))
-    return module.unpack(batch).to(module.device)
 
 
 def first_outputs(module: Distiller) -> tuple[Outputs, list[Outputs]]:

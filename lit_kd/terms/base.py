@@ -193,6 +193,15 @@ class TermSet(nn.Module):
                 term.update(student, source, batch)
 
 
+def row_losses(losses: Sequence[Tensor], weights: Weights, extra: Mapping[str, Tensor]) -> Tensor:
+    """The loss of each row, ``(B,)``, whose mean is `weighted_means`'s ``loss``; of the same arguments."""
+    each: Sequence[float | Tensor] = weights.unbind(1) if isinstance(weights, Tensor) else weights
+    total = torch.zeros_like(losses[0])
+    for term in [*(weight * loss for weight, loss in zip(each, losses, strict=True)), *extra.values()]:
+        total = total + term
+    return total
+
+
 def weighted_means(losses: Sequence[Tensor], weights: Weights, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The means over a batch of what is learned, with their graph: ``label``, ``teacher``, extra terms, and ``loss``.
 

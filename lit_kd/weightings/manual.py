@@ -64,7 +64,7 @@ class ManualOptimisation(Distiller):
     def on_train_epoch_end(self) -> None:
         """Step the schedulers that follow a metric, now that the epoch's metrics are known."""
         super().on_train_epoch_end()
-        if self.trainer.fit_loop.restarting:
+        if self.trainer.fit_loop.restarting or self.trainer.lightning_module is not self:
             return  # resumed right after a validation, whose metrics are not in the checkpoint; as Lightning does
         metrics = self.trainer.callback_metrics
         for config in self.trainer.lr_scheduler_configs:

@@ -1,0 +1,156 @@
+"""Any method within your own LightningModule."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lit_kd.distiller import Distiller
+from lit_kd.methods.almkd import ALMKD
+from lit_kd.models.taps import Watch
+from lit_kd.teachers.cache import FillTeacherCache
+from lit_kd.terms.base import row_losses, weighted_means
+from lit_kd.types import Batch, Outputs
+
+
+class Pair(tuple[Any, ...]):
+    """What your steps see of a batch of ours, ``(x, y)``, and behind it the batch, and the meta batch of ALM-KD."""
+
+    whole: Batch
+    meta: Batch | None
+
+
+class Distilled(LightningModule):
+    """Makes any method part of your own module: ``class Mine(Distilled, LightningModule)``.
+
+    Override `configure_distillation`, and call `distillation` in your training step. Optimizers, metrics, logs and
+    further losses stay yours, and steps get ``(x, y)``, also from data modules of `lit_kd.data`. Every method runs in
+    automatic optimisation, and in a manual one of your own: the look-ahead of ALM-KD takes no step. ALM-KD's
+    ``gradient_clip_val`` and ``accumulate_grad_batches`` have no effect here; set those of the trainer.
+
+    Hooks that you override must call ``super()``. Methods that change batches, or train further networks, cannot be
+    used.
+    """
+
+    _method: tuple[Distiller, ...] = ()  # in a tuple, it is no submodule: the student is yours
+    _watch: Watch | None = None
+
+    def configure_distillation(self) -> Distiller:
+        """The method, around your own network, such as ``KD(self.net, teacher, num_classes=10)``."""
+        raise NotImplementedError(f"{type(self).__name__} must override configure_distillation()")
+
+    @property
+    def method(self) -> Distiller:
+        """What `configure_distillation` gave."""
+        if not self._method:
+            made = self.configure_distillation()
+            if made.changes_batches or made.peers or type(made).complete_student is not Distiller.complete_student:
+                found = type(made).__name__
+                raise ValueError(f"expected a method that leaves batches and networks as they are, found {found}")
+            unpack = made.unpack
+            made.unpack = lambda batch: unpack(getattr(batch, "whole", batch))  # type: ignore[method-assign]
+            self._method = (made,)
+        return self._method[0]
+
+    def distillation(self, logits: Tensor, batch: Any) -> Tensor:
+        """The weighted loss of each row, ``(B,)``, from your network's logits ``(B, C)`` for a training batch.
+
+        The network must have run on this batch last. The means of all terms are logged as ``distillation/TERM``.
+        """
+        method = self.method
+        if self._watch is None:
+            raise ValueError("expected distillation() within a fit: let overridden hooks call super(), first setup()")
+        batch = method.unpack(batch)
+        student, teachers = method.outputs(batch, Outputs(logits, self._watch.features(len(logits))))
+        losses, weights, extra = method.weighed(student, teachers, batch)
+        means = weighted_means(losses, weights, extra)
+        method.log_means({f"distillation/{name}": mean for name, mean in means.items()}, len(logits))
+        return row_losses(losses, weights, extra)
+
+    # what our data modules ask for
+    needs_meta = property(lambda self: self.method.needs_meta)
+    trains_on_meta = property(lambda self: self.method.trains_on_meta)
+    rows_of_epoch = property(lambda self: self.method.rows_of_epoch)
+
+    def configure_callbacks(self) -> Any:
+        """What fills the cache of teachers."""
+        own: Any = super().configure_callbacks()
+        return [*own, *([FillTeacherCache(self.method)] if self.method.teacher_cache else [])]
+
+    def setup(self, stage: str) -> None:
+        """Set up the method for a training; its terms' parts are trained and saved with yours."""
+        super().setup(stage)
+        if stage == "fit":
+            method = self.method
+            method.trainer, method.log = self.trainer, self.log  # type: ignore[method-assign]
+            method.setup(stage)
+            self.distillation_terms = method.terms
+
+    def on_fit_start(self) -> None:
+        """Make the table, and watch the layers whose features are read."""
+        super().on_fit_start()
+        self.method.to(self.device)
+        self.method.on_fit_start()
+        self._watch = Watch(self.method.tapped_student.layers)
+
+    def on_train_epoch_start(self) -> None:
+        """The method's part."""
+        super().on_train_epoch_start()
+        self.method.on_train_epoch_start()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Show your steps ``(x, y)``."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        parts = batch if isinstance(batch, dict) and batch.keys() == {"train", "meta"} else {"train": batch}
+        if not isinstance(parts["train"], Batch):
+            return batch
+        pair = Pair(parts["train"][:2])
+        pair.whole, pair.meta = parts["train"], parts.get("meta")
+        return pair
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """Keep the meta batch."""
+        if isinstance(self.method, ALMKD):
+            if not isinstance(batch, Pair) or batch.meta is None:
+                raise ValueError(
+                    f"expected batches with a meta batch, found {type(batch).__name__}: pass trainer.fit a data module "
+                    "of lit_kd.data, and override on_after_batch_transfer in your module, with super(), not in the data"
+                )
+            self.method.meta_batch = batch.meta
+            self.method.look_ahead.before()
+        return super().on_train_batch_start(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let ALM-KD's rule compare student and teachers on validation rows."""
+        super().on_validation_epoch_end()
+        method = self.method
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fitting and isinstance(method, ALMKD) and method.rule.wants_validation and method.table:
+            student, teachers, y = method.predict_rows(method.data.parts.val)
+            wrong = torch.stack([(out.logits.argmax(-1) != y).sum() for out in (student, *teachers)])
+            method.rule.validated(method.table, wrong, torch.tensor(len(y), device=y.device))
+
+    def on_train_epoch_end(self) -> None:
+        """The method's part."""
+        super().on_train_epoch_end()
+        self.method.on_train_epoch_end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the table, too."""
+        super().on_save_checkpoint(checkpoint)
+        self.method.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the table up again."""
+        super().on_load_checkpoint(checkpoint)
+        if self.method.terms is not None:
+            self.method.on_load_checkpoint(checkpoint)
+
+    def teardown(self, stage: str) -> None:
+        """Stop watching."""
+        super().teardown(stage)
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None

@@ -1,0 +1,76 @@
+"""Networks by the import path of their class, and where their logits and their head are."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_kd.types import Inputs, evaluating, logits_of
+
+KEYS = ("class_path", "init_args", "checkpoint", "prefix", "logits", "head")
+
+
+def build_class(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The network that a mapping describes, see `lit_kd.models.given.resolve_model`, but for its weights."""
+    unknown = sorted(spec.keys() - set(KEYS))
+    if unknown or "class_path" not in spec:
+        raise ValueError(f"expected a network's class_path and some of {KEYS[1:]}, found {unknown or dict(spec)}")
+    kind, args = _import_class(spec["class_path"]), dict(spec.get("init_args") or {})
+    if "num_classes" in inspect.signature(kind).parameters:
+        args.setdefault("num_classes", num_classes)
+    return adapt(kind(**args), spec.get("logits"), spec.get("head"))
+
+
+def _import_class(path: str) -> type[nn.Module]:
+    """A class of modules: nothing else that an import path names is called."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"expected the import path of a class, found {path!r}, which cannot be imported ({error}): if it lies in "
+            "the present directory, run python -m lit_kd"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"expected the import path of a class of nn.Module, found {path!r}, a {type(found).__name__}")
+    return found
+
+
+def adapt(model: nn.Module, logits: int | str | None = None, head: str | None = None) -> nn.Module:
+    """Tell how to read a network, and return it.
+
+    Args:
+        model: The network.
+        logits: Position or key of the logits in what it returns, where that is a tuple or a mapping.
+        head: Path of the linear layer that gives the logits, where it is not the one whose output equals them.
+    """
+    if logits is not None:
+        model.logits_in = logits  # type: ignore[assignment]  # modules take any attribute
+    if head is not None:
+        if not isinstance(dict(model.named_modules()).get(head), nn.Linear):
+            linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+            raise ValueError(f"expected as head the path of an nn.Linear, one of {linears}, found {head!r}")
+        model.head_path = head  # type: ignore[assignment]
+    return model
+
+
+def find_head(model: nn.Module, x: Inputs) -> None:
+    """Remember which linear layer's output is the logits of a batch, where it is one, and nobody has told."""
+    linears = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    if len(linears) < 2 or hasattr(model, "head_path"):
+        return
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, path=path: seen.update({path: out}))
+        for path, layer in linears.items()
+    ]
+    with torch.no_grad(), evaluating(model):
+        logits = logits_of(model, x)
+    for hook in hooks:
+        hook.remove()
+    equal = [path for path, out in seen.items() if out.shape == logits.shape and torch.equal(out, logits)]
+    if len(equal) == 1:
+        model.head_path = equal[0]  # type: ignore[assignment]

@@ -1,0 +1,163 @@
+"""A method within somebody's own LightningModule trains as the method by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule
+from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
+from torch import Tensor, nn
+
+from lit_kd import ALMKD, CRD, KD, Distilled, Distiller, FitNet, MixKD
+from lit_kd.models import build_model
+from lit_kd.weightings import Paper
+
+METHODS: dict[str, Any] = {
+    "kd": lambda net: KD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
+    "fitnet": lambda net: FitNet(net, trained_teachers()[0], weight=1.0, num_classes=CLASSES, optimizer=sgd),
+    "crd": lambda net: CRD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
+    "robust": lambda net: ALMKD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
+    "exact": lambda net: ALMKD(
+        net,
+        trained_teachers()[0],
+        num_classes=CLASSES,
+        optimizer=sgd,
+        rule=Paper(warmup_epochs=1, every=1),
+        meta_gradient="exact",
+    ),
+}
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+class Mine(Distilled, LightningModule):
+    """A project's module with a loss of its own."""
+
+    def __init__(self, name: str, penalty: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = build_model("mlp-8", CLASSES, SHAPE)
+        self.name, self.penalty = name, penalty
+
+    def configure_distillation(self) -> Distiller:
+        method: Distiller = METHODS[self.name](self.net)
+        return method
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, _ = batch
+        logits = self.net(x)
+        return self.distillation(logits, batch).mean() + self.penalty * logits.square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val/mine", (self.net(x).argmax(1) == y).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return sgd(self.parameters())
+
+
+def noisy() -> Blobs:
+    return Blobs(noise="symmetric", noise_rate=0.4, seed=0)
+
+
+def alone(name: str) -> Distiller:
+    torch.manual_seed(0)
+    model: Distiller = METHODS[name](build_model("mlp-8", CLASSES, SHAPE))
+    trainer(max_epochs=4).fit(model, noisy())
+    return model
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_what_the_method_learns(name: str) -> None:
+    expected, mine = alone(name), Mine(name)
+    fitted = trainer(max_epochs=4)
+    fitted.fit(mine, noisy())
+    for key, value in expected.student.state_dict().items():
+        torch.testing.assert_close(mine.net.state_dict()[key], value)
+    assert fitted.callback_metrics["val/mine"] > 0.5
+    assert {"distillation/label", "distillation/loss"} <= set(fitted.callback_metrics)
+    if expected.table is not None:
+        assert mine.method.table is not None
+        for column, value in expected.table.columns.items():
+            torch.testing.assert_close(mine.method.table[column], value, equal_nan=True)
+
+
+def test_further_losses_count() -> None:
+    with_loss, without = Mine("kd", penalty=1.0), Mine("kd")
+    for module in (with_loss, without):
+        trainer(max_epochs=2).fit(module, noisy())
+    size = [m.net(noisy_inputs()).square().mean() for m in (with_loss, without)]
+    assert size[0] < 0.7 * size[1]
+
+
+def noisy_inputs() -> Tensor:
+    data = noisy()
+    data.setup()
+    x = next(iter(data.val_dataloader())).x
+    assert isinstance(x, Tensor)
+    return x
+
+
+@pytest.mark.parametrize("name", ["robust", "crd"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, name: str) -> None:
+    whole, path = Mine(name), tmp_path / "half.ckpt"
+    trainer(max_epochs=4).fit(whole, noisy())
+    half = trainer(max_epochs=2)
+    half.fit(module := Mine(name), noisy())
+    half.save_checkpoint(path)
+    assert {key.split(".")[0] for key in module.state_dict()} <= {"net", "distillation_terms"}
+    resumed = Mine(name)
+    trainer(max_epochs=4).fit(resumed, noisy(), ckpt_path=path, weights_only=True)
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value)
+
+
+def test_a_cached_teacher_is_asked_once_a_row() -> None:
+    teacher, seen = trained_teachers()[1], []
+    teacher.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+
+    class Cached(Mine):
+        def configure_distillation(self) -> Distiller:
+            return KD(self.net, teacher, num_classes=CLASSES, teacher_cache="memory")
+
+    data = noisy()
+    trainer(max_epochs=3).fit(Cached("kd"), data)
+    assert sum(seen) == len(data.labels)
+
+
+class TestRefused:
+    def test_a_method_that_changes_batches(self) -> None:
+        class Mixing(Mine):
+            def configure_distillation(self) -> Distiller:
+                return MixKD(self.net, trained_teachers()[0], num_classes=CLASSES)
+
+        with pytest.raises(ValueError, match="leaves batches and networks as they are, found MixKD"):
+            trainer(max_epochs=1).fit(Mixing("kd"), noisy())
+
+    def test_hooks_without_super(self) -> None:
+        class Silent(Mine):
+            def on_fit_start(self) -> None:
+                pass
+
+        with pytest.raises(ValueError, match=r"let overridden hooks call super\(\)"):
+            trainer(max_epochs=1).fit(Silent("kd"), noisy())
+
+    def test_no_method(self) -> None:
+        class Forgot(Distilled, LightningModule):
+            pass
+
+        with pytest.raises(NotImplementedError, match="Forgot must override configure_distillation"):
+            trainer(max_epochs=1).fit(Forgot(), noisy())
+
+    def test_a_network_that_did_not_run(self) -> None:
+        class Lazy(Mine):
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                return self.distillation(nn.functional.one_hot(batch[1], CLASSES).float(), batch).mean()
+
+        with pytest.raises(ValueError, match="network has just run on this batch"):
+            trainer(max_epochs=1).fit(Lazy("robust"), noisy())
