@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_kd.models import Network, resolve_model
+from lit_kd.models.checkpoint import compare_data
 from lit_kd.models.files import CHECKPOINTS
 from lit_kd.models.shim import move
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
@@ -88,6 +89,9 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
         if isinstance(spec, str) and not is_path(spec):
             rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
     models = [resolve_model(spec, module.num_classes, module.input_shape, module.task.name) for spec in specs]
+    known = module.known or {}
+    for k, (spec, model) in enumerate(zip(specs, models, strict=True)):
+        known = compare_data(f"teacher {spec if isinstance(spec, str) else k}", model, known)
     own = set(module.student.parameters())
     if any(not own.isdisjoint(model.parameters()) for model in models):
         raise ValueError("expected a teacher that shares no layers with the student: pass a copy.deepcopy of it")
