@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import shutil
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +257,8 @@ class TestImageFolder:
         assert data.num_classes == 3
         assert data.class_names == [*self.abc]
         assert data.input_shape == (3, 8, 8)
-        data.setup()
+        with pytest.warns(UserWarning, match="test: no images of class ant"):
+            data.setup()
         assert (data.train_size, data.meta_size) == (21, 6)
         for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
             x, y, _ = gather(loader)
@@ -295,7 +299,89 @@ class TestImageFolder:
             ImageFolderDataModule(root=str(tmp_path))
         write_folder(tmp_path, {"train": ["ant", "bee"]})
         with pytest.raises(FileNotFoundError, match="a folder test/ or val/ with"):
-            ImageFolderDataModule(root=str(tmp_path))
-        write_folder(tmp_path, {"test": ["ant", "wasp"]})
-        with pytest.raises(ValueError, match=r"class folders of train, found \['wasp'\]: remove"):
             ImageFolderDataModule(root=str(tmp_path)).setup()
+        (tmp_path / "test").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"a folder test/ with .* found no class folder in it"):
+            ImageFolderDataModule(root=str(tmp_path)).setup()
+        write_folder(tmp_path, {"test": ["wasp"]})
+        (tmp_path / "train/ant/0.png").rename(tmp_path / "test/loose.png")
+        with pytest.raises(ValueError, match=r"class folders of train, found \['loose.png', 'wasp'\]: remove"):
+            ImageFolderDataModule(root=str(tmp_path)).setup()
+
+    def test_hidden_files_and_folders_are_left_out(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, {part: [*self.abc] for part in ("train", "val", "test")})
+        plain = ImageFolderDataModule(root=str(tmp_path), image_size=8, seed=0)
+        plain.setup()
+        picture = (tmp_path / "train/ant/0.png").read_bytes()
+        for part in ("train", "val", "test"):
+            for name in (".git", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "ant/.ipynb_checkpoints"):
+                (tmp_path / part / name).mkdir()
+                (tmp_path / part / name / "0-checkpoint.png").write_bytes(picture)
+            (tmp_path / part / "bee/._0.png").write_bytes(b"junk")
+            (tmp_path / part / ".DS_Store").touch()
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            data.setup()
+        assert data.class_names == plain.class_names == [*self.abc]
+        assert (data.train_size, data.meta_size, len(data.parts.val), len(data.parts.test)) == (30, 3, 27, 30)
+        assert data.fingerprint == plain.fingerprint
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            x, y, _ = gather(loader)
+            assert torch.equal(colours(x)[:, 0], y * 50)
+
+    def test_a_class_without_images(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, {part: [*self.abc] for part in ("train", "val", "test")})
+        for file in (tmp_path / "val/ant").iterdir():
+            file.unlink()
+        shutil.rmtree(tmp_path / "test/bee")
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, seed=0)
+        with (
+            pytest.warns(UserWarning, match="val: no images of class ant"),
+            pytest.warns(UserWarning, match="test: no images of class bee"),
+        ):
+            data.setup()
+        for loader, classes in ((data.val_dataloader(), [1, 2]), (data.test_dataloader(), [0, 2])):
+            x, y, _ = gather(loader)
+            assert y.unique().tolist() == classes
+            assert torch.equal(colours(x)[:, 0], y * 50)
+        for file in (tmp_path / "train/cat").iterdir():
+            file.rename(file.with_suffix(".jfif"))
+        (tmp_path / "train/ant/notes.txt").touch()
+        with (
+            pytest.warns(UserWarning, match=r"train: left out 11 files .* as notes.txt"),
+            pytest.raises(ValueError, match=r"images in each folder of .*train, found none in \['cat'\]: fill or"),
+        ):
+            ImageFolderDataModule(root=str(tmp_path)).setup()
+
+    def test_links_and_folders_that_cannot_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_folder(tmp_path, {part: [*self.abc] for part in ("train", "test")})
+        (tmp_path / "train/bee").rename(tmp_path / "elsewhere")
+        (tmp_path / "train/bee").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, seed=0)
+        data.setup()
+        assert data.labels.bincount().tolist() == [9] * 3  # 10 each, but for val
+        scan = os.scandir
+
+        def refuse(path: Any) -> Any:
+            if Path(path).name == "bee":
+                raise PermissionError(f"cannot read {path}")
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(PermissionError, match="bee"):
+            ImageFolderDataModule(root=str(tmp_path)).setup()
+
+    def test_a_photograph_is_turned_as_its_camera_says(self, tmp_path: Path) -> None:
+        write_folder(tmp_path, {part: ["ant"] for part in ("train", "test")})
+        top = np.zeros((8, 8, 3), dtype=np.uint8)
+        top[:4] = 255  # white above black, and in the camera that was held sideways, left of black
+        exif = Image.Exif()
+        exif[0x112] = 6  # to be turned by 90 degrees clockwise
+        for path in (tmp_path / "test/ant").iterdir():
+            Image.fromarray(np.rot90(top).copy()).save(path, exif=exif)
+        data = ImageFolderDataModule(root=str(tmp_path), image_size=8, seed=0)
+        data.setup()
+        x = gather(data.test_dataloader()).x
+        assert (x[:, :, :4] > 2).all()
+        assert (x[:, :, 4:] < -1.5).all()

@@ -217,6 +217,22 @@ class Choosing(KD):
         return self.logits.softmax(-1).amax(-1).argsort()[:20]
 
 
+class Unordered(Blobs):
+    """Its files are listed in another order in one process, which changes what an index means there."""
+
+    def load(self) -> Source:
+        source = super().load()
+        if self.trainer is not None and self.trainer.global_rank == 1:
+            source.labels = source.labels[::-1].copy()
+        return source
+
+
+def refuse_other_rows(processes: int) -> None:
+    """Each process refuses them, so that none waits for another."""
+    with pytest.raises(ValueError, match="expected the same rows, labels and split in each process"):
+        trainer(devices=processes, strategy="ddp").fit(build("kd"), Unordered())
+
+
 def choose_alike(processes: int) -> None:
     """BatchNorm's running statistics are each process's own from a step to the next pass; here, none comes between."""
     seed_everything(0, verbose=False)
@@ -284,6 +300,7 @@ def test_processes_share_a_cache(several: dict[tuple[int, str], dict[str, Any]],
 def one_of_several(rank: int, processes: int, directory: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     if processes == 2:
+        refuse_other_rows(processes)
         choose_alike(processes)
         mix(processes)
         torch.save(measure_padded(processes), Path(directory) / f"{processes} padded {rank}.pt")

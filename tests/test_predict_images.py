@@ -101,6 +101,9 @@ def test_unreadable_images_are_reported(
     whole = (own / "ant" / "0.png").read_bytes()
     (own / "cut.png").write_bytes(whole[: len(whole) // 2])
     (own / "notes.txt").touch()
+    (own / ".ipynb_checkpoints").mkdir()
+    for hidden in (own / "._0.png", own / ".ipynb_checkpoints" / "0-checkpoint.png"):
+        hidden.write_bytes(whole)
     call("predict", checkpoint, own, "--output", tmp_path / "p.csv")
     printed = capsys.readouterr()
     assert "8 images classified" in printed.out
@@ -137,6 +140,49 @@ def test_a_damaged_description(checkpoint: Path, folder: Path, tmp_path: Path) -
     torch.save(content, tmp_path / "c.ckpt")
     with pytest.raises(ValueError, match="expected 1 or 3 channels"):
         call("predict", tmp_path / "c.ckpt", folder, "--output", tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_greys_of_more_than_8_bits(channels: int, tmp_path: Path) -> None:
+    byte = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    word = byte.astype(np.uint16) * 257  # 0 stays 0, and white is white
+    Image.fromarray(byte).save(tmp_path / "8.png")
+    Image.fromarray(word).save(tmp_path / "16.png")
+    Image.fromarray(word).save(tmp_path / "16.tif")
+    (tmp_path / "16.pgm").write_bytes(b"P5 16 16 65535\n" + word.astype(">u2").tobytes())
+    big = Image.frombytes("I;16B", (16, 16), word.astype(">u2").tobytes())
+    big.save(tmp_path / "big.tif")
+    Image.fromarray(word.astype(np.int32)).save(tmp_path / "32.tif")
+    Image.fromarray(byte.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    images = ImageInput(channels, 16, [0.0] * channels, [1.0] * channels)
+    expected = torch.from_numpy(byte / np.float32(255)).expand(channels, 16, 16)
+    for path in tmp_path.iterdir():
+        assert torch.equal(images.transform()(images.open(path)), expected), path
+
+    for wrong in (-0.1, 1.1, np.nan):
+        Image.fromarray(np.full((2, 2), wrong, dtype=np.float32)).save(tmp_path / "wrong.tif")
+        with pytest.raises(ValueError, match=r"expected grey values in \[0, 1\], found"):
+            images.open(tmp_path / "wrong.tif")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif(turn: int, tmp_path: Path) -> None:
+    seen = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    # how the camera stored what is seen: its row 0 and its column 0 are these sides of the picture
+    stored = {
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.transpose(1, 0, 2),
+        6: np.rot90(seen),
+        7: seen[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(seen, -1),
+    }[turn]
+    exif = Image.Exif()
+    exif[0x112] = turn
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(ImageInput(3, 5, [0.0] * 3, [1.0] * 3).open(tmp_path / "a.png"), seen)
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 2}, {"size": 0}, {"mean": [0.1, 0.2]}, {"std": [-1.0]}])

@@ -78,5 +78,5 @@ def predict(args: Sequence[str]) -> None:
         "probability": [round(found.probability, 6) for found in read],
     }
     write_columns(options.output, columns, options.overwrite)
-    left = f"{len(done) - len(read)} unreadable, {others} other files left out"
+    left = f"{len(done) - len(read)} unreadable, {len(others)} other files left out"
     print(f"{len(read)} images classified, written to {options.output}; {left}")

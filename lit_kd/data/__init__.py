@@ -3,6 +3,7 @@
 from lit_kd.types import UNLABELED, Batch, as_batch
 
 from .base import DataModule, data_of
+from .folder import ImageFolderDataModule
 from .foreign import DistillationDataModule
 from .labels import corrupt, stratified_split, transition_matrix
 from .partition import Source
@@ -10,13 +11,7 @@ from .rows import ItemRows, Rows, TensorRows
 from .sampler import EpochSampler
 from .small import BlobsDataModule, DigitAttributesDataModule, DigitsDataModule, GMMDataModule, SpiralDataModule
 from .table import SampleTable
-from .vision import (
-    CIFAR10DataModule,
-    CIFAR100DataModule,
-    FashionMNISTDataModule,
-    ImageFolderDataModule,
-    MNISTDataModule,
-)
+from .vision import CIFAR10DataModule, CIFAR100DataModule, FashionMNISTDataModule, MNISTDataModule
 
 __all__ = [
     "UNLABELED",

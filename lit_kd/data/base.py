@@ -120,6 +120,14 @@ class DataModule(LightningDataModule, ABC):
         source, matrix = self.load(), self.noise_matrix()
         sizes = self.num_classes, self.meta, self.val
         self._partition = Partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            strategy = self.trainer.strategy
+            alike = strategy.broadcast(self.fingerprint) == self.fingerprint
+            if not strategy.reduce_boolean_decision(alike):
+                raise ValueError(
+                    "expected the same rows, labels and split in each process, as indices mean them, found others in "
+                    f"{'some' if alike else 'this one'}: list files in one order, and give each process the same seed"
+                )
 
     def noise_matrix(self) -> Matrix | None:
         """The transition matrix of the label noise, ``(C, C)``; with several labels a sample, ``(2, 2)``."""

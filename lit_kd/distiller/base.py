@@ -152,6 +152,7 @@ class Distiller(Evaluated):
 
     def setup(self, stage: str) -> None:
         """Make the terms, and load the teachers: required for training, used for evaluation where they are at hand."""
+        super().setup(stage)
         training = stage == "fit"
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or a path")
@@ -282,6 +283,7 @@ class Distiller(Evaluated):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the table up again; outside of training, leave out what was trained beside the student."""
+        super().on_load_checkpoint(checkpoint)
         self._restored = checkpoint.get("sample_table")
         if self.terms is None:
             drop_unknown(checkpoint["state_dict"], self.state_dict(), ("terms.", "peers."))

@@ -6,6 +6,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lit_kd.data.sampler import own_rows
+from lit_kd.models.checkpoint import about_data, compare_data, remember_data
 from lit_kd.models.shim import Shim
 from lit_kd.models.taps import Tapped
 from lit_kd.terms import Task
@@ -20,11 +21,27 @@ class Evaluated(Shim):
     student: nn.Module
     peers: nn.ModuleDict
     metrics: nn.ModuleDict
+    num_classes: int
+    known: dict[str, Any] | None = None  # what is known of the trainer's data, or of the student's
     _seen = 0  # rows of an evaluation so far
 
     def outputs(self, batch: Batch) -> tuple[Outputs, list[Outputs]]:
         """The student's and the teachers' outputs for a batch."""
         raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Compare the data with those that the student was trained on so far; a training makes them its own."""
+        data = getattr(self.trainer, "datamodule", None)
+        known = {**about_data(data, self.num_classes), "task": self.task.name}
+        self.known = compare_data("the student", self.student, known)
+        if stage == "fit":
+            remember_data(self.student, self.known)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint's data with the trainer's, if there is one."""
+        remember_data(self.student, checkpoint.get("data"))
+        if self.known is not None:
+            compare_data("the student", self.student, self.known, resumed=self.trainer.training)
 
     def unpack(self, batch: Any) -> Batch:
         """What a loader gave; override it for batches that are neither ``(x, y)`` nor ``(x, y, index)``."""

@@ -19,6 +19,7 @@ from .build import build_model
 from .taps import Composite
 
 _PREFIX = "student."
+_DATA = "lit_kd_data"  # the attribute of a network that tells of the data it was trained on
 _IN_PYTHON = "rebuild the network in Python, load its weights and pass the nn.Module itself"
 
 
@@ -80,6 +81,7 @@ def read_student(path: Path) -> SavedStudent:
             f"input_shape {input_shape}: {textwrap.shorten(str(err), 500)}"
         ) from err
     data, task = checkpoint.get("data") or {}, hparams.get("task", "classification")
+    remember_data(model, {**data, "task": task})
     names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
     shape = tuple(input_shape or data.get("input_shape") or ()) or None
     return SavedStudent(model.eval(), name, num_classes, task, shape, names, ImageInput(**images) if images else None)
@@ -131,13 +133,50 @@ def known_names(names: object, num_classes: int) -> list[str] | None:
 
 
 def about_data(data: Any, num_classes: int) -> dict[str, Any]:
-    """What a student's user must know of its data: class names, input shape and how an image becomes an input."""
+    """What a student's user must know of its data: class names, how inputs are made, and a hash of the rows."""
     names, shape, images = (getattr(data, name, None) for name in ("class_names", "input_shape", "image_input"))
+    rows = getattr(data, "fingerprint", None)
     return {
         "class_names": known_names(names, num_classes),
         "input_shape": [int(size) for size in shape] if shape else None,
         "image_input": asdict(images) if isinstance(images, ImageInput) else None,
+        "fingerprint": rows if isinstance(rows, str) else None,
     }
+
+
+def remember_data(network: nn.Module, told: object) -> None:
+    """Note with a network what is known of the data it was trained on, see `about_data`."""
+    setattr(network, _DATA, told if isinstance(told, dict) else {})
+
+
+def compare_data(who: str, network: nn.Module, data: Mapping[str, Any], resumed: bool = False) -> dict[str, Any]:
+    """Compare what is known of the data that a network was trained on with the data of now, as of `about_data`.
+
+    A ValueError if a class has another number now; a warning for other names and inputs and, if `resumed`, other rows.
+    Returns what is known of the data, or else what the network knows.
+    """
+    told: dict[str, Any] = next((vars(part)[_DATA] for part in network.modules() if _DATA in vars(part)), {})
+    now = data.get("class_names") or []
+    before = known_names(told.get("class_names"), len(now)) or now
+    apart = [f"class {c} is {now[c]!r}, was {name!r}" for c, name in enumerate(before) if name != now[c]][:1]
+    still = {*now}
+    if any(name in still and name != now[c] for c, name in enumerate(before)):
+        raise ValueError(
+            f"expected the classes in the order in which {who} learned them, found that {apart[0]}: number them so, "
+            "those of an image folder by the folders' names, or train anew"
+        )
+    known = {name: data.get(name) or told.get(name) for name in {*data, *told}}
+    other = [name for name in known if told.get(name) not in (None, known[name])]
+    apart += [
+        f"{name} is {known[name]}, was {told[name]}" for name in ("input_shape", "image_input", "task") if name in other
+    ]
+    if resumed and "fingerprint" in other:
+        apart.append("rows, labels or their split differ")
+    if apart:
+        from lightning.pytorch.utilities import rank_zero_warn  # late: networks do without it
+
+        rank_zero_warn(f"expected the data that {who} learned from, found that {'; '.join(apart)}: is that meant?")
+    return known
 
 
 def drop_unknown(state: dict[str, Any], own: Mapping[str, Any], prefixes: tuple[str, ...]) -> None:

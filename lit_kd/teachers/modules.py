@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_kd.data import DataModule
 from lit_kd.models import Network, is_path, resolve_model
+from lit_kd.models.checkpoint import compare_data
 from lit_kd.models.classes import find_head
 from lit_kd.models.shim import move
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
@@ -98,6 +99,9 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
         if isinstance(spec, str) and not is_path(spec):
             rank_zero_warn(f"teacher {spec!r} is a model name: its weights are random. Give a checkpoint's path.")
     models = [resolve_model(spec, module.num_classes, module.input_shape, module.task.name) for spec in specs]
+    known = module.known or {}
+    for k, (spec, model) in enumerate(zip(specs, models, strict=True)):
+        known = compare_data(f"teacher {spec if isinstance(spec, str) else k}", model, known)
     own = set(module.student.parameters())
     if any(not own.isdisjoint(model.parameters()) for model in models):
         raise ValueError("expected a teacher that shares no layers with the student: pass a copy.deepcopy of it")
