@@ -1,7 +1,6 @@
 """The base of our data modules: splits, label noise, indices and loaders, written once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
@@ -209,7 +208,8 @@ class DataModule(LightningDataModule, ABC):
                 f"for batch_size {self.batch_size}: lower batch_size, or set drop_last=false"
             )
         draws = self.draws or len(stream)
-        train = self._shuffled(stream, draws, "order", self._epoch_rows, self._draw_weights(len(stream)))
+        weights = self._draw_weights(len(stream))
+        train = self._shuffled(stream, draws, "order", rows=self._epoch_rows, weights=weights)
         if not needs_meta:
             return train
         meta = self._shuffled(self.parts.meta_rows(), draws, "meta order")  # as many batches
@@ -271,17 +271,10 @@ class DataModule(LightningDataModule, ABC):
             )
         return np.concatenate([weights, np.full(rows - self.train_size, weights.mean())])
 
-    def _shuffled(
-        self,
-        rows: Indexed,
-        length: int,
-        purpose: str,
-        chosen: Callable[[], Positions | None] | None = None,
-        weights: Weights | None = None,
-    ) -> DataLoader[Batch]:
+    def _shuffled(self, source: Indexed, length: int, purpose: str, **drawing: Any) -> DataLoader[Batch]:
         several = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        seed = derive_seed(self._seed, purpose)
-        return self.loader(rows, EpochSampler(len(rows), length, *several, seed, chosen, weights))
+        sampler = EpochSampler(len(source), length, *several, derive_seed(self._seed, purpose), **drawing)
+        return self.loader(source, sampler)
 
 
 def data_of(module: LightningModule) -> DataModule:

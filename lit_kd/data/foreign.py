@@ -106,19 +106,12 @@ class DistillationDataModule(DataModule):
         return cls(inner, **options)
 
     @classmethod
-    def from_datasets(  # type: ignore[override]  # a wrapper's options
-        cls,
-        train_dataset: Any,
-        val_dataset: Any = None,
-        test_dataset: Any = None,
-        predict_dataset: Any = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        **options: Any,
+    def from_datasets(  # type: ignore[override]  # other options follow
+        cls, train_dataset: Any, val_dataset: Any = None, test_dataset: Any = None, batch_size: int = 64, **options: Any
     ) -> "DistillationDataModule":
         """Wrap data sets; `options` are those of the wrapper."""
-        datasets = train_dataset, val_dataset, test_dataset, predict_dataset
-        return cls(LightningDataModule.from_datasets(*datasets, batch_size, num_workers), **options)
+        datasets = train_dataset, val_dataset, test_dataset
+        return cls(LightningDataModule.from_datasets(*datasets, None, batch_size), **options)
 
     def prepare_data(self) -> None:
         """Prepare the wrapped data."""

@@ -103,7 +103,8 @@ def _drawn(loader: DataLoader[Any], name: str, redrawn: bool) -> Loading:
     if plain and kind in (SubsetRandomSampler, range, list, tuple):
         found.dataset = Subset(loader.dataset, [int(i) for i in getattr(sampler, "indices", sampler)])
         return found
-    if kind in (RandomSampler, SequentialSampler, DistributedSampler) and len(_source(sampler)) == n:
+    source = getattr(sampler, "dataset", getattr(sampler, "data_source", ()))
+    if kind in (RandomSampler, SequentialSampler, DistributedSampler) and len(source) == n:
         if kind is RandomSampler:
             found.weights = [1.0] * n if sampler.replacement else None
             found.draws = None if sampler.num_samples == n else sampler.num_samples
@@ -120,10 +121,6 @@ def _drawn(loader: DataLoader[Any], name: str, redrawn: bool) -> Loading:
     if name != "train" and (found.weights or found.draws):
         raise ValueError(f"expected each {name} row once, found a {kind.__name__} that draws otherwise: remove it")
     return found
-
-
-def _source(sampler: Any) -> Any:
-    return sampler.dataset if isinstance(sampler, DistributedSampler) else sampler.data_source
 
 
 def check_disjoint(train: Any, val: Any) -> None:

@@ -66,6 +66,7 @@ class EpochSampler(DistributedSampler[int]):
                 "give indices, of a mask mask.nonzero().squeeze(1)"
             )
         rows = np.unique(asked[asked < self.size])
+        rows = rows if self.weights is None else rows[self.weights[rows] > 0]
         if not len(rows):
             raise ValueError(
                 f"expected at least one row to draw from, found none of the {self.size} training rows chosen: give the "
