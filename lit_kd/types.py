@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ UNLABELED = -1
 """Marks a missing label."""
 PENULTIMATE = "penultimate"
 """The tap on the input of the last linear layer."""
+LABELS = ("labels", "label", "y")
+"""Where a batch that is a mapping may hold its labels."""
 Inputs = Tensor | Mapping[str, Tensor]
 """A tensor whose first axis is the batch, or a mapping of such tensors, passed as keyword arguments."""
 
@@ -49,25 +51,64 @@ class Outputs(NamedTuple):
     features: Mapping[str, Tensor]
 
 
-def as_batch(batch: Any) -> Batch:
-    """Read what a loader gives as a `Batch`: a `Batch`, a pair ``(x, y)`` or a triple ``(x, y, index)``."""
+def as_batch(
+    batch: Any, label_key: str | int | None = None, input_key: str | int | None = None, multilabel: bool = False
+) -> Batch:
+    """Read what a loader gives as a `Batch`.
+
+    That is a `Batch`, a pair ``(x, y)``, a triple ``(x, y, index)``, or a mapping of tensors: the labels are one of
+    them, and the others are the inputs. Labels ``(B, 1)`` of an integer type become ``(B,)``.
+
+    Args:
+        batch: What the loader gives.
+        label_key: Where the labels are: a key of a mapping, a position in a tuple. Default: the key `LABELS` that there
+            is, or position 1.
+        input_key: Where the only input is; all else is then left out. Default: all but the labels, or position 0.
+        multilabel: Whether labels ``(B, 1)`` stay as they are.
+    """
     if isinstance(batch, Batch):
         return batch
-    if (
-        isinstance(batch, (tuple, list))
-        and len(batch) in (2, 3)
-        and isinstance(batch[0], (Tensor, Mapping))
-        and all(isinstance(part, Tensor) for part in batch[1:])
-    ):
-        x, y, *index = batch
-        return Batch(x, y if y.is_floating_point() else y.long(), *index)  # losses want int64
-    found = type(batch).__name__
+    x, y, *index = _parts(batch, label_key, input_key)
+    known = isinstance(x, (Tensor, Mapping)) and isinstance(y, Tensor)
+    if not known or not all(isinstance(i, Tensor) and i.dtype == torch.int64 and i.shape == y.shape[:1] for i in index):
+        found = type(batch).__name__
+        if isinstance(batch, Mapping):
+            found += f" of { ({name: type(part).__name__ for name, part in batch.items()}) }"
+        elif isinstance(batch, (tuple, list)):
+            found += f" of {[type(part).__name__ for part in batch]}"
+        raise TypeError(
+            "expected a batch (x, y) or (x, y, index), x a tensor or a mapping of tensors, y a tensor; or a mapping of "
+            f"tensors, the labels being one of {', '.join(LABELS)}; found {found}. Let the dataset or its collate_fn "
+            "return such batches, or say where labels and inputs are: label_key and input_key of DistillationDataModule"
+        )
+    if y.is_floating_point():
+        return Batch(x, y, *index)
+    y = y.long()  # losses want int64
+    return Batch(x, y if multilabel or y.dim() != 2 else y.squeeze(1), *index)
+
+
+def label_name(batch: Mapping[Any, Any], label_key: str | int | None = None) -> str | int | None:
+    """The key of the labels in a batch that is a mapping; None if there is none."""
+    names = [name for name in LABELS if name in batch]
+    if label_key is None and len(names) > 1:
+        raise TypeError(f"expected labels under one key, found {names}: pass label_key to DistillationDataModule")
+    return next(iter(names), None) if label_key is None else label_key
+
+
+def _parts(batch: Any, label_key: str | int | None, input_key: str | int | None) -> Sequence[Any]:
+    """Inputs, labels and, if any, indices; None for what is not there."""
     if isinstance(batch, (tuple, list)):
-        found += f" of {[type(part).__name__ for part in batch]}"
-    raise TypeError(
-        f"expected a batch (x, y) or (x, y, index), x a tensor or a mapping of tensors, y a tensor; found {found}. "
-        "Let the dataset or its collate_fn return such pairs."
-    )
+        if label_key is None and input_key is None:
+            return batch if len(batch) in (2, 3) else (None, None)
+        batch, input_key = dict(enumerate(batch)), input_key or 0
+        label_key = 1 if label_key is None else label_key
+    if not isinstance(batch, Mapping):
+        return None, None
+    name = label_name(batch, label_key)
+    if input_key is not None:
+        return batch.get(input_key), batch.get(name)
+    x = {key: part for key, part in batch.items() if key != name}
+    return x if x and all(isinstance(part, Tensor) for part in x.values()) else None, batch.get(name)
 
 
 def index_of(batch: Batch) -> Tensor:

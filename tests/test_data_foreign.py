@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lit_kd.data import Batch, DigitsDataModule, DistillationDataModule
-from lit_kd.data.foreign import read_labels
+from lit_kd.data.items import read_labels
+from lit_kd.data.rows import ItemRows
 
 
 def rows(n: int, first: int = 0) -> TensorDataset:
@@ -210,36 +211,40 @@ class Plain(Dataset[Any]):
         return torch.rand(2), i % 3
 
 
+def labels_of(dataset: Any, name: str = "train") -> Any:
+    return read_labels(ItemRows(dataset), name).tolist()
+
+
 class TestLabels:
     @pytest.mark.parametrize(("name", "kind"), [("targets", list), ("labels", torch.tensor)])
     def test_from_attributes(self, name: str, kind: Any) -> None:
-        dataset = Plain(100, **{name: kind([i % 3 for i in range(100)])})
-        assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(100)]
-        assert dataset.reads == 8
+        dataset = Plain(1000, **{name: kind([i % 3 for i in range(1000)])})
+        assert labels_of(dataset) == [i % 3 for i in range(1000)]
+        assert dataset.reads == 256
 
     def test_through_subset_and_concat(self) -> None:
         dataset = Plain(100, targets=[i % 3 for i in range(100)])
         nested = ConcatDataset([Subset(Subset(dataset, range(10, 60)), [4, 0, 7]), Subset(dataset, [1]), rows(4)])
-        assert read_labels(nested, "train").tolist() == [14 % 3, 10 % 3, 17 % 3, 1, 0, 1, 2, 0]
+        assert labels_of(nested) == [14 % 3, 10 % 3, 17 % 3, 1, 0, 1, 2, 0]
 
     @pytest.mark.parametrize("targets", [[0] * 12, list("abc") * 4, [[0], [1, 2]] * 6, [0, 1, 2]])
     def test_attributes_that_lie(self, targets: Any) -> None:
         # e.g. a target_transform: what the items say counts
-        assert read_labels(Plain(targets=targets), "train").tolist() == [0, 1, 2] * 4
+        assert labels_of(Plain(targets=targets)) == [0, 1, 2] * 4
 
     def test_a_walk_leaves_random_numbers_alone(self) -> None:
-        dataset, state = Plain(50), torch.get_rng_state()
-        assert read_labels(dataset, "train").tolist() == [i % 3 for i in range(50)]
-        assert dataset.reads == 58
+        dataset, state = Plain(300), torch.get_rng_state()
+        assert labels_of(dataset) == [i % 3 for i in range(300)]
+        assert dataset.reads == 300
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_items_that_are_not_pairs(self) -> None:
-        for item, found in (({"x": 1, "y": 0}, "a dict"), ((1, 2, 3), "a tuple of 3")):
-            with pytest.raises(TypeError, match=rf"items \(x, y\) of the train data set, found {found}"):
-                read_labels([item], "train")
-        for label in (0.5, torch.tensor([1, 2])):
-            with pytest.raises(TypeError, match="expected class numbers as labels of the val data set, found"):
-                read_labels([(0, label)], "val")
+    def test_items_without_a_label(self) -> None:
+        for item, found in (({"x": 1, "z": 0}, "dict of {'x'"), ((1, 2, 3, 4), "list of"), (1, "Tensor")):
+            with pytest.raises(TypeError, match=rf"expected a batch \(x, y\) or .*; found {found}"):
+                labels_of([item])
+        for label in (0.5, torch.tensor([1, 2]), torch.tensor([0.5, 0.5])):
+            with pytest.raises(TypeError, match=r"expected class numbers as labels of the val data set, .* in row 0"):
+                labels_of([(0, label)], "val")
 
 
 class TestErrors:
@@ -264,7 +269,7 @@ class TestErrors:
 
         inner = Given()
         inner.val = [DataLoader(rows(20))] * 2
-        with pytest.raises(TypeError, match=r"val_dataloader .* to return one DataLoader .*, found list of 2"):
+        with pytest.raises(ValueError, match=r"expected meta_from, which of the validation loaders \[0, 1\]"):
             wrap(inner)
         inner.val = inner.val[:1]
         assert wrap(inner).meta_size == 10
@@ -273,12 +278,14 @@ class TestErrors:
             TypeError, match=r"train_dataloader .* of a map-style data set, found one of Stream, whose rows have no"
         ):
             wrap(inner)
-        inner.train = DataLoader(rows(3), batch_sampler=[[0, 1], [2]])
-        with pytest.raises(ValueError, match="with a batch_size, found one with a batch sampler of its own"):
+        inner.train = [DataLoader(rows(3))] * 2
+        with pytest.raises(TypeError, match=r"train_dataloader .* to return one DataLoader .*, found list of 2"):
             wrap(inner)
-        assert wrap(inner, batch_size=3).batch_size == 3
+        inner.train = DataLoader(rows(3), batch_size=None)
+        with pytest.raises(TypeError, match="found one whose data set gives whole batches"):
+            wrap(inner)
 
     def test_collate(self) -> None:
         inner = Inner(collate_fn=lambda items: {"x": torch.stack([x for x, _ in items])})
-        with pytest.raises(TypeError, match=r"collate_fn to return a batch \(x, y\), found dict"):
-            next(iter(wrap(inner).train_dataloader()))
+        with pytest.raises(TypeError, match=r"expected a batch \(x, y\) .* found dict of .*collate_fn return such"):
+            wrap(inner)

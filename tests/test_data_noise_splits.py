@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd.data import UNLABELED, EpochSampler, ItemRows, TensorRows, corrupt, stratified_split, transition_matrix
 from lit_kd.data.labels import count_rows
-from lit_kd.data.rows import joined
+from lit_kd.data.rows import JoinedRows
 from lit_kd.data.seeds import derive_seed, resolve_seed
 
 torch.set_num_threads(1)
@@ -192,9 +192,9 @@ class TestRows:
     def test_joined_keeps_the_order(self) -> None:
         x = torch.arange(10.0)
         for rows in (
-            joined(TensorRows(x[:6]), TensorRows(x[6:])),
-            joined(ItemRows(TensorDataset(x[:6], x[:6])), ItemRows(TensorDataset(x[6:], x[6:]))),
-            joined(TensorRows(x[:6]), ItemRows(TensorDataset(x[6:], x[6:]))),
+            JoinedRows(TensorRows(x[:6]), TensorRows(x[6:])),
+            JoinedRows(ItemRows(TensorDataset(x[:6], x[:6])), ItemRows(TensorDataset(x[6:], x[6:]))),
+            JoinedRows(TensorRows(x[:6]), ItemRows(TensorDataset(x[6:], x[6:]))),
         ):
             assert len(rows) == 10
             for positions in ([7, 0, 9, 3, 6, 5], [1, 2], [9, 6]):
@@ -205,6 +205,6 @@ class TestRows:
             def fetch(self, positions: list[int]) -> Any:
                 return {"a": super().fetch(positions), "b": torch.ones(len(positions), 2)}
 
-        x: Any = joined(Named(torch.arange(5)), Named(torch.arange(5, 10))).fetch([8, 1, 6, 0])
+        x: Any = JoinedRows(Named(torch.arange(5)), Named(torch.arange(5, 10))).fetch([8, 1, 6, 0])
         assert x["a"].tolist() == [8, 1, 6, 0]
         assert x["b"].shape == (4, 2)

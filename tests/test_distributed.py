@@ -50,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mutual": {},
     "simkd": {},
     "kd, multilabel": {},
+    "kd, balanced": {"row_weights": "balanced"},
     "kd, uneven": {"val": 22},  # the processes repeat rows, to have equally many
     # of a row that two processes have, the table holds the mean: with one process there is no such row
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
@@ -58,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "posterior, uneven": {"val": 22, "drop_last": True},
 }
 SIZES = {
-    2: list(CASES)[:17],
+    2: list(CASES)[:18],
     3: ["kd, uneven", "almkd-robust, uneven", "almkd-paper, uneven"],
     4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven", "posterior, uneven"],
 }
@@ -73,8 +74,8 @@ class Padded(Blobs):
         super().__init__(**options)
         self.processes = processes
 
-    def _shuffled(self, *args: Any) -> Any:
-        loader = super()._shuffled(*args)
+    def _shuffled(self, *args: Any, **drawing: Any) -> Any:
+        loader = super()._shuffled(*args, **drawing)
         sampler: Any = loader.sampler
         sampler.total_size += -sampler.total_size % self.processes
         sampler.num_samples = sampler.total_size // sampler.num_replicas

@@ -22,7 +22,7 @@ class Cli(GivenOptionsWin):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data inform the model; the best and the last epoch are kept, and written whole; a run is shown."""
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", _known, apply_on="instantiate")
         names = "data.input_shape", "model.init_args.input_shape"
         # as a list, which YAML has a word for
         parser.link_arguments(*names, lambda shape: shape and list(shape), apply_on="instantiate")
@@ -45,6 +45,12 @@ class Cli(GivenOptionsWin):
         """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
         if self.subcommand is not None and self.config[self.subcommand].weights_only is None:
             self.config[self.subcommand].weights_only = True
+
+
+def _known(num_classes: int) -> int:
+    if not num_classes:  # of a wrapped data module
+        raise ValueError("expected the number of classes before data are read, found none: set --data.num_classes")
+    return num_classes
 
 
 def make_cli(args: ArgsType = None, kind: type[Cli] = Cli, exit_on_error: bool = True, **kwargs: Any) -> Cli:

@@ -1,17 +1,17 @@
 """The base of our data modules: splits, label noise, indices and loaders, written once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data.labels import Matrix, Positions, check_matrix, transition_matrix
+from lit_kd.data.labels import Matrix, Positions, Weights, balanced_weights, check_matrix, transition_matrix
 from lit_kd.data.partition import Partition, Source
 from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
@@ -48,6 +48,8 @@ class DataModule(LightningDataModule, ABC):
         drop_last: Drop the last training batch if it is not full, as BatchNorm may need it.
         labeled: Training rows that keep their label, a fraction or a count of those that have one, stratified by the
             given label; the others get `UNLABELED`. Default: all.
+        row_weights: How often to draw each training row, with replacement: a number a row, or ``"balanced"``: all
+            classes of the given labels equally often. Default, as ``"uniform"``: each row once an epoch.
         on_device: Keep inputs on the training device, and cut and augment batches there. The inputs must be tensors in
             memory, so not image folders or wrapped data modules.
 
@@ -81,6 +83,7 @@ class DataModule(LightningDataModule, ABC):
         seed: int | None = None,
         drop_last: bool = False,
         labeled: int | float | None = None,
+        row_weights: Literal["uniform", "balanced"] | list[float] | None = None,
         on_device: bool = False,
     ) -> None:
         super().__init__()
@@ -102,6 +105,8 @@ class DataModule(LightningDataModule, ABC):
         self.train_on_meta = train_on_meta
         self.seed = seed
         self.labeled = labeled
+        self.row_weights = row_weights
+        self.draws: int | None = None  # rows an epoch, if not all
         self.on_device = on_device
         self._move: Move | None = None
         self._partition: Partition | None = None
@@ -210,10 +215,12 @@ class DataModule(LightningDataModule, ABC):
                 f"expected with drop_last at least one full batch in each process, found {len(stream)} training rows "
                 f"for batch_size {self.batch_size}: lower batch_size, or set drop_last=false"
             )
-        train = self._shuffled(stream, len(stream), "order", self._epoch_rows)
+        draws = self.draws or len(stream)
+        weights = self._draw_weights(len(stream))
+        train = self._shuffled(stream, draws, "order", rows=self._epoch_rows, weights=weights)
         if not needs_meta:
             return train
-        meta = self._shuffled(self.parts.meta_rows(), len(stream), "meta order")  # as many batches
+        meta = self._shuffled(self.parts.meta_rows(), draws, "meta order")  # as many batches
         return CombinedLoader({"train": train, "meta": meta}, mode="min_size")
 
     def val_dataloader(self) -> Any:
@@ -233,22 +240,20 @@ class DataModule(LightningDataModule, ABC):
         """The test batches: predictions are made for the test rows."""
         return self.test_dataloader()
 
-    def loader(self, rows: Indexed, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
-        """Batches of some rows, in their order or, for training, in a sampler's."""
+    def loader(self, rows: Indexed, sampler: EpochSampler | None = None, **options: Any) -> DataLoader[Batch]:
+        """Batches of some rows, in their order or, for training, in a sampler's; other options are the loader's."""
         if self.on_device and self.trainer is not None:
             device = self.trainer.strategy.root_device
             if self._move is None:  # all loaders share one copy of each tensor
                 self._move = cache(partial(Tensor.to, device=device))
             rows = rows.to(device, self._move)
-        return EpochLoader(
-            rows,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=self.drop_last and sampler is not None,
-            num_workers=self.num_workers,
-            collate_fn=as_is,
-            pin_memory=torch.cuda.is_available() and self._move is None,
-        )
+        own = {
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last and sampler is not None,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available() and self._move is None,
+        }
+        return EpochLoader(rows, sampler=sampler, collate_fn=as_is, **(own | options))
 
     def teardown(self, stage: str) -> None:
         """Free the device of the inputs."""
@@ -262,11 +267,22 @@ class DataModule(LightningDataModule, ABC):
         rows: Tensor | None = getattr(self._method, "rows_of_epoch", lambda: None)()
         return None if rows is None else rows.cpu().numpy()
 
-    def _shuffled(
-        self, rows: Indexed, length: int, purpose: str, chosen: Callable[[], Positions | None] | None = None
-    ) -> DataLoader[Batch]:
+    def _draw_weights(self, rows: int) -> Weights | None:
+        """How often to draw each training row and, behind them, each meta row."""
+        if self.row_weights is None or isinstance(self.row_weights, str):
+            return balanced_weights(self.labels[:rows].numpy()) if self.row_weights == "balanced" else None
+        weights = np.asarray(self.row_weights, dtype=np.float64)
+        if weights.shape != (self.train_size,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+            raise ValueError(
+                f"expected in row_weights a number of at least 0 for each of {self.train_size} training rows, some "
+                f"above 0, found shape {weights.shape} and sum {weights.sum()}"
+            )
+        return np.concatenate([weights, np.full(rows - self.train_size, weights.mean())])
+
+    def _shuffled(self, source: Indexed, length: int, purpose: str, **drawing: Any) -> DataLoader[Batch]:
         several = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        return self.loader(rows, EpochSampler(len(rows), length, *several, derive_seed(self._seed, purpose), chosen))
+        sampler = EpochSampler(len(source), length, *several, derive_seed(self._seed, purpose), **drawing)
+        return self.loader(source, sampler)
 
 
 def data_of(module: LightningModule) -> DataModule:

@@ -1,60 +1,54 @@
 """Somebody else's data module with our splits, noise, indices and meta batches."""
 
-import copy
-import operator
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich.progress import track
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    TensorDataset,
-)
+from torch import Tensor
+from torch.utils.data import DataLoader
 
+from lit_kd.data import items
 from lit_kd.data.base import DataModule
-from lit_kd.data.labels import Labels
 from lit_kd.data.partition import Source
-from lit_kd.data.rows import ItemRows, equal_inputs
+from lit_kd.data.rows import Indexed, ItemRows, as_is
+from lit_kd.data.sampler import EpochSampler
 from lit_kd.models.checkpoint import known_names
-from lit_kd.types import Batch
+from lit_kd.types import Batch, as_batch, label_name
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class DistillationDataModule(DataModule):
-    """Wraps any data module whose training and validation data sets are map-style, with ``(x, y)`` items.
+    """Wraps any data module whose training and validation data sets are map-style.
 
-    Its loaders give data sets, batch size, number of workers and collate function, so tokenised text works. Splits,
-    noise, indices and the order of the training rows are ours. Test and predict loaders stay its own.
+    Its loaders give rows, batches, loader processes and collate functions, so tokenised text works. Splits, noise,
+    indices and the order of the training rows are ours. Test and predict loaders stay its own. Each fit sets it up
+    anew. What of a loader cannot be kept is refused, and a batch whose labels are not those of its rows, too.
 
     Args:
         inner: The data module to wrap.
         num_classes: Number of classes. Default: `inner.num_classes`, or the highest label plus one.
+        input_shape: Shape of one input, which models built by name may need. Default: `inner.input_shape`.
         meta: Size of the meta split, a fraction or a count of the validation rows of `inner`.
-        batch_size: Default, as for the next two: as in its training loader.
+        meta_from: Which of several validation loaders gives the meta rows, its position or name.
+        label_key: Where the labels are in a batch, see `lit_kd.types.as_batch`.
+        input_key: Where the only input is in a batch, likewise.
+        batch_size: Default, as for the next three: as in its training loader.
         num_workers: See `DataModule`.
         drop_last: See `DataModule`.
+        row_weights: See `DataModule`; ``"uniform"`` takes the place of a sampler that cannot be kept, too.
         val_train: The validation data set with the training's augmentation, for methods that train on meta rows.
             Default: the validation data set with the `transform` of the training data set, if both have one.
         **shared: See `DataModule`; not `val`.
 
     Examples:
         >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
-        >>> inner = LightningDataModule.from_datasets(rows, val_dataset=rows, batch_size=4)
-        >>> data = DistillationDataModule(inner)
+        >>> held = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
+        >>> data = DistillationDataModule.from_datasets(rows, held, batch_size=4)
         >>> data.setup()
         >>> data.train_size, data.meta_size, data.num_classes
         (12, 6, 2)
@@ -65,10 +59,15 @@ class DistillationDataModule(DataModule):
         inner: LightningDataModule,
         *,
         num_classes: int | None = None,
+        input_shape: list[int] | None = None,
         meta: int | float = 0.5,
+        meta_from: int | str | None = None,
+        label_key: str | int | None = None,
+        input_key: str | int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         drop_last: bool | None = None,
+        row_weights: Literal["uniform", "balanced"] | list[float] | None = None,
         val_train: Any = None,
         **shared: Any,
     ) -> None:
@@ -76,25 +75,60 @@ class DistillationDataModule(DataModule):
             raise ValueError(f"found {type(inner).__name__}, which is one of lit_kd already: use it without a wrapper")
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
-        self.prepare_data_per_node = inner.prepare_data_per_node
+        for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
+            setattr(self, name, getattr(inner, name))
+        self.meta_from = meta_from
+        self.label_key = label_key
+        self.input_key = input_key
+        self.unpack = partial(as_batch, label_key=label_key, input_key=input_key)
         self.val_train = val_train
-        self._given = {"batch_size": batch_size, "num_workers": num_workers, "drop_last": drop_last}
+        self._given = {"batch_size": batch_size, "num_workers": num_workers}
+        self._given_to_train = {"drop_last": drop_last, "row_weights": row_weights}
         self._stages: set[str] = set()
-        if num_classes is not None:
-            self.num_classes = num_classes
+        self._options: dict[str, dict[str, Any]] = {}  # of the loaders
+        self._several: Any = None  # the validation loaders, if there are several
+        self.num_classes = num_classes or 0  # not known yet
+        if input_shape is not None:
+            self.input_shape = tuple(input_shape)
         self._adopt_shapes()
         for hook in HOOKS:
             # set only where inner has its own: ours would otherwise replace the model's
             if is_overridden(hook, inner, DataHooks):
                 setattr(self, hook, partial(self._call_hook, hook))
 
+    @classmethod
+    def from_loaders(cls, train: Any, val: Any = None, test: Any = None, **options: Any) -> "DistillationDataModule":
+        """Wrap loaders; `options` are those of the wrapper."""
+        inner = LightningDataModule()
+        for name, loaders in (("train", train), ("val", val), ("test", test)):
+            if loaders is not None:
+                setattr(inner, f"{name}_dataloader", partial(as_is, loaders))
+        return cls(inner, **options)
+
+    @classmethod
+    def from_datasets(  # type: ignore[override]  # other options follow
+        cls, train_dataset: Any, val_dataset: Any = None, test_dataset: Any = None, batch_size: int = 64, **options: Any
+    ) -> "DistillationDataModule":
+        """Wrap data sets; `options` are those of the wrapper."""
+        datasets = train_dataset, val_dataset, test_dataset
+        return cls(LightningDataModule.from_datasets(*datasets, None, batch_size), **options)
+
     def prepare_data(self) -> None:
         """Prepare the wrapped data."""
+        self.inner.trainer = self.trainer
         self.inner.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up the wrapped data, for training in any case, and split."""
+        """Set up the wrapped data, for training in any case, and split: anew for each training and validation."""
         self.inner.trainer = self.trainer
+        if self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            raise ValueError(
+                "expected rows that stay the same, found reload_dataloaders_every_n_epochs: set it to 0, or train "
+                "without the wrapper"
+            )
+        if stage not in ("test", "predict"):
+            self._stages.discard("fit")
+            self._partition = None
         super().setup(stage)
         if stage in ("test", "predict"):
             self._setup_inner(stage)
@@ -104,27 +138,67 @@ class DistillationDataModule(DataModule):
         self._stages.discard(stage)
         self.inner.teardown(stage)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Let the wrapped data clean up."""
+        self.inner.on_exception(exception)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the wrapped data, which checkpoints hold."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of the wrapped data, on which its rows may depend."""
+        self.inner.load_state_dict(state_dict)
+        before, self._partition = self._partition, None
+        if before is None:
+            return
+        super().setup()
+        used = self.trainer is not None and self.trainer.train_dataloader is not None
+        if used and self.fingerprint != before.fingerprint:
+            raise ValueError(
+                "expected the rows that the method was set up with, found others by the state of the wrapped data: "
+                "restore it before fit, by load_state_dict"
+            )
+
     def load(self) -> Source:
         """Take the data sets out of the wrapped loaders and read their labels."""
         self._setup_inner("fit")
-        train = _only_loader(self.inner.train_dataloader(), "train")
-        self._adopt_loader(train)
-        rows, labels = ItemRows(train.dataset, train.collate_fn), read_labels(train.dataset, "train")
+        redrawn = self._given_to_train["row_weights"] is not None
+        train = items.read_loader(self.inner.train_dataloader(), "train", redrawn)
+        self._adopt(train)
+        rows, given = self._items(train, "train")
+        labels = items.class_numbers(given)
         source = Source(rows, rows, labels, identity=type(train.dataset).__qualname__.encode())
-        loaders = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
-        if loaders not in (None, []):
-            val = _only_loader(loaders, "val")
-            source.val, source.val_labels = ItemRows(val.dataset, val.collate_fn), read_labels(val.dataset, "val")
-            self._augment_meta_rows(source, train, val.dataset)
-        elif self.meta:
-            raise ValueError(
-                "expected a val_dataloader of the wrapped data module, to cut the meta split from, found none. Give it "
-                "validation rows, or set meta=0 if the method needs no meta split."
+        if given.is_floating_point():
+            source.soft = given
+            source.identity += given.numpy().tobytes()
+            source.unlike = (
+                "expected class numbers as labels of training rows where meta rows join them, found soft labels: "
+                "choose a rule that does not train on meta rows"
             )
-        if not hasattr(self, "num_classes") and getattr(self.inner, "num_classes", None) is None:
-            self.num_classes = 1 + int(max(y.max(initial=-1) for y in (labels, source.val_labels) if y is not None))
+        loaders = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
+        self._several = loaders if len(items.by_name(loaders)) > 1 else None
+        loader = items.loader_of_meta(items.by_name(loaders), self.meta_from, self.meta)
+        if loader is not None:
+            val = items.read_loader(loader, "val")
+            items.check_disjoint(train.dataset, val.dataset)
+            self._options["val"] = val.options | {key: given for key, given in self._given.items() if given is not None}
+            held, given = self._items(val, "val")
+            source.val, source.val_labels = held, given.numpy()
+            self._augment_meta_rows(source, rows, held)
+        if not self.num_classes and getattr(self.inner, "num_classes", None) is None:
+            highest = 1 + int(max(y.max(initial=-1) for y in (labels, source.val_labels) if y is not None))
+            self.num_classes = highest if source.soft is None else source.soft.shape[1]
         self._adopt_shapes()
         return source
+
+    def val_dataloader(self) -> Any:
+        """The validation batches; of several loaders, those that give no meta rows stay the wrapped module's own."""
+        if self._several is None:
+            return super().val_dataloader()
+        ours = {} if self.meta_from is None else {self.meta_from: super().val_dataloader()}
+        loaders = items.by_name(self._several) | ours
+        return loaders if isinstance(self._several, dict) else list(loaders.values())
 
     def test_dataloader(self) -> Any:
         """The wrapped module's own test loader."""
@@ -138,6 +212,13 @@ class DistillationDataModule(DataModule):
         self._setup_inner("predict")
         return self.inner.predict_dataloader()
 
+    def loader(self, rows: Indexed, sampler: EpochSampler | None = None, **options: Any) -> DataLoader[Batch]:
+        """As in the base, with the settings of the wrapped loader."""
+        options = self._options["val" if rows is self.parts.val else "train"] | options
+        if not options.get("num_workers", self.num_workers):
+            options = {key: value for key, value in options.items() if key not in items.WORKERS}
+        return super().loader(rows, sampler, **options)
+
     def _setup_inner(self, stage: str) -> None:
         if stage not in self._stages:
             self.inner.setup(stage)
@@ -147,30 +228,41 @@ class DistillationDataModule(DataModule):
         """Take over what the wrapped module knows of its data so far."""
         for name in ("num_classes", "input_shape", "image_input"):
             value = getattr(self.inner, name, None)
-            if value is not None and getattr(self, name, None) is None:
+            if value is not None and not getattr(self, name):
                 setattr(self, name, value)
-        if hasattr(self, "num_classes"):
+        if self.num_classes:
             self.class_names = known_names(getattr(self.inner, "class_names", None), self.num_classes)
 
-    def _adopt_loader(self, loader: DataLoader[Any]) -> None:
-        for name, given in self._given.items():
-            setattr(self, name, getattr(loader, name) if given is None else given)
+    def _adopt(self, train: items.Loading) -> None:
+        """Take over what the training loader says, unless the user says otherwise."""
+        found = train.options | {"row_weights": train.weights}
+        for name, given in (self._given | self._given_to_train).items():
+            setattr(self, name, found[name] if given is None else given)
         if self.batch_size is None:
             raise ValueError(
                 "expected train_dataloader with a batch_size, found one with a batch sampler of its own: set batch_size"
             )
-        if not isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
-            name = type(loader.sampler).__name__
-            rank_zero_warn(f"the training loader's {name} is not used: rows are drawn uniformly, each once an epoch")
+        self.draws = train.draws if self._given_to_train["row_weights"] is None else None
+        self._options["train"] = {key: found[key] for key in items.WORKERS}
+        with isolate_rng():
+            first = train.collate([train.dataset[0]]) if len(train.dataset) else None
+        self._label_name = label_name(first, self.label_key) if isinstance(first, Mapping) else None
 
-    def _augment_meta_rows(self, source: Source, train: DataLoader[Any], val: Any) -> None:
+    def _items(self, found: items.Loading, name: str) -> tuple[ItemRows, Tensor]:
+        rows = ItemRows(found.dataset, found.collate, self.unpack)
+        rows.labels = items.read_labels(rows, name)
+        return rows, rows.labels
+
+    def _augment_meta_rows(self, source: Source, train: ItemRows, val: ItemRows) -> None:
         # meta rows that are trained on must look like training rows, or they cannot speak for them
-        augmented = with_transform_of(train.dataset, val) if self.val_train is None else self.val_train
-        if augmented is not None:
-            if len(augmented) != len(val):
-                raise ValueError(f"expected {len(val)} validation rows in val_train, found {len(augmented)} rows")
-            source.val_train = ItemRows(augmented, train.collate_fn)
-        elif is_random(train.dataset) and not is_random(val):
+        augmented = self.val_train
+        if augmented is None:
+            augmented = items.with_transform_of(train.dataset, val.dataset)
+        if augmented is not None and len(augmented) != len(val):
+            raise ValueError(f"expected {len(val)} validation rows in val_train, found {len(augmented)} rows")
+        rows = ItemRows(val.dataset if augmented is None else augmented, train.collate, self.unpack, val.labels)
+        source.val_train = rows
+        if augmented is None and items.is_random(train) and not items.is_random(rows):
             source.unlike = (
                 "expected meta rows with the training's augmentation, as they are trained on: found random training "
                 "items and fixed validation items. Pass val_train to DistillationDataModule, or choose a rule that "
@@ -178,97 +270,18 @@ class DistillationDataModule(DataModule):
             )
 
     def _call_hook(self, hook: str, batch: Any, *args: Any) -> Any:
-        """Give the wrapped module the ``(x, y)`` that its hook expects, then put the index back."""
-        if isinstance(batch, dict) and all(isinstance(part, Batch) for part in batch.values()):
+        """Give the wrapped module the batch that its hook expects, then put the index back."""
+        if isinstance(batch, dict) and batch and all(isinstance(part, Batch) for part in batch.values()):
             return {name: self._call_hook(hook, part, *args) for name, part in batch.items()}
         if not isinstance(batch, Batch):
             return getattr(self.inner, hook)(batch, *args)
-        x, y = getattr(self.inner, hook)((batch.x, batch.y), *args)
-        index = batch.index
+        given: Any = batch.x, batch.y
+        if self._label_name is not None:
+            inputs = batch.x if isinstance(batch.x, Mapping) else {self.input_key: batch.x}
+            given = {**inputs, self._label_name: batch.y}
+        x, y, _ = self.unpack(getattr(self.inner, hook)(given, *args))
+        # labels of another shape are of mixed rows, which are none of the data's
+        index = batch.index if y.shape == batch.y.shape else None
         if index is not None and hook == "transfer_batch_to_device":
             index = index.to(args[0])
         return Batch(x, y, index)
-
-
-def with_transform_of(train: Any, val: Any) -> Any:
-    """A copy of `val` with the `transform` of `train`, also through `Subset`; None if they do not both have one."""
-    while isinstance(train, Subset):
-        train = train.dataset
-    if isinstance(val, Subset):
-        whole = with_transform_of(train, val.dataset)
-        return None if whole is None else Subset(whole, val.indices)
-    if getattr(train, "transform", None) is None or not hasattr(val, "transform") or type(train) is not type(val):
-        return None
-    augmented = copy.copy(val)
-    for name in ("transform", "transforms"):  # torchvision's data sets apply the second, made of the first
-        if hasattr(train, name):
-            setattr(augmented, name, getattr(train, name))
-    return augmented
-
-
-def is_random(dataset: Any) -> bool:
-    """Whether items differ when they are read again; the global random numbers are left as they were."""
-    with isolate_rng():
-        return not all(equal_inputs(dataset[i][0], dataset[i][0]) for i in range(min(2, len(dataset))))
-
-
-def _only_loader(loaders: Any, name: str) -> DataLoader[Any]:
-    """The one map-style loader, given by itself or as a list of one."""
-    found = type(loaders).__name__ + (f" of {len(loaders)}" if isinstance(loaders, (list, dict)) else "")
-    if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
-        loaders = loaders[0]
-    if isinstance(loaders, DataLoader):
-        if not isinstance(loaders.dataset, IterableDataset) and hasattr(loaders.dataset, "__len__"):
-            return loaders
-        found = f"one of {type(loaders.dataset).__name__}, whose rows have no position"
-    raise TypeError(
-        f"expected {name}_dataloader of the wrapped data module to return one DataLoader of a map-style data set, "
-        f"found {found}. Let it return one, e.g. over a ConcatDataset; give the data set __getitem__ and __len__."
-    )
-
-
-def read_labels(dataset: Any, name: str) -> Labels:
-    """The class number of every ``(x, y)`` item, ``(n,)``: as the data set gives them if a few items agree, or read."""
-    n, known = len(dataset), _known(dataset)
-    with isolate_rng():  # items may be augmented
-        some = np.unique(np.linspace(0, n - 1, num=min(n, 8)).astype(int))
-        seen = [_label(dataset, int(i), name) for i in some]
-        if known is not None and len(known) == n and known[some].tolist() == seen:
-            return known
-        walk = track(range(n), description=f"Reading labels of the {name} data", disable=n <= 2000)
-        return np.array([_label(dataset, i, name) for i in walk], dtype=np.int64)
-
-
-def _known(dataset: Any) -> Labels | None:
-    """Labels that the data set gives without reading items, in torchvision's attributes or a tensor; or None."""
-    if isinstance(dataset, Subset):
-        whole = _known(dataset.dataset)
-        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [labels for labels in map(_known, dataset.datasets) if labels is not None]
-        return np.concatenate(parts) if len(parts) == len(dataset.datasets) else None
-    if isinstance(dataset, TensorDataset):
-        found: Any = dataset.tensors[1] if len(dataset.tensors) == 2 else None
-    else:
-        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if found is None:
-        return None
-    try:
-        labels = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
-    except ValueError:  # a ragged list, e.g. of boxes
-        return None
-    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
-
-
-def _label(dataset: Any, i: int, name: str) -> int:
-    item = dataset[i]
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        found = type(item).__name__ + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
-        raise TypeError(f"expected items (x, y) of the {name} data set, found a {found}: return such pairs")
-    try:
-        return operator.index(item[1])
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"expected class numbers as labels of the {name} data set, found {item[1]!r} in item {i}. "
-            "Let its items be (x, y), y an integer."
-        ) from None

@@ -11,6 +11,8 @@ from lit_kd.types import UNLABELED
 Positions = npt.NDArray[np.int64]
 """Row numbers."""
 Matrix = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.float64]
+"""How often each row is drawn, ``(n,)``, up to a factor."""
 Labels = npt.NDArray[np.int64]
 """Class of each row, ``(n,)``; with several labels a sample, 0 or 1 for each, ``(n, C)``."""
 
@@ -159,6 +161,16 @@ def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
     """Which rows have a label, ``(n,)``."""
     known: npt.NDArray[np.bool_] = labels != UNLABELED
     return known if known.ndim == 1 else np.asarray(known.all(axis=1))
+
+
+def balanced_weights(labels: Labels) -> Weights:
+    """Weights by which all classes are drawn equally often, and rows without a label as often as without weights."""
+    if labels.ndim != 1:
+        raise ValueError("expected one class a sample with balanced row_weights, found several labels: give numbers")
+    weights, known = np.ones(len(labels)), has_label(labels)
+    _, classes, counts = np.unique(labels[known], return_inverse=True, return_counts=True)
+    weights[known] = known.sum() / (len(counts) * counts[classes])
+    return weights
 
 
 def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_kd.data.labels import Labels, Matrix, Positions, corrupt, count_rows, has_label, keep_labels, stratified_split
-from lit_kd.data.rows import Indexed, Rows, joined
+from lit_kd.data.rows import Indexed, JoinedRows, Rows
 from lit_kd.data.seeds import derive_seed
 from lit_kd.types import UNLABELED
 
@@ -29,6 +29,7 @@ class Source:
     val_labels: Labels | None = None
     val_train: Rows | None = None  # the same augmented, for meta rows that are trained on; else `val`
     unlike: str | None = None  # the error message if meta rows must not be trained on
+    soft: Tensor | None = None  # probabilities, (n, C), to train with in the place of labels; with own `val`
     identity: bytes = b""  # what tells this data set from another
 
 
@@ -61,6 +62,8 @@ class Partition:
         labeled: int | float | None,
         multilabel: bool,
     ) -> None:
+        if source.soft is not None and (matrix is not None or labeled is not None):
+            raise ValueError("expected class numbers as labels to make noisy or hide, found soft labels: remove noise")
         checked = partial(check_labels, num_classes=num_classes, multilabel=multilabel)
         labels = checked(source.labels, source.train, "training", missing=True)
         if len(source.plain) != len(source.train):
@@ -81,8 +84,8 @@ class Partition:
         else:
             own = checked(source.val_labels, source.val, "validation")
             # one numbering for both: the validation rows follow the pool
-            self.augmented = joined(source.train, source.val_train or source.val)
-            self.plain = joined(source.plain, source.val)
+            self.augmented = JoinedRows(source.train, source.val_train or source.val)
+            self.plain = JoinedRows(source.plain, source.val)
             clean = np.concatenate([labels, own])
             parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
             self.positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
@@ -114,7 +117,8 @@ class Partition:
             raise ValueError(self.source.unlike)
         parts = ("train", "meta") if meta else ("train",)
         positions = np.concatenate([self.positions[part] for part in parts])
-        return Indexed(self.augmented, positions, self.given[: len(positions)], torch.arange(len(positions)))
+        labels = self.given[: len(positions)] if self.source.soft is None else self.source.soft[positions]
+        return Indexed(self.augmented, positions, labels, torch.arange(len(positions)))
 
     def rows(self, index: Tensor, augmented: bool = False) -> Indexed:
         """Training rows and, behind them, meta rows, without augmentation unless it is asked for."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, default_collate
 
 from lit_kd.data.labels import Positions
-from lit_kd.types import Batch, Inputs
+from lit_kd.types import Batch, Inputs, as_batch
 
 Move = Callable[[Tensor], Tensor]
 """Brings inputs to a device, the same tensor only once."""
@@ -49,25 +49,61 @@ class TensorRows:
 
 @dataclass(eq=False)
 class ItemRows:
-    """Inputs of a map-style data set of ``(x, y)`` items, collated to such batches; our labels replace its own."""
+    """Inputs of a map-style data set, collated to batches that `unpack` reads; our labels replace its own.
+
+    If `labels` are given, those that items have by themselves, ``(n,)`` or probabilities ``(n, C)``, collated labels
+    must equal them: the labels that replace them belong to the same rows.
+    """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] = default_collate
+    unpack: Callable[[Any], Batch] = as_batch
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fetch(self, positions: list[int]) -> Inputs:
         """The collated inputs at `positions`."""
-        batch = self.collate([self.dataset[p] for p in positions])
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError(f"expected the collate_fn to return a batch (x, y), found {type(batch).__name__}")
-        return cast(Inputs, batch[0])
+        batch = self.read(positions)
+        if self.labels is not None:
+            self._check(batch.y, positions, self.labels[positions])
+        return batch.x
+
+    def read(self, positions: list[int]) -> Batch:
+        """The collated inputs and labels at `positions`."""
+        items = [self.dataset[p] for p in positions]
+        missing = [p for p, item in zip(positions, items, strict=True) if item is None]
+        if missing:
+            name = type(self.dataset).__name__
+            raise ValueError(f"expected items in rows {missing} of {name}, found None: leave them out with a Subset")
+        return self.unpack(self.collate(items))
+
+    def followed_by(self, other: ItemRows) -> ItemRows:
+        """These rows, then others, read as these are."""
+        labels = None if self.labels is None or other.labels is None else torch.cat([self.labels, other.labels])
+        return ItemRows(ConcatDataset([self.dataset, other.dataset]), self.collate, self.unpack, labels)
+
+    def _check(self, y: Tensor, positions: list[int], expected: Tensor) -> None:
+        collate = getattr(self.collate, "__qualname__", type(self.collate).__name__)
+        if len(y) != len(expected):
+            raise ValueError(
+                f"expected {len(expected)} rows from the collate function {collate}, found {len(y)}: let it keep all, "
+                "and leave rows out of the data set, with a Subset"
+            )
+        if y.shape != expected.shape or not torch.equal(y, expected):
+            row = (y != expected).view(len(y), -1).any(1).int().argmax() if y.shape == expected.shape else 0
+            raise ValueError(
+                f"expected in a batch the label that row {positions[row]} of {type(self.dataset).__name__} has, "
+                f"{expected[row].tolist()}, found {y[row].tolist()}. If the collate function {collate} mixes rows, mix "
+                "in on_after_batch_transfer, with MixKD, or train without the wrapper. If items have other labels than "
+                "the attribute targets or labels of their data set, rename that. Else let an item's label never change"
+            )
 
 
 @dataclass(eq=False)
 class JoinedRows:
-    """See `joined`."""
+    """Two `Rows`, one after the other."""
 
     first: Rows
     second: Rows
@@ -83,20 +119,15 @@ class JoinedRows:
             return self.first.fetch(front)
         if not front:
             return self.second.fetch(back)
+        if isinstance(self.first, ItemRows) and isinstance(self.second, ItemRows):
+            # only a collate function can pad texts of unequal length
+            return self.first.followed_by(self.second).fetch(positions)
         a, b = self.first.fetch(front), self.second.fetch(back)
         # undo that the front rows come first now
         order = torch.tensor([p >= n for p in positions]).int().argsort(stable=True).argsort()
         if isinstance(a, Tensor):
             return torch.cat([a, cast(Tensor, b)])[order]
         return {key: torch.cat([a[key], cast(Mapping[str, Tensor], b)[key]])[order] for key in a}
-
-
-def joined(first: Rows, second: Rows) -> Rows:
-    """Two `Rows`, one after the other."""
-    if isinstance(first, ItemRows) and isinstance(second, ItemRows):
-        # one data set: only the collate function can pad texts of unequal length
-        return ItemRows(ConcatDataset([first.dataset, second.dataset]), first.collate)
-    return JoinedRows(first, second)
 
 
 def on_device(rows: Rows, move: Move) -> Rows:

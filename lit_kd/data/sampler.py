@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lit_kd.data.labels import Positions
+from lit_kd.data.labels import Positions, Weights
 from lit_kd.types import Batch
 
 
@@ -23,6 +23,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: This process, in ``[0, R)``.
         seed: Seed, at least 0.
         rows: Returns at each epoch's start the rows below `size` to draw from, int64, or None for all.
+        weights: How often to draw each row, with replacement, up to a factor. Default: no row twice before all others.
     """
 
     def __init__(
@@ -33,20 +34,25 @@ class EpochSampler(DistributedSampler[int]):
         rank: int = 0,
         seed: int = 0,
         rows: Callable[[], Positions | None] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"expected at least one row to draw from, found {size}. Give a non-empty data set.")
         self.size = size
         self.length = size if length is None else length
         self.rows = rows
+        self.weights = weights
         super().__init__(range(self.length), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
 
     def order(self) -> Positions:
         """The rows that all ranks together draw this epoch, in order, padding included."""
         rows = self.chosen()
         rng = np.random.default_rng([self.seed, self.epoch])
-        rounds = -(-self.length // len(rows))
-        draws = np.concatenate([rows[rng.permutation(len(rows))] for _ in range(rounds)])[: self.length]
+        if self.weights is None:
+            rounds = -(-self.length // len(rows))
+            draws = np.concatenate([rows[rng.permutation(len(rows))] for _ in range(rounds)])[: self.length]
+        else:
+            draws = rng.choice(rows, self.length, p=self.weights[rows] / self.weights[rows].sum())
         return np.resize(draws, self.total_size)
 
     def chosen(self) -> Positions:
@@ -60,6 +66,7 @@ class EpochSampler(DistributedSampler[int]):
                 "give indices, of a mask mask.nonzero().squeeze(1)"
             )
         rows = np.unique(asked[asked < self.size])
+        rows = rows if self.weights is None else rows[self.weights[rows] > 0]
         if not len(rows):
             raise ValueError(
                 f"expected at least one row to draw from, found none of the {self.size} training rows chosen: give the "
