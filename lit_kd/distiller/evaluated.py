@@ -5,13 +5,14 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from lit_kd.data import DistillationDataModule
 from lit_kd.data.sampler import own_rows
 from lit_kd.models.checkpoint import about_data, compare_data, remember_data
 from lit_kd.models.shim import Shim
 from lit_kd.models.taps import Tapped
 from lit_kd.terms import Task
 from lit_kd.terms.task import EvaluationMetrics
-from lit_kd.types import Batch, Inputs, Outputs, as_batch
+from lit_kd.types import Batch, Inputs, Outputs, as_batch, label_name
 
 
 class Evaluated(Shim):
@@ -44,8 +45,10 @@ class Evaluated(Shim):
             compare_data("the student", self.student, self.known, resumed=self.trainer.training)
 
     def unpack(self, batch: Any) -> Batch:
-        """What a loader gave; override it for batches that are neither ``(x, y)`` nor ``(x, y, index)``."""
-        return as_batch(batch)
+        """What a loader gave, as `as_batch` or the data module's wrapper reads it; override it for other batches."""
+        data = getattr(self.trainer, "datamodule", None)
+        read = data.unpack if isinstance(data, DistillationDataModule) else as_batch
+        return read(batch, multilabel=self.task.name == "multilabel")
 
     def forward(self, x: Inputs) -> Tensor:
         """The student's logits, ``(B, C)``."""
@@ -80,7 +83,9 @@ class Evaluated(Shim):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
-        x = batch if isinstance(batch, (Tensor, Mapping)) else self.unpack(batch).x
+        key = getattr(getattr(self.trainer, "datamodule", None), "label_key", None)
+        bare = isinstance(batch, Mapping) and label_name(batch, key) not in batch
+        x = batch if bare or isinstance(batch, Tensor) else self.unpack(batch).x
         return self.task.predict(self.task.probabilities(self(x).float()))
 
     def log_means(self, values: Mapping[str, Any], rows: int) -> None:
