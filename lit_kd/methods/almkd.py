@@ -4,15 +4,16 @@ import copy
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_rows
-from lit_kd.distiller.optimisation import planned_length
+from lit_kd.distiller.optimisation import likely_length
 from lit_kd.models import Network
 from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label
-from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
+from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_if_unheard, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
 from lit_kd.weightings.mean_teacher import check_eta, revised
@@ -90,7 +91,7 @@ class ALMKD(ManualOptimisation, Selective):
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """The rule's columns."""
-        data, epochs, teachers = self.data, planned_length(self)[0], len(self.teachers)
+        data, epochs, teachers = self.data, likely_length(self), len(self.teachers)
         check_maker(self.rule, table, fresh)
         self.rule.start(table, teachers, data.trusted, data.labels, epochs)
         if fresh and self.start_weights is not None:
@@ -103,13 +104,14 @@ class ALMKD(ManualOptimisation, Selective):
         super().on_train_epoch_start()
         self.look_ahead = LOOK_AHEADS[self.meta_gradient](self)
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The meta-step, then the student's step with the table's weights."""
         self.meta_batch = self.unpack(batch["meta"])
         self.look_ahead.before()
         loss = super().training_step(batch["train"], batch_idx)
         assert loss is not None
         self.update(loss, batch_idx)
+        return loss.detach()  # for callbacks
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""
@@ -124,6 +126,10 @@ class ALMKD(ManualOptimisation, Selective):
             with torch.autocast(self.device.type, enabled=False):  # counts are no matter for bfloat16
                 self.rule.renew(self.table, self.current_epoch)
         return losses, weights, extra
+
+    def on_train_end(self) -> None:
+        """Say so where the training stopped before the rule's time came."""
+        warn_if_unheard(self, self.current_epoch)
 
     @torch.no_grad()
     def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:
