@@ -43,13 +43,15 @@ class ManualOptimisation(Distiller):
 
     def update(self, loss: Tensor, batch_idx: int) -> None:
         """Backward, and after every n-th and the last batch clip, step, and step the schedulers."""
+        if self.trainer.fit_loop._skip_backward:  # private; so StochasticWeightAveraging tells its pass for BatchNorm
+            return
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         last = self.trainer.is_last_batch
         self.manual_backward(loss / self.accumulate_grad_batches)
         if last or (batch_idx + 1) % self.accumulate_grad_batches == 0:
             if self.gradient_clip_val is not None:
-                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
+                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val)
             optimizer.step()
             optimizer.zero_grad()
             self._step_schedulers("step")
