@@ -4,7 +4,6 @@ import copy
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_rows
 from lit_kd.distiller.optimisation import likely_length
@@ -13,7 +12,7 @@ from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label
-from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_if_unheard, warn_of_rule
+from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_rule, check_terms, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
 from lit_kd.weightings.mean_teacher import check_eta, revised
@@ -78,8 +77,8 @@ class ALMKD(ManualOptimisation, Selective):
         return self.task.teacher_term(self.temperature)
 
     def configure_callbacks(self) -> Any:
-        """What tells the rule of validations, too."""
-        return [*super().configure_callbacks(), *([TellRule()] if self.rule.wants_validation else [])]
+        """What tells the rule of validations, too, and the user of a rule whose time never came."""
+        return [*super().configure_callbacks(), SayIfUnheard(), *([TellRule()] if self.rule.wants_validation else [])]
 
     def setup(self, stage: str) -> None:
         """Refuse data, rules and terms that would be wrong."""
@@ -104,14 +103,13 @@ class ALMKD(ManualOptimisation, Selective):
         super().on_train_epoch_start()
         self.look_ahead = LOOK_AHEADS[self.meta_gradient](self)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The meta-step, then the student's step with the table's weights."""
         self.meta_batch = self.unpack(batch["meta"])
         self.look_ahead.before()
         loss = super().training_step(batch["train"], batch_idx)
         assert loss is not None
-        self.update(loss, batch_idx)
-        return loss.detach()  # for callbacks
+        return self.update(loss, batch_idx)
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""
@@ -126,10 +124,6 @@ class ALMKD(ManualOptimisation, Selective):
             with torch.autocast(self.device.type, enabled=False):  # counts are no matter for bfloat16
                 self.rule.renew(self.table, self.current_epoch)
         return losses, weights, extra
-
-    def on_train_end(self) -> None:
-        """Say so where the training stopped before the rule's time came."""
-        warn_if_unheard(self, self.current_epoch)
 
     @torch.no_grad()
     def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_kd.data import DataModule
+from lit_kd.data import UNLABELED, DataModule
 from lit_kd.data.table import SampleTable
 from lit_kd.weightings.base import Rule
 
@@ -76,6 +77,14 @@ def warn_if_unheard(module: ALMKD, epochs: int | None) -> None:
             f"the rule {name} learns nothing in {epochs} epochs that the student trains with: all are warm-up. Train "
             f"longer, or pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"
         )
+
+
+class SayIfUnheard(Callback):
+    """Says so at the end of a training that stopped early."""
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        """See `warn_if_unheard`."""
+        warn_if_unheard(module, module.current_epoch)
 
 
 def warn_of_absent_classes(data: DataModule) -> None:

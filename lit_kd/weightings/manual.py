@@ -41,10 +41,10 @@ class ManualOptimisation(Distiller):
                 raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
             refuse_sharded(self)
 
-    def update(self, loss: Tensor, batch_idx: int) -> None:
-        """Backward, and after every n-th and the last batch clip, step, and step the schedulers."""
+    def update(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Backward, and after every n-th and the last batch clip, step, and step the schedulers. Return the loss."""
         if self.trainer.fit_loop._skip_backward:  # private; so StochasticWeightAveraging tells its pass for BatchNorm
-            return
+            return loss.detach()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         last = self.trainer.is_last_batch
@@ -57,6 +57,7 @@ class ManualOptimisation(Distiller):
             self._step_schedulers("step")
         if last:  # not in on_train_epoch_end: checkpoints are written before that
             self._step_schedulers("epoch")
+        return loss.detach()  # which Lightning's callbacks are given
 
     def _step_schedulers(self, interval: str) -> None:
         for config in self.trainer.lr_scheduler_configs:
