@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.spike import TrainingSpikeException
 from lightning.pytorch import callbacks
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from methods import CLASSES, Blobs, blobs, build, trained_teachers, trainer
 from test_every_method import Each, Record, module
 from torch import Tensor, nn
@@ -325,7 +326,7 @@ def test_flag(flags: dict[str, Any], kd: int | None, almkd: int | None, method: 
     fitted = trainer(**(quiet | flags))
     if updates is None:
         [(name, value)] = flags.items()
-        with pytest.raises(ValueError, match=rf"no {name} of the trainer, .*ALMKD\({name}={value}\)"):
+        with pytest.raises(MisconfigurationException, match=rf"manual.* Remove `Trainer\({name}={value}\)`"):
             fitted.fit(model, data)
         return
     fitted.fit(model, data)
