@@ -156,6 +156,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def wake(*models: nn.Module) -> None:
+    """Put models that came wholly in evaluation mode into training mode, except for parts that are frozen.
+
+    Where one layer is in training mode, others are not on purpose, such as BatchNorm of a frozen part.
+    """
+    for model in models:
+        if not any(layer.training for layer in model.modules() if not list(layer.children())):
+            model.train()
+            for part in model.modules():
+                if not any(p.requires_grad for p in part.parameters()) and any(True for _ in part.parameters()):
+                    part.eval()
+
+
 def full(tensor: Tensor) -> Tensor:
     """A tensor in at least float32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ class TestData:
         alone = DataLoader(TensorDataset(blobs()[0]), batch_size=8)
         refused(build("kd"), match, error=TypeError, train_dataloaders=alone)
 
+    @pytest.mark.parametrize("method", SOME)
+    def test_a_last_batch_of_one_row_for_batch_norm(self, method: str) -> None:
+        data = Blobs(batch_size=47 if method != "almkd-robust" else 71)  # of 48 rows, or with the meta rows 72
+        with pytest.raises(ValueError, match=r"leave out a batch of one row, drop_last=True, .*batch_size$"):
+            trainer().fit(build(method, "cnn-2"), data)
+        trainer().fit(build(method, "cnn-2"), Blobs(batch_size=data.batch_size, drop_last=True))
+
     def test_checkpoint_of_other_data_or_another_rule(self, tmp_path: Path) -> None:
         noise = {"noise": "symmetric", "noise_rate": 0.4, "seed": 0}
         fitted = trainer(max_steps=1)
@@ -142,6 +150,46 @@ class TestTeacher:
     def test_name_of_an_untrained_network(self) -> None:
         with pytest.warns(UserWarning, match=r"'mlp-8' is a model name: its weights are random. Give a checkpoint"):
             trainer(max_steps=1).fit(build("kd", teachers=["mlp-8"]), Blobs())
+
+
+def of_probabilities(model: Distiller, data: Any) -> list[str]:
+    """Who is said to give them, in two epochs."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer().fit(model, data)
+    said = [str(one.message) for one in caught]
+    return [text.removeprefix("expected logits of ").split(",")[0] for text in said if "like probabilities" in text]
+
+
+class TestProbabilities:
+    """Where logits are wanted; said once, at the first batch."""
+
+    @pytest.mark.parametrize("method", ["kd", "kd-teachers", "almkd-paper"])
+    def test_of_a_teacher(self, method: str) -> None:
+        teachers = [nn.Sequential(trained_teachers()[1], nn.Softmax(-1)), trained_teachers()[0]]
+        assert of_probabilities(build(method, teachers=teachers), Blobs()) == ["teacher 0"]
+
+    def test_of_a_student(self) -> None:
+        net = build_model("mlp-8", CLASSES, SHAPE)
+        assert of_probabilities(build("kd", nn.Sequential(net, nn.Softmax(-1))), Blobs()) == ["student"]
+
+    @pytest.mark.parametrize("last", [nn.Identity(), nn.LogSoftmax(-1), nn.ReLU(), nn.Sigmoid()])
+    def test_logits_of_any_kind_are_none(self, last: nn.Module) -> None:
+        student, teacher = build_model("mlp-8", CLASSES, SHAPE), trained_teachers()[0]
+        model = build("kd", nn.Sequential(student, last), teachers=[nn.Sequential(teacher, last)])
+        assert of_probabilities(model, Blobs()) == []
+
+    @pytest.mark.parametrize(("last", "found"), [(nn.Sigmoid(), ["teacher 0"]), (nn.Identity(), [])])
+    def test_of_several_labels(self, last: nn.Module, found: list[str]) -> None:
+        """An untrained student's logits may all be small and positive."""
+        x, y = blobs()
+        several = DataLoader(TensorDataset(x, torch.eye(CLASSES)[y].long()), batch_size=8)
+        student = build_model("mlp-8", CLASSES, SHAPE)
+        with torch.no_grad():
+            student[3].weight.zero_()  # type: ignore[index]
+            student[3].bias.fill_(0.1)  # type: ignore[index]
+        teacher = nn.Sequential(trained_teachers()[0], last)
+        assert of_probabilities(KD(student, teacher, num_classes=CLASSES, task="multilabel"), several) == found
 
 
 class Sick(nn.Module):

@@ -157,6 +157,17 @@ class TestRobust:
         expected = torch.full((teachers,), 8 * (1 - ratio))
         torch.testing.assert_close(teacher_quality(e.table), expected)
 
+    def test_labels_of_a_class_without_trusted_rows_are_believed(self, teachers: int) -> None:
+        """Nothing speaks against them; of other classes, wrong labels are found as before."""
+        e = Epochs([0.4] * teachers)
+        e.labels[TRAIN:][e.labels[TRAIN:] == 3] = 4
+        e.start()
+        clean = e.run(3)["clean_probability"]
+        absent, noisy = e.labels == 3, torch.from_numpy(e.noisy)
+        assert (clean[absent] == 1).all()
+        assert (clean[noisy & ~absent] < 0.1).float().mean() > 0.9
+        assert (clean[~noisy & ~absent] > 0.9).float().mean() > 0.9
+
     def test_rows_not_seen_keep_their_evidence(self, teachers: int) -> None:
         e = Epochs([0.4] * teachers)
         e.run(2)

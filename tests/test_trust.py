@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.callbacks import EarlyStopping
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trainer
+from test_every_method import Each
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -147,7 +151,51 @@ def test_a_rule_that_never_acts_says_so() -> None:
 
 def test_unknown_length_needs_a_warm_up() -> None:
     with pytest.raises(ValueError, match=r"expected to know how long the training is.*warmup_epochs"):
-        trainer(max_epochs=-1, max_time={"seconds": 1}).fit(build("almkd-robust"), Blobs())
+        trainer(max_epochs=-1).fit(build("almkd-robust"), Blobs())
+
+
+def stops(after: int) -> EarlyStopping:
+    """Nothing is ever good enough for it."""
+    return EarlyStopping("train/loss", min_delta=99.0, patience=after - 1, check_on_train_epoch_end=True)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1000, 10), (-1, 10), (40, 4)])
+def test_a_training_that_may_stop_early_has_a_short_warm_up(epochs: int, warmup: int) -> None:
+    """A tenth of 100 epochs, not of those that nobody expects to see."""
+    for watch in {"callbacks": stops(2)}, {"max_time": {"seconds": 0}}:
+        model = build("almkd-robust")
+        trainer(max_epochs=epochs, **watch).fit(model, Blobs())
+        assert model.rule.warmup == warmup
+
+
+@pytest.mark.parametrize("method", ["almkd-robust", "almkd-amal", "posterior", "weighted"])
+def test_a_training_that_stops_within_the_warm_up_says_so(method: str) -> None:
+    model = build(method)
+    (model.rule if isinstance(model, ALMKD) else model).warmup_epochs = 3
+    planned: list[str] = []
+    for stop, said in (3, True), (4, False):
+        watch = Each(lambda *_: planned.extend(str(one.message) for one in caught), "on_train_start")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(max_epochs=9, callbacks=[stops(stop), watch]).fit(copy.deepcopy(model), Blobs())
+        found = [one for one in caught if re.search("learns nothing in 3 epochs|all 3 epochs", str(one.message))]
+        assert len(found) == said
+    assert not any("epochs" in text for text in planned)  # it was not to be foreseen
+
+
+@pytest.mark.parametrize("method", ["almkd-paper", "posterior", "weighted"])
+def test_a_class_without_a_meta_row_is_named(method: str) -> None:
+    x, y = blobs(150)
+    lacks = [(x[:90], y[:90]), (x[90:][y[90:] != 2], y[90:][y[90:] != 2])]
+    whole = [(x[:90], y[:90]), (x[90:], y[90:])]
+    for parts, said in (lacks, True), (whole, False):
+        train, val = (TensorDataset(*part) for part in parts)
+        inner = LightningDataModule.from_datasets(train, val, batch_size=8)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer().fit(build(method), DistillationDataModule(inner, num_classes=CLASSES))
+        found = [one for one in caught if "no meta row has a class of [2]" in str(one.message)]
+        assert len(found) == said
 
 
 def test_teacher_that_shares_layers_with_the_student() -> None:

@@ -21,7 +21,7 @@ from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import EvaluationMetrics, check_outputs
-from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice
+from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, wake
 
 
 class Distiller(Evaluated):
@@ -55,6 +55,7 @@ class Distiller(Evaluated):
     changes_batches: ClassVar[bool] = False  # whether rows are no rows of the data's: nothing is kept of them
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
     settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take
+    lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder found
     trains_on_meta: bool = False  # whether the meta rows join the training rows
     student_taps: tuple[str, ...] = ()  # layers whose features the method itself reads; terms have their own
     teachers: Teachers
@@ -163,15 +164,13 @@ class Distiller(Evaluated):
             teacher_taps = self.terms.taps("teacher") if self.terms else ()
             self.teachers = load_teachers(self, self._teacher_specs, teacher_taps, required=training)
         if training:
+            wake(self.student, *self.peers.values())
             with seeded("parts of the student"):
                 self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
         if training and PENULTIMATE in taps:
             find_head(self.student, first_batch(self).x)
         self.tapped_student = prepare_student(self.student, taps, self.speed)
-        if training:
-            self.student.train()  # whatever mode it came in; Lightning keeps it
-            self.peers.train()
         if new and self.terms is not None and self.terms.has_parts:
             student, teachers = first_outputs(self)
             sources = [*teachers, *[student] * self.num_sources]  # peers are like the student
@@ -198,17 +197,21 @@ class Distiller(Evaluated):
         """The optimizer, with its scheduler."""
         return configure(self)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether there is state by sample, the method's own or a term's."""
+        return type(self).start_table is not Distiller.start_table or any(term.keeps_rows for term in self.terms or ())
+
     def on_fit_start(self) -> None:
         """Make the table of state by sample, or go on with a restored one."""
-        keeping = [term for term in self.terms or () if term.keeps_rows]
-        if not keeping and type(self).start_table is Distiller.start_table:
+        if not self.keeps_rows:
             return
         labels, joined = self.data.labels, self.trains_on_meta or self.data.train_on_meta
         old = self.table if self._restored is None else SampleTable.from_state_dict(self._restored)
         table = old or SampleTable(len(labels), self.data.fingerprint)
         table.check(len(labels), self.data.fingerprint)
         self.start_table(table, fresh=old is None)
-        for term in keeping:
+        for term in (term for term in self.terms or () if term.keeps_rows):
             term.start(table, labels if joined else labels[: self.data.train_size])
         table.apply(lambda column: column.to(self.device))
         self.table, self._restored = table, None
@@ -225,7 +228,8 @@ class Distiller(Evaluated):
         teachers = self.ask(batch)  # first, while no activations of the student take memory
         student = student or self.tapped_student(batch.x)
         named = {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student}
-        check_outputs(self.task, batch.y, named, self.num_classes, missing=training)
+        first = training and self.trainer.fit_loop.total_batch_idx == 0
+        check_outputs(self.task, batch.y, named, self.num_classes, missing=training, first=first)
         return student, teachers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:

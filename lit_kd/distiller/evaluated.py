@@ -19,10 +19,10 @@ class Evaluated(Shim):
     """A student, and peers that learn with it, measured on validation and test data."""
 
     task: Task
+    num_classes: int
     student: nn.Module
     peers: nn.ModuleDict
     metrics: nn.ModuleDict
-    num_classes: int
     known: dict[str, Any] | None = None  # what is known of the trainer's data, or of the student's
     _seen = 0  # rows of an evaluation so far
 
@@ -65,11 +65,13 @@ class Evaluated(Shim):
     def evaluate(self, batch: Batch, stage: str, batch_idx: int, loader: int) -> dict[str, Any]:
         """Measure on the rows of a batch that no other process has."""
         student, teachers = self.outputs(batch)
-        metrics = cast(EvaluationMetrics, self.metrics[f"at_{stage}"])
+        name = f"at_{stage}_{loader}" if loader else f"at_{stage}"
+        if name not in self.metrics:  # those of a further loader
+            self.metrics[name] = EvaluationMetrics(stage, self.task, self.num_classes).to(self.device)
+        metrics = cast(EvaluationMetrics, self.metrics[name])
         if batch_idx == 0:
             self._seen = 0
-            if loader == 0:
-                metrics.reset()
+            metrics.reset()
         rows = own_rows(getattr(self.trainer, f"{stage}_dataloaders"), loader, self._seen, len(batch.y))
         self._seen += rows
         y, heard = batch.y[:rows], [teacher.logits[:rows] for teacher in teachers]
@@ -90,6 +92,6 @@ class Evaluated(Shim):
 
     def log_means(self, values: Mapping[str, Any], rows: int) -> None:
         """Log the epoch's means over so many rows, or metrics."""
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": rows}
         for name, value in values.items():
-            self.log(name, value, prog_bar=name in ("train/loss", "val/accuracy"), batch_size=rows, **options)
+            self.log(name, value, prog_bar=name in ("train/loss", "val/accuracy"), metric_attribute=name, **options)

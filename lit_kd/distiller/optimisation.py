@@ -4,13 +4,27 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_kd.models.taps import Composite
+
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
+
+LIKELY = 100  # epochs of a training that EarlyStopping or a Timer may end
 
 
 def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
@@ -20,6 +34,7 @@ def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
 
 def configure(module: "Distiller") -> Any:
     """The optimizer over what requires gradients, with a group for each further learner, and its scheduler."""
+    refuse_callbacks(module)
     peers = [list(peer.parameters()) for peer in module.peers.values()]
     apart = {id(p) for group in peers for p in group}
     own = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
@@ -27,6 +42,8 @@ def configure(module: "Distiller") -> Any:
         raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
     groups: Any = [{"params": group} for group in (own, *peers)]
     optimizer = module.optimizer(groups if peers else own)
+    for group in optimizer.param_groups if module.lr else ():
+        group["lr"] = module.lr
     if module.lr_scheduler is None:
         return optimizer
     given = module.lr_scheduler
@@ -56,7 +73,40 @@ def planned_length(module: "Distiller") -> tuple[int | None, int | None]:
     return (math.ceil(min(ends) / each), min(ends)) if ends else (None, None)
 
 
+def likely_length(module: "Distiller") -> int | None:
+    """How many epochs a training has, for who divides it into parts: not all that are planned, if it may stop early."""
+    epochs = planned_length(module)[0]
+    return min(epochs or LIKELY, LIKELY) if has_callback(module, EarlyStopping, Timer) else epochs
+
+
 def updates_per_epoch(module: "Distiller") -> int:
     """How many updates a whole epoch has, of a stream whose length is known."""
     own = getattr(module, "accumulate_grad_batches", None)  # in manual optimisation
     return max(1, math.ceil(module.trainer.num_training_batches / (own or module.trainer.accumulate_grad_batches)))
+
+
+def has_callback(module: "Distiller", *kinds: type[Callback]) -> bool:
+    """Whether the trainer has a callback of one of these classes."""
+    return any(isinstance(one, kinds) for one in module.trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
+
+
+def refuse_callbacks(module: "Distiller") -> None:
+    """Refuse callbacks of Lightning that cannot do here what they are for; a ValueError."""
+    name, manual = type(module).__name__, not module.automatic_optimization
+    parts = any(True for term in module.terms or () for _ in term.parameters())
+    composite = isinstance(module.student, Composite)
+    counts = module.lr_scheduler == "cosine" and module.lr_interval == "step"
+    tune = f"it runs before {name} has its state by sample. Use it on KD or Supervised with this student, then set"
+    early = f"it copies {name} before all that is trained is made."
+    own = f"{name} steps by itself. Use {name}(accumulate_grad_batches=...)"
+    for kind, refused, why in (
+        (LearningRateFinder, module.keeps_rows, f"{tune} model.lr to what it found"),
+        (BatchSizeFinder, module.keeps_rows, f"{tune} the data's batch_size to what it found"),
+        (StochasticWeightAveraging, composite, f"{early} Leave it out"),
+        (WeightAveraging, composite, f"{early} Leave it out"),
+        (WeightAveraging, parts, f"{early} Use StochasticWeightAveraging, which averages the student alone"),
+        (GradientAccumulationScheduler, manual, own),
+        (GradientAccumulationScheduler, counts, "lr_scheduler 'cosine' counts updates. Set lr_interval='epoch'"),
+    ):
+        if refused and has_callback(module, kind):
+            raise ValueError(f"expected no {kind.__name__} with {name}, found one: {why}")

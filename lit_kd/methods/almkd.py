@@ -6,13 +6,13 @@ from typing import Any, Literal
 import torch
 
 from lit_kd.data.table import SampleTable, all_rows
-from lit_kd.distiller.optimisation import planned_length
+from lit_kd.distiller.optimisation import likely_length
 from lit_kd.models import Network
 from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label
-from lit_kd.weightings.checks import check_maker, check_rule, check_terms, warn_of_rule
+from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_rule, check_terms, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
 from lit_kd.weightings.mean_teacher import check_eta, revised
@@ -77,8 +77,8 @@ class ALMKD(ManualOptimisation, Selective):
         return self.task.teacher_term(self.temperature)
 
     def configure_callbacks(self) -> Any:
-        """What tells the rule of validations, too."""
-        return [*super().configure_callbacks(), *([TellRule()] if self.rule.wants_validation else [])]
+        """What tells the rule of validations, too, and the user of a rule whose time never came."""
+        return [*super().configure_callbacks(), SayIfUnheard(), *([TellRule()] if self.rule.wants_validation else [])]
 
     def setup(self, stage: str) -> None:
         """Refuse data, rules and terms that would be wrong."""
@@ -90,7 +90,7 @@ class ALMKD(ManualOptimisation, Selective):
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """The rule's columns."""
-        data, epochs, teachers = self.data, planned_length(self)[0], len(self.teachers)
+        data, epochs, teachers = self.data, likely_length(self), len(self.teachers)
         check_maker(self.rule, table, fresh)
         self.rule.start(table, teachers, data.trusted, data.labels, epochs)
         if fresh and self.start_weights is not None:
@@ -103,13 +103,13 @@ class ALMKD(ManualOptimisation, Selective):
         super().on_train_epoch_start()
         self.look_ahead = LOOK_AHEADS[self.meta_gradient](self)
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The meta-step, then the student's step with the table's weights."""
         self.meta_batch = self.unpack(batch["meta"])
         self.look_ahead.before()
         loss = super().training_step(batch["train"], batch_idx)
         assert loss is not None
-        self.update(loss, batch_idx)
+        return self.update(loss, batch_idx)
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable
 from lit_kd.distiller import Distiller
-from lit_kd.distiller.optimisation import planned_length
+from lit_kd.distiller.optimisation import likely_length
 from lit_kd.losses import mean_teacher
 from lit_kd.models import Network
 from lit_kd.terms import SoftTarget, Weights
 from lit_kd.trust.posterior import Opinion, calibrate, habits, label_posterior, posterior_targets, stack
 from lit_kd.types import UNLABELED, Batch, Outputs, index_of
 from lit_kd.weightings.base import has_label
-from lit_kd.weightings.checks import warn_of_warmup
+from lit_kd.weightings.checks import warn_of_absent_classes, warn_of_warmup
 
 DECAY = 0.7  # of the running means of the student's and the teachers' probabilities
 
@@ -34,7 +34,8 @@ class PosteriorDistillation(Distiller):
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.
-        warmup_epochs: Epochs with the labels as they are; ``None``: a sixth of the training, at least one.
+        warmup_epochs: Epochs with the labels as they are; ``None``: a sixth of the training, at least one
+            epoch; of a training that may stop early, of 100 epochs at most.
         **base: See `lit_kd.Distiller`.
     """
 
@@ -60,7 +61,8 @@ class PosteriorDistillation(Distiller):
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """What is trained on, and what student and teachers have said so far."""
         self.data.require_meta("PosteriorDistillation, by which the teacher is calibrated")
-        epochs = planned_length(self)[0]
+        warn_of_absent_classes(self.data)
+        epochs = likely_length(self)
         if epochs is None:
             raise ValueError("expected to know how long the training is, found no end: set max_epochs or max_steps")
         self._half = epochs / 2
@@ -77,6 +79,10 @@ class PosteriorDistillation(Distiller):
             table["target"] = F.one_hot(y.where(labelled, 0), self.num_classes).float() * labelled.unsqueeze(1)
             for name in ("weights", "clean_probability"):
                 table[name][~labelled] = 0
+
+    def on_train_end(self) -> None:
+        """Say so where the training stopped within its warm-up."""
+        warn_of_warmup(self._warmup, self.current_epoch)
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """None: the target holds what teachers say; it is taken down, with what the student says."""

@@ -59,6 +59,10 @@ class WeightedDistillation(FewLabels):
             )
         warn_of_warmup(self.warmup_epochs, planned_length(self)[0])
 
+    def on_train_end(self) -> None:
+        """Say so where the training stopped within its warm-up."""
+        warn_of_warmup(self.warmup_epochs, self.current_epoch)
+
     def training_rows(self) -> Tensor | None:
         """Rows with a label, while the student warms up, if there are any."""
         labeled = has_label(self.data.labels[: self.data.train_size]).nonzero().squeeze(1)

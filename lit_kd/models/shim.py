@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Self
 
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
@@ -28,6 +28,11 @@ class Shim(LightningModule):
 def move(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
     """Change all parameters and buffers, as `Shim` does."""
     model._apply(fn)  # type: ignore[no-untyped-call]
+
+
+def only_statistics(trainer: Trainer) -> bool:
+    """Whether this is StochasticWeightAveraging's last pass, for BatchNorm, in which automatic optimisation rests."""
+    return trainer.fit_loop._skip_backward
 
 
 class GivenOptionsWin(LightningCLI):

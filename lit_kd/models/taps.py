@@ -48,9 +48,12 @@ class Tapped:
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # layers may raise any
             if "memory" in str(error):
                 raise
+            cure = "give a model made for such inputs, or other data"
+            if "more than 1 value per channel" in str(error):  # BatchNorm's
+                cure = "let the training loader leave out a batch of one row, drop_last=True, or set another batch_size"
             raise ValueError(
                 f"expected {type(self.model).__name__} to take the data's inputs, found that it does not "
-                f"({type(error).__name__}: {error}): give a model made for such inputs, or other data"
+                f"({type(error).__name__}: {error}): {cure}"
             ) from error
         finally:
             for hook in hooks:
@@ -189,7 +192,7 @@ class Composite(nn.Module):
             # no last ReLU, which could not reach negative features
             layers += [nn.Linear(given[0], wanted[0]), nn.ReLU(), nn.Linear(wanted[0], wanted[0])]
         self.projector = nn.Sequential(*layers)
-        self.head = head.requires_grad_(False)  # after the projector: it is the last linear layer
+        self.head = head.requires_grad_(False).train()  # after the projector: it is the last linear layer
         last_linear(self.body)[1].requires_grad_(False)  # nothing reads its outputs
 
     def rebuild(self, spec: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
@@ -141,10 +142,13 @@ TASKS = {
 }
 
 
-def check_outputs(task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_classes: int, missing: bool) -> None:
+def check_outputs(
+    task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_classes: int, missing: bool, first: bool = False
+) -> None:
     """Refuse labels and logits that do not fit; on an accelerator shapes only, as to read values would stall it.
 
-    Outputs are by the model's name: teachers first, as their numbers can spoil the student's.
+    Outputs are by the model's name: teachers first, as their numbers can spoil the student's. On the ``first`` batch,
+    warn of those that look like probabilities.
 
     Raises:
         ValueError: If logits are not ``(B, C)`` or not finite, labels are of another task, out of range, or missing
@@ -166,8 +170,24 @@ def check_outputs(task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_cla
                 f"expected finite numbers in {name}'s logits, found nan or infinity: check that the inputs are finite, "
                 f"or {cure}"
             )
+        if first:
+            _warn_of_probabilities(task, name, given.logits)
     if reads:
         task.check_labels(y, num_classes, missing)
+
+
+def _warn_of_probabilities(task: Task, name: str, logits: Tensor) -> None:
+    """Say so where a model gives probabilities in place of logits, as one does that ends in a softmax or sigmoid."""
+    numbers = logits.detach().float()
+    if task.name == "classification":
+        found = bool((numbers.sum(-1) - 1).abs().max() < 0.01)
+    else:
+        found = name != "student" and bool(numbers.max() <= 1)  # untrained logits may be so, too
+    if found and numbers.min() >= 0:
+        rank_zero_warn(
+            f"expected logits of {name}, found what looks like probabilities. Let the model end before its softmax or "
+            "sigmoid: the loss takes another one, after which next to nothing can be learned"
+        )
 
 
 class EvaluationMetrics(nn.Module):

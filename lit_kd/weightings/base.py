@@ -55,6 +55,9 @@ class Rule(ABC):
     wants_validation: ClassVar[bool] = False
     """Whether to call `validated`."""
 
+    late: ClassVar[bool] = False
+    """Whether what is observed in an epoch changes the weights of the next one only."""
+
     @abstractmethod
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the rule's columns.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_kd.data import DataModule
+from lit_kd.data import UNLABELED, DataModule
 from lit_kd.data.table import SampleTable
 from lit_kd.weightings.base import Rule
 
@@ -19,6 +20,7 @@ def check_rule(module: ALMKD) -> None:
     rule, name, task = module.rule, type(module.rule).__name__, module.task.name
     if task not in rule.tasks:
         raise ValueError(f"the rule {name} needs one class a sample, found task {task!r}: use the rule paper or amal")
+    warn_of_absent_classes(module.data)
     rows, batch = len(module.data.labels), module.data.batch_size * module.trainer.world_size
     if rule.trains_on_meta and batch >= rows:
         raise ValueError(
@@ -64,10 +66,36 @@ def warn_of_rule(module: ALMKD, epochs: int | None) -> None:
             "labels that are right are heard alone, unless an earlier part of the run compared both. Give the data "
             "a val split, and leave limit_val_batches and check_val_every_n_epoch unset"
         )
-    if epochs is not None and not any(map(rule.active, range(epochs))):
+    warn_if_unheard(module, epochs)
+
+
+def warn_if_unheard(module: ALMKD, epochs: int | None) -> None:
+    """Say so where the student learns with the first weights alone, in a training of so many epochs."""
+    rule, name = module.rule, type(module.rule).__name__
+    if epochs is not None and not any(map(rule.active, range(epochs - rule.late))):
         rank_zero_warn(
-            f"the rule {name} learns nothing in {epochs} epochs: its weights stay as they start. Train longer, or "
-            f"pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"
+            f"the rule {name} learns nothing in {epochs} epochs that the student trains with: all are warm-up. Train "
+            f"longer, or pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"
+        )
+
+
+class SayIfUnheard(Callback):
+    """Says so at the end of a training that stopped early."""
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        """See `warn_if_unheard`."""
+        warn_if_unheard(module, module.current_epoch)
+
+
+def warn_of_absent_classes(data: DataModule) -> None:
+    """Say so where no trusted row has a class that is trained on."""
+    both = data.labels, data.labels[data.trusted]
+    classes = [(rows == 1).any(0).nonzero().flatten() if data.multilabel else rows for rows in both]
+    absent = sorted(set(classes[0].tolist()) - set(classes[1].tolist()) - {UNLABELED})
+    if absent and data.meta_size:
+        rank_zero_warn(
+            f"no meta row has a class of {absent}, which training rows have: nothing tells right labels of them from "
+            "wrong ones. Give the meta split, or the validation rows that it is cut from, rows of each class"
         )
 
 

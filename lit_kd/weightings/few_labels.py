@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
+from lit_kd.weightings.checks import warn_of_absent_classes
 from lit_kd.weightings.mean_teacher import as_one
 
 
@@ -33,6 +34,7 @@ class FewLabels(Distiller):
         super().on_fit_start()
         method = type(self).__name__
         self.data.require_meta(method)
+        warn_of_absent_classes(self.data)
         if (self.data.labels != UNLABELED).all():
             rank_zero_warn(
                 f"all training rows have a label: {method} hears its teacher only on those without. Set the data's "

@@ -70,7 +70,7 @@ class LastLayer(LookAhead):
         # over so many meta rows of each process the validation loss is taken
         self.meta_rows = max(min(module.rule.meta_rows or 0, module.data.meta_size), 1) / module.trainer.world_size
         self.path, self.layer = last_linear(module.student)
-        self.parameter = self.layer.weight
+        self.parameter = getattr(self.layer, "weight_orig", self.layer.weight)  # so Lightning's ModelPruning renames it
         self.rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         """Features, labels and sample indices of each of the latest meta batches."""
 

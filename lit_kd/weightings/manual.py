@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
+from lit_kd.models.shim import only_statistics
 
 PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau
 
@@ -41,20 +42,23 @@ class ManualOptimisation(Distiller):
                 raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
             refuse_sharded(self)
 
-    def update(self, loss: Tensor, batch_idx: int) -> None:
-        """Backward, and after every n-th and the last batch clip, step, and step the schedulers."""
+    def update(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Backward, and after every n-th and the last batch clip, step, and step the schedulers. Return the loss."""
+        if only_statistics(self.trainer):
+            return loss.detach()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         last = self.trainer.is_last_batch
         self.manual_backward(loss / self.accumulate_grad_batches)
         if last or (batch_idx + 1) % self.accumulate_grad_batches == 0:
             if self.gradient_clip_val is not None:
-                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
+                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val)
             optimizer.step()
             optimizer.zero_grad()
             self._step_schedulers("step")
         if last:  # not in on_train_epoch_end: checkpoints are written before that
             self._step_schedulers("epoch")
+        return loss.detach()  # which Lightning's callbacks are given
 
     def _step_schedulers(self, interval: str) -> None:
         for config in self.trainer.lr_scheduler_configs:

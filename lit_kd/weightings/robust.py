@@ -43,13 +43,14 @@ class Robust(Rule):
     and limits: docs/methods/almkd.md, "The rule robust".
 
     Args:
-        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a tenth of the training. It counts as a
-            tenth of a training whose length nobody knows.
+        warmup_epochs: Epochs on labels alone before the first fit; ``None``: a tenth of the training, or of 100 epochs
+            if it is longer and may stop early. It counts as a tenth of a training whose length nobody knows.
     """
 
     trains_on_meta = True
     meta_rows = 512
     wants_validation = True
+    late = True
     tasks = ("classification",)
 
     def __init__(self, warmup_epochs: int | None = None) -> None:
@@ -122,7 +123,9 @@ class Robust(Rule):
         gather(table, seen, labelled)
         known = (table["epochs"] > 0) & labelled
         classes = table["teacher_class"].long()
-        table["clean_probability"] = clean = clean_probability(table, labelled, trusted, known)
+        vouched = torch.isin(labels, labels[trusted])  # nothing speaks against labels of a class without trusted rows
+        clean = clean_probability(table, labelled, trusted, known & vouched)
+        table["clean_probability"] = clean = clean.where(vouched, labelled.to(clean))
         quality = teacher_quality(table) * (epoch + 1 >= round(SETTINGS.first_heard * self.warmup))
         trusted = trusted & known
         m = memorization(table, labels, trusted)
