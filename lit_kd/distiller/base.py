@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lit_kd.data import DataModule, SampleTable, data_of
 from lit_kd.data.rows import Indexed
@@ -20,7 +21,7 @@ from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
-from lit_kd.terms.task import EvaluationMetrics, check_outputs
+from lit_kd.terms.task import check_outputs
 from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, wake
 
 
@@ -44,6 +45,8 @@ class Distiller(Evaluated):
         optimizer: Maps parameters to an optimizer.
         lr_scheduler: Maps an optimizer to a scheduler; ``"cosine"`` anneals to 0; ``None``: a constant learning rate.
         lr_interval: Whether the scheduler steps once an epoch or once an update.
+        lr_monitor: The metric that a ReduceLROnPlateau follows, such as ``"val/nll"``.
+        metrics: Further metrics, of probabilities and labels, logged by their names as ``val/NAME`` and ``test/NAME``.
         teacher_cache: ``"memory"`` or a directory: ask teachers once a row, see `lit_kd.teachers.cache.TeacherCache`.
         channels_last: The layout of convolutions; ``None``: where it is safe and faster.
         compile: Compile student and teachers (`torch.compile`), which takes minutes.
@@ -77,6 +80,8 @@ class Distiller(Evaluated):
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: Literal["cosine"] | LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        lr_monitor: str | None = None,
+        metrics: MetricCollection | None = None,
         teacher_cache: str | TeacherCache | None = None,
         channels_last: bool | None = None,
         compile: bool = False,
@@ -93,10 +98,11 @@ class Distiller(Evaluated):
             # not its path: the checkpoint of this training stands by itself
             self.hparams["student"], self.hparams["input_shape"] = student_name(student)
         self.num_classes, self.input_shape = num_classes, input_shape
-        self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.lr_interval, self.lr_monitor, self._own_metrics = lr_interval, lr_monitor, (metrics,)
         self.teacher_cache = TeacherCache.of(teacher_cache)
         self.speed = Speed(channels_last, compile, teacher_precision)
-        self.metrics = nn.ModuleDict({f"at_{s}": EvaluationMetrics(s, self.task, num_classes) for s in ("val", "test")})
+        self.metrics = nn.ModuleDict({f"at_{stage}": self.make_metrics(stage) for stage in ("val", "test")})
         self.peers = nn.ModuleDict()  # further networks that learn, by name
         self.terms: TermSet | None = None  # made of the templates in `setup`
         self.teachers = Teachers()
@@ -268,7 +274,7 @@ class Distiller(Evaluated):
         if self._prepared != self.current_epoch:
             self._prepared = self.current_epoch
             self.prepare_epoch()
-            ours = isinstance(getattr(self.trainer, "datamodule", None), DataModule)
+            ours = isinstance(self.datamodule, DataModule)
             self._epoch_rows = self.training_rows() if ours else None
         return self._epoch_rows
 
@@ -280,7 +286,7 @@ class Distiller(Evaluated):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What who uses the student must know of the data, and the table; an override calls ``super()``."""
-        checkpoint["data"] = about_data(getattr(self.trainer, "datamodule", None), self.num_classes)
+        checkpoint["data"] = about_data(self.datamodule, self.num_classes)
         if self.table is not None:
             self.table.sync()
             checkpoint["sample_table"] = self.table.state_dict()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lit_kd.data import DistillationDataModule
 from lit_kd.data.sampler import own_rows
@@ -23,6 +24,7 @@ class Evaluated(Shim):
     student: nn.Module
     peers: nn.ModuleDict
     metrics: nn.ModuleDict
+    _own_metrics: tuple[MetricCollection | None]  # in a tuple, they are no submodule
     known: dict[str, Any] | None = None  # what is known of the trainer's data, or of the student's
     _seen = 0  # rows of an evaluation so far
 
@@ -32,8 +34,7 @@ class Evaluated(Shim):
 
     def setup(self, stage: str) -> None:
         """Compare the data with those that the student was trained on so far; a training makes them its own."""
-        data = getattr(self.trainer, "datamodule", None)
-        known = {**about_data(data, self.num_classes), "task": self.task.name}
+        known = {**about_data(self.datamodule, self.num_classes), "task": self.task.name}
         self.known = compare_data("the student", self.student, known)
         if stage == "fit":
             remember_data(self.student, self.known)
@@ -46,7 +47,7 @@ class Evaluated(Shim):
 
     def unpack(self, batch: Any) -> Batch:
         """What a loader gave, as `as_batch` or the data module's wrapper reads it; override it for other batches."""
-        data = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         read = data.unpack if isinstance(data, DistillationDataModule) else as_batch
         return read(batch, multilabel=self.task.name == "multilabel")
 
@@ -67,7 +68,7 @@ class Evaluated(Shim):
         student, teachers = self.outputs(batch)
         name = f"at_{stage}_{loader}" if loader else f"at_{stage}"
         if name not in self.metrics:  # those of a further loader
-            self.metrics[name] = EvaluationMetrics(stage, self.task, self.num_classes).to(self.device)
+            self.metrics[name] = self.make_metrics(stage).to(self.device)
         metrics = cast(EvaluationMetrics, self.metrics[name])
         if batch_idx == 0:
             self._seen = 0
@@ -83,9 +84,13 @@ class Evaluated(Shim):
         self.log_means(logged, rows)
         return found
 
+    def make_metrics(self, stage: str) -> EvaluationMetrics:
+        """Those of one loader: the task's, and the user's."""
+        return EvaluationMetrics(stage, self.task, self.num_classes, self._own_metrics[0])
+
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
-        key = getattr(getattr(self.trainer, "datamodule", None), "label_key", None)
+        key = getattr(self.datamodule, "label_key", None)
         bare = isinstance(batch, Mapping) and label_name(batch, key) not in batch
         x = batch if bare or isinstance(batch, Tensor) else self.unpack(batch).x
         return self.task.predict(self.task.probabilities(self(x).float()))

@@ -14,10 +14,9 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lit_kd.models.taps import Composite
 
@@ -49,8 +48,11 @@ def configure(module: "Distiller") -> Any:
     given = module.lr_scheduler
     scheduler = anneal(optimizer, module.schedule_length) if given == "cosine" else given(optimizer)
     config: dict[str, Any] = {"scheduler": scheduler, "interval": module.lr_interval}
-    if isinstance(scheduler, ReduceLROnPlateau) and module.automatic_optimization:
-        config["monitor"] = scheduler.monitor
+    if isinstance(scheduler, ReduceLROnPlateau):
+        module.lr_monitor = module.lr_monitor or getattr(scheduler, "monitor", None)  # Lightning's own class has it
+        if module.lr_monitor is None:
+            raise ValueError("expected the metric that ReduceLROnPlateau follows, found none: set lr_monitor='val/nll'")
+        config |= {"monitor": module.lr_monitor} if module.automatic_optimization else {}
     return {"optimizer": optimizer, "lr_scheduler": config}
 
 

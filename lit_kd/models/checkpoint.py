@@ -3,7 +3,7 @@
 import os
 import re
 import textwrap
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,26 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
+def as_plain(value: Any) -> Any:
+    """Paths, numpy's numbers, dataclasses and anybody's lists and mappings as plain values; others as they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: as_plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
+        return [as_plain(part) for part in value]
+    return value
+
+
 def keep_plain(values: MutableMapping[str, Any]) -> None:
-    """Convert paths, numpy's numbers and dataclasses to plain values, and remove the rest."""
+    """Convert values to plain ones, and remove those that cannot be."""
     for name, value in list(values.items()):
-        if isinstance(value, os.PathLike):
-            values[name] = os.fspath(value)
-        elif isinstance(value, np.generic):
-            values[name] = value.item()
-        elif is_dataclass(value) and not isinstance(value, type):
-            values[name] = asdict(value)
-        elif not is_plain(value):
+        values[name] = as_plain(value)
+        if not is_plain(values[name]):
             del values[name]
 
 

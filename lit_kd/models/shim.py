@@ -15,6 +15,11 @@ class Shim(LightningModule):
 
     teachers: Any
 
+    @property
+    def datamodule(self) -> Any:
+        """The trainer's, if there is one; Lightning's ``trainer`` raises where there is no trainer yet."""
+        return getattr(self._trainer, "datamodule", None)
+
     def _set_hparams(self, hp: Any) -> None:  # Lightning copies the hyperparameters next, live modules too
         super()._set_hparams(hp)
         keep_plain(self.hparams)

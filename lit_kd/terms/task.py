@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryF1Score,
     MulticlassAccuracy,
@@ -191,13 +191,18 @@ def _warn_of_probabilities(task: Task, name: str, logits: Tensor) -> None:
 
 
 class EvaluationMetrics(nn.Module):
-    """Metrics of one stage, ``"val"`` or ``"test"``, which begins their names."""
+    """Metrics of one stage, ``"val"`` or ``"test"``, which begins their names; copies of others join them."""
 
-    def __init__(self, stage: str, task: Task, num_classes: int) -> None:
+    def __init__(self, stage: str, task: Task, num_classes: int, others: MetricCollection | None = None) -> None:
         super().__init__()
         self.stage = stage
         self.task = task
-        self.metrics = nn.ModuleDict(task.metrics(num_classes))
+        metrics = task.metrics(num_classes)
+        for name, metric in others.items() if others else ():
+            if name in (*metrics, "nll", "teacher_agreement"):
+                raise ValueError(f"expected metrics with names of their own, found {name!r}, which is ours")
+            metrics[name] = metric.clone()
+        self.metrics = nn.ModuleDict(metrics)
         self.nll = MeanMetric()
 
     def reset(self) -> None:

@@ -73,13 +73,12 @@ class ManualOptimisation(Distiller):
         metrics = self.trainer.callback_metrics
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, PLATEAU):
-                monitor = getattr(config.scheduler, "monitor", None)  # Lightning's own has it, torch's has not
-                if monitor not in metrics or config.interval != "epoch":
+                if self.lr_monitor not in metrics or config.interval != "epoch":
                     raise ValueError(
-                        f"ReduceLROnPlateau follows the metric {monitor!r} each {config.interval}; expected "
-                        f"lr_interval 'epoch', and monitor of Lightning's ReduceLROnPlateau in {sorted(metrics)}"
+                        f"ReduceLROnPlateau follows the metric {self.lr_monitor!r} each {config.interval}; expected "
+                        f"lr_interval 'epoch', and lr_monitor in {sorted(metrics)}"
                     )
-                config.scheduler.step(metrics[monitor])
+                config.scheduler.step(metrics[self.lr_monitor])
 
     def on_validation_model_zero_grad(self) -> None:
         """Keep the gradients: validation may come between accumulated batches."""
