@@ -87,11 +87,11 @@ TO_ALMKD = {
 TO_LORA = {
     IMPORT: f"{IMPORT}\nfrom peft import LoraConfig, get_peft_model\nfrom lit_kd import KD",
     MODEL: f"""    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=4)
-    model = KD(get_peft_model(bert(), lora), teacher, num_classes=4, {ADAMW})""",
+    model = KD(get_peft_model(bert(), lora), teacher, num_classes=4, {ADAMW.replace("2e-3", "1e-2")})""",
 }
 
 
-def run(changes: dict[str, str], teacher: nn.Module | None = None, epochs: int = 8) -> tuple[LightningModule, float]:
+def run(changes: dict[str, str], teacher: nn.Module | None = None, epochs: int = 12) -> tuple[LightningModule, float]:
     """The project with some of its lines changed."""
     lines, space = PROJECT.splitlines(), dict[str, Any]()
     assert all(lines.count(line) == 1 for line in changes)
@@ -124,7 +124,7 @@ def test_a_few_changed_lines(changes: dict[str, str], most: int, teacher: nn.Mod
 
 
 def test_a_student_that_is_adapted_by_lora(teacher: nn.Module) -> None:
-    model, accuracy = run(TO_LORA, teacher, epochs=2)
+    model, accuracy = run(TO_LORA, teacher, epochs=12)
     learning = {name for name, p in model.student.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
     assert learning
     assert all("lora" in name or "classifier" in name for name in learning)
