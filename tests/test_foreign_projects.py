@@ -31,7 +31,6 @@ from torch.utils.data import (
 from lit_kd import KD, Supervised
 from lit_kd.data import UNLABELED, Batch, BlobsDataModule, DistillationDataModule, EpochSampler, as_batch
 from lit_kd.data.labels import balanced_weights
-from lit_kd.terms import Hint
 
 N = 30
 
@@ -485,10 +484,12 @@ class TestModules:
         assert inner.calls == ["prepare True", "prepare True", "no"]
 
     def test_rows_that_change_after_the_method_has_seen_some(self, tmp_path: Path) -> None:
-        def model() -> KD:
-            student, teacher = (nn.Sequential(nn.Linear(1, n), nn.Linear(n, 3)) for n in (4, 5))
-            return KD(student, teacher, num_classes=3, extra=[Hint("0", "0")], optimizer=careful)
+        class Early(Watched):
+            def setup(self, stage: str) -> None:
+                super().setup(stage)
+                self.trainer.fit_loop.setup_data()
 
+        model = Early
         inner = Folds()
         one = trainer(max_epochs=1)
         one.fit(model(), DistillationDataModule(inner, num_classes=3))

@@ -443,10 +443,10 @@ class TestSeveralLoaders:
         """As Lightning names them, in training, validation and test, and again in a training after a validation."""
         x, y = blobs()
         easy, wrong = TensorDataset(x, y), TensorDataset(x, (y + 1) % CLASSES)
-        loaders = [DataLoader(easy, 16), DataLoader(wrong, 24)]
+        loaders = [DataLoader(easy, batch_size=16), DataLoader(wrong, batch_size=24)]
         model, fitted = KD(module("mlp-8"), trained_teachers()[0], num_classes=CLASSES), trainer(max_epochs=6)
         fitted.validate(model, loaders, verbose=False)
-        fitted.fit(model, DataLoader(easy, 8, shuffle=True), {"easy": loaders[0], "wrong": loaders[1]})
+        fitted.fit(model, DataLoader(easy, batch_size=8, shuffle=True), {"easy": loaders[0], "wrong": loaders[1]})
         found = {name: value.item() for name, value in fitted.callback_metrics.items()}
         assert found["val/accuracy/dataloader_idx_0"] > 0.9
         assert found["val/accuracy/dataloader_idx_1"] < 0.1

@@ -140,7 +140,7 @@ def test_the_seed_decides_the_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet21", r"expected a model of mlp-H.*resnet20.*timm/NAME; found unknown model 'resnet21'"),
+        ("resnet21", r"expected a model of mlp-H.*resnet20.*timm/NAME.*; found unknown model 'resnet21'"),
         ("", "found unknown model ''"),
         ("mlp-0", "expected a model of mlp-H"),
         ("mlp-٣", "expected a model of mlp-H"),

@@ -217,8 +217,10 @@ def test_frozen_student() -> None:
 def test_labels_that_are_no_class_numbers() -> None:
     x, y = rows(1)
     trainer().fit(Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, y.to(torch.uint8)), 32))
-    with pytest.raises(ValueError, match=r"expected labels of shape \(batch,\) and an integer type, found \(32, 1\)"):
-        trainer().fit(Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, y[:, None]), 32))
+    with pytest.raises(ValueError, match=r"expected labels of shape \(batch,\) and an integer type, found \(32, 2\)"):
+        trainer().fit(
+            Supervised(nn.Linear(16, 3), num_classes=3), DataLoader(TensorDataset(x, y[:, None].expand(-1, 2)), 32)
+        )
 
 
 def test_student_continued_from_a_checkpoint_stands_by_itself(teacher_file: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class DistillationDataModule(DataModule):
         **shared: See `DataModule`; not `val`.
 
     Examples:
+        >>> import torch
         >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
         >>> held = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
         >>> data = DistillationDataModule.from_datasets(rows, held, batch_size=4)

@@ -40,6 +40,8 @@ def resolve_model(
     """
     if isinstance(spec, nn.Module):
         return spec
+    if not isinstance(spec, (str, os.PathLike, Mapping)):
+        raise ValueError(f"expected a network: an nn.Module, a name, a path or a class_path; found {spec!r}")
     if not is_path(spec):
         model = build_model(spec, num_classes, input_shape, pretrained)
         if isinstance(spec, Mapping) and spec.get("checkpoint"):

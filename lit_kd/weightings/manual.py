@@ -35,12 +35,12 @@ class ManualOptimisation(Distiller):
 
     def setup(self, stage: str) -> None:
         """Refuse what a look-ahead cannot do right: fp16, and sharded students."""
-        super().setup(stage)
         if stage == "fit":
             name, precision = type(self).__name__, self.trainer.precision
             if precision in ("16-mixed", "16-true"):
                 raise ValueError(f"{name} does not support precision {precision}: use bf16-mixed or 32-true")
             refuse_sharded(self)
+        super().setup(stage)
 
     def update(self, loss: Tensor, batch_idx: int) -> Tensor:
         """Backward, and after every n-th and the last batch clip, step, and step the schedulers. Return the loss."""
