@@ -121,6 +121,27 @@ def index_of(batch: Batch) -> Tensor:
     return batch.index
 
 
+class Pair(tuple[Any, ...]):
+    """``(x, y)``, and behind it the batch that it is of, and the meta batch of ALM-KD."""
+
+    whole: Batch
+    meta: Batch | None
+
+
+class Named(dict[str, Any]):
+    """The same as a mapping of inputs and labels."""
+
+    whole: Batch
+    meta: Batch | None
+
+
+def as_theirs(whole: Batch, meta: Batch | None, label_key: str) -> Pair | Named:
+    """What a user's own steps see of a batch: `as_batch` backwards."""
+    seen = Named({**whole.x, label_key: whole.y}) if isinstance(whole.x, Mapping) else Pair(whole[:2])
+    seen.whole, seen.meta = whole, meta
+    return seen
+
+
 def run_model(model: Callable[..., Any], x: Inputs) -> Any:
     """Call a model with a tensor, or with a mapping as keyword arguments."""
     return model(**x) if isinstance(x, Mapping) else model(x)

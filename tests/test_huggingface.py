@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from lightning import LightningModule
@@ -93,7 +91,7 @@ TO_LORA = {
 
 def run(changes: dict[str, str], teacher: nn.Module | None = None, epochs: int = 12) -> tuple[LightningModule, float]:
     """The project with some of its lines changed."""
-    lines, space = PROJECT.splitlines(), dict[str, Any]()
+    lines, space = PROJECT.splitlines(), {"TEACHER": teacher}
     assert all(lines.count(line) == 1 for line in changes)
     exec("\n".join(changes.get(line, line) for line in lines), space)
     torch.manual_seed(0)
@@ -129,3 +127,22 @@ def test_a_student_that_is_adapted_by_lora(teacher: nn.Module) -> None:
     assert learning
     assert all("lora" in name or "classifier" in name for name in learning)
     assert accuracy > 0.25
+
+
+TO_MIXIN = {
+    IMPORT: f"{IMPORT}\nfrom lit_kd import ALMKD, Distilled\nfrom lit_kd.data import DistillationDataModule",
+    "class Classifier(LightningModule):": """class Classifier(Distilled, LightningModule):
+    def configure_distillation(self):
+        return ALMKD(self.net, TEACHER, num_classes=4)
+""",
+    "        return self.net(**batch).loss": """        logits = self.net(**batch).logits
+        return self.distillation(logits, batch).mean()""",
+    DATA: "    data = DistillationDataModule(Reviews())",
+}
+
+
+def test_a_module_of_their_own(teacher: nn.Module) -> None:
+    """Its steps see the mappings that the data give."""
+    model, accuracy = run(TO_MIXIN, teacher)
+    assert accuracy > 0.6
+    assert model.method.table["weights"].shape == (240 + 40, 2)  # type: ignore[union-attr]

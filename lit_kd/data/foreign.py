@@ -247,7 +247,7 @@ class DistillationDataModule(DataModule):
         self._options["train"] = {key: found[key] for key in items.WORKERS}
         with isolate_rng():
             first = train.collate([train.dataset[0]]) if len(train.dataset) else None
-        self._label_name = label_name(first, self.label_key) if isinstance(first, Mapping) else None
+        self.labels_at = label_name(first, self.label_key) if isinstance(first, Mapping) else None
 
     def _items(self, found: items.Loading, name: str) -> tuple[ItemRows, Tensor]:
         rows = ItemRows(found.dataset, found.collate, self.unpack)
@@ -277,9 +277,9 @@ class DistillationDataModule(DataModule):
         if not isinstance(batch, Batch):
             return getattr(self.inner, hook)(batch, *args)
         given: Any = batch.x, batch.y
-        if self._label_name is not None:
+        if self.labels_at is not None:
             inputs = batch.x if isinstance(batch.x, Mapping) else {self.input_key: batch.x}
-            given = {**inputs, self._label_name: batch.y}
+            given = {**inputs, self.labels_at: batch.y}
         x, y, _ = self.unpack(getattr(self.inner, hook)(given, *args))
         # labels of another shape are of mixed rows, which are none of the data's
         index = batch.index if y.shape == batch.y.shape else None

@@ -12,14 +12,7 @@ from lit_kd.methods.almkd import ALMKD
 from lit_kd.models.taps import Watch
 from lit_kd.teachers.cache import FillTeacherCache
 from lit_kd.terms.base import row_losses, weighted_means
-from lit_kd.types import Batch, Outputs
-
-
-class Pair(tuple[Any, ...]):
-    """What your steps see of a batch of ours, ``(x, y)``, and behind it the batch, and the meta batch of ALM-KD."""
-
-    whole: Batch
-    meta: Batch | None
+from lit_kd.types import Batch, Outputs, as_theirs
 
 
 class Distilled(LightningModule):
@@ -27,11 +20,9 @@ class Distilled(LightningModule):
 
     Override `configure_distillation`, and call `distillation` in your training step. Optimizers, metrics, logs and
     further losses stay yours, and steps get ``(x, y)``, also from data modules of `lit_kd.data`. Every method runs in
-    automatic optimisation, and in a manual one of your own: the look-ahead of ALM-KD takes no step. ALM-KD's
-    ``gradient_clip_val`` and ``accumulate_grad_batches`` have no effect here; set those of the trainer.
-
-    Hooks that you override must call ``super()``. Methods that change batches, or train further networks, cannot be
-    used.
+    automatic optimisation, and in a manual one of your own: the look-ahead of ALM-KD takes no step, and its
+    ``gradient_clip_val`` and ``accumulate_grad_batches`` have no effect here. Hooks that you override must call
+    ``super()``. Methods that change batches, or train further networks, cannot be used.
     """
 
     _method: tuple[Distiller, ...] = ()  # in a tuple, it is no submodule: the student is yours
@@ -69,6 +60,10 @@ class Distilled(LightningModule):
         method.log_means({f"distillation/{name}": mean for name, mean in means.items()}, len(logits))
         return row_losses(losses, weights, extra)
 
+    @property
+    def _fitting(self) -> bool:
+        return self.trainer.state.fn == TrainerFn.FITTING
+
     # what our data modules ask for
     needs_meta = property(lambda self: self.method.needs_meta)
     trains_on_meta = property(lambda self: self.method.trains_on_meta)
@@ -77,7 +72,7 @@ class Distilled(LightningModule):
     def configure_callbacks(self) -> Any:
         """What fills the cache of teachers."""
         own: Any = super().configure_callbacks()
-        return [*own, *([FillTeacherCache(self.method)] if self.method.teacher_cache else [])]
+        return [*own, *([FillTeacherCache(self.method)] if self._fitting and self.method.teacher_cache else [])]
 
     def setup(self, stage: str) -> None:
         """Set up the method for a training; its terms' parts are trained and saved with yours."""
@@ -101,33 +96,32 @@ class Distilled(LightningModule):
         self.method.on_train_epoch_start()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Show your steps ``(x, y)``."""
+        """Show your steps ``(x, y)``, or the mapping that your data gave."""
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         parts = batch if isinstance(batch, dict) and batch.keys() == {"train", "meta"} else {"train": batch}
         if not isinstance(parts["train"], Batch):
             return batch
-        pair = Pair(parts["train"][:2])
-        pair.whole, pair.meta = parts["train"], parts.get("meta")
-        return pair
+        key = getattr(getattr(self.trainer, "datamodule", None), "labels_at", None) or "labels"
+        return as_theirs(parts["train"], parts.get("meta"), key)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Keep the meta batch."""
         if isinstance(self.method, ALMKD):
-            if not isinstance(batch, Pair) or batch.meta is None:
-                raise ValueError(
-                    f"expected batches with a meta batch, found {type(batch).__name__}: pass trainer.fit a data module "
-                    "of lit_kd.data, and override on_after_batch_transfer in your module, with super(), not in the data"
-                )
-            self.method.meta_batch = batch.meta
+            meta = getattr(batch, "meta", None)
+            if meta is None:
+                cure = "pass a data module of lit_kd.data, whose on_after_batch_transfer is not overridden"
+                raise ValueError(f"expected batches with a meta batch, found {type(batch).__name__}: {cure}")
+            self.method.meta_batch = meta
             self.method.look_ahead.before()
         return super().on_train_batch_start(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Let ALM-KD's rule compare student and teachers on validation rows."""
         super().on_validation_epoch_end()
+        if not self._fitting or self.trainer.sanity_checking:
+            return
         method = self.method
-        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
-        if fitting and isinstance(method, ALMKD) and method.rule.wants_validation and method.table:
+        if isinstance(method, ALMKD) and method.rule.wants_validation:
             student, teachers, y = method.predict_rows(method.data.parts.val)
             wrong = torch.stack([(out.logits.argmax(-1) != y).sum() for out in (student, *teachers)])
             method.rule.validated(method.table, wrong, torch.tensor(len(y), device=y.device))
@@ -145,12 +139,12 @@ class Distilled(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the table up again."""
         super().on_load_checkpoint(checkpoint)
-        if self.method.terms is not None:
+        if self._method and self.method.terms is not None:
             self.method.on_load_checkpoint(checkpoint)
 
     def teardown(self, stage: str) -> None:
         """Stop watching."""
         super().teardown(stage)
-        if self._watch is not None:
+        if self._watch:
             self._watch.stop()
-            self._watch = None
+        self._watch = None
