@@ -97,8 +97,10 @@ class TestClassPaths:
         Path("own.yaml").write_text(json.dumps({"model": {"class_path": "Supervised", "init_args": {"student": own}}}))
         call("fit", *configs("supervised"), "--config", "own.yaml", *short)
         trained = version(0) / "checkpoints" / "last.ckpt"
-        assert isinstance(load_student(trained), Net)
-        call("fit", *configs("kd"), *short, "--model.student=mlp-8", f"--model.teacher={trained}")
+        with pytest.raises(ValueError, match=r"found a class of yours, .*give it as class_path, with checkpoint"):
+            load_student(trained)
+        teacher = own | {"checkpoint": str(trained), "prefix": "student."}
+        call("fit", *configs("kd"), *short, "--model.student=mlp-8", f"--model.teacher={json.dumps(teacher)}")
         call("test", "--config", version(1) / "config.yaml", "--ckpt_path", version(1) / "checkpoints" / "last.ckpt")
 
     def test_an_import_path_alone(self) -> None:

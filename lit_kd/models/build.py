@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from .classes import build_class
+from .classes import build_class, is_class_path
 from .files import optional
 from .networks import ConvNet, ResNet, WideResNet, mlp
 
@@ -37,7 +37,7 @@ def build_model(
     """
     if isinstance(name, Mapping):
         return build_class(name, num_classes)
-    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+    if is_class_path(name):
         return build_class({"class_path": name}, num_classes)
     shape = tuple(input_shape or (3, 32, 32))
     library, _, member = name.partition("/")

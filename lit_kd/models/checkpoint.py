@@ -16,6 +16,7 @@ from lit_kd.models.files import CHECKPOINTS
 from lit_kd.models.images import ImageInput
 
 from .build import build_model
+from .classes import is_class_path
 from .taps import Composite
 
 _PREFIX = "student."
@@ -28,7 +29,7 @@ class SavedStudent:
     """A finished run's student, on the CPU in eval mode, and what its checkpoint tells about it."""
 
     model: nn.Module
-    name: str | dict[str, Any]
+    name: str
     num_classes: int
     task: str
     input_shape: tuple[int, ...] | None
@@ -41,7 +42,7 @@ def load_student(path: str | Path) -> nn.Module:
     return read_student(Path(path)).model
 
 
-def student_name(path: str | os.PathLike[str]) -> tuple[str | dict[str, Any], list[int] | None]:
+def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
@@ -60,10 +61,13 @@ def read_student(path: Path) -> SavedStudent:
             f"{path}: expected a lit_kd checkpoint, with weights under '{_PREFIX}' in its state_dict, found the keys "
             f"{textwrap.shorten(', '.join(map(str, state or checkpoint)) or 'none', 80)}: {_IN_PYTHON}"
         )
-    name: Any
     name, num_classes, input_shape = (hparams.get(key) for key in ("student", "num_classes", "input_shape"))
-    named = isinstance(name, Mapping) or (isinstance(name, str) and Path(name).suffix not in CHECKPOINTS)
-    if not (named and isinstance(num_classes, int)):
+    if isinstance(name, dict) or is_class_path(name):  # a file must not say which code to run
+        raise ValueError(
+            f"{path}: expected a student with a model's name, found a class of yours, {name}: give it as class_path, "
+            "with checkpoint and prefix 'student.', or load it by lit_kd.models.load_teacher"
+        )
+    if not isinstance(name, str) or Path(name).suffix in CHECKPOINTS or not isinstance(num_classes, int):
         raise ValueError(
             f"{path}: expected hyper_parameters with a model's name as student, and num_classes, found "
             f"{textwrap.shorten(repr(name), 60)} and {num_classes!r}: if it was a live nn.Module, {_IN_PYTHON}"

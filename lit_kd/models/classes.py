@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 from lit_kd.types import Inputs, evaluating, logits_of
 
 KEYS = ("class_path", "init_args", "checkpoint", "prefix", "logits", "head")
+
+
+def is_class_path(name: Any) -> bool:
+    """Whether a network is given by an import path, as ``"my_project.Net"``."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name) is not None
 
 
 def build_class(spec: Mapping[str, Any], num_classes: int) -> nn.Module:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ def export_student(
     input_shape: Sequence[int],
     class_names: Sequence[str] | None = None,
     image_input: ImageInput | None = None,
-    name: str | Mapping[str, Any] | None = None,
+    name: str | None = None,
     overwrite: bool = False,
 ) -> float:
     """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
