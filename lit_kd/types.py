@@ -142,6 +142,13 @@ def as_theirs(whole: Batch, meta: Batch | None, label_key: str) -> Pair | Named:
     return seen
 
 
+def as_ours(batch: Any) -> Any:
+    """The batch behind what `as_theirs` gave, with inputs that were changed in place; others as they are."""
+    if isinstance(batch, Named) and isinstance(batch.whole.x, Mapping) and batch.keys() >= batch.whole.x.keys():
+        return batch.whole._replace(x={name: batch[name] for name in batch.whole.x})
+    return getattr(batch, "whole", batch)
+
+
 def run_model(model: Callable[..., Any], x: Inputs) -> Any:
     """Call a model with a tensor, or with a mapping as keyword arguments."""
     return model(**x) if isinstance(x, Mapping) else model(x)
@@ -149,7 +156,7 @@ def run_model(model: Callable[..., Any], x: Inputs) -> Any:
 
 def read_logits(model: Callable[..., Any], out: Any) -> Tensor:
     """The logits in what a model returned, a tensor or an object with ``.logits``."""
-    place = getattr(model, "logits_in", None)  # see `lit_kd.models.adapt`
+    place = getattr(model, "lit_kd_logits", None)  # see `lit_kd.models.adapt`
     logits = getattr(out, "logits", out) if place is None or isinstance(out, Tensor) else out[place]
     if not isinstance(logits, Tensor):
         found = type(logits).__name__ + (f" with {list(logits)}" if isinstance(logits, Mapping) else "")
@@ -183,11 +190,16 @@ def wake(*models: nn.Module) -> None:
     Where one layer is in training mode, others are not on purpose, such as BatchNorm of a frozen part.
     """
     for model in models:
-        if not any(layer.training for layer in model.modules() if not list(layer.children())):
+        if not model.training or not any(layer.training for layer in model.modules() if not list(layer.children())):
             model.train()
             for part in model.modules():
                 if not any(p.requires_grad for p in part.parameters()) and any(True for _ in part.parameters()):
                     part.eval()
+
+
+def class_labels(y: Tensor) -> Tensor:
+    """Class numbers ``(B,)``: of soft labels ``(B, C)`` the most probable class, or `UNLABELED` where all are 0."""
+    return y.argmax(-1).where(y.any(-1), UNLABELED) if y.is_floating_point() else y
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -145,4 +145,4 @@ def test_a_module_of_their_own(teacher: nn.Module) -> None:
     """Its steps see the mappings that the data give."""
     model, accuracy = run(TO_MIXIN, teacher)
     assert accuracy > 0.6
-    assert model.method.table["weights"].shape == (240 + 40, 2)  # type: ignore[union-attr]
+    assert model.distiller.table["weights"].shape == (240 + 40, 2)  # type: ignore[union-attr]

@@ -82,9 +82,9 @@ def test_it_learns_what_the_method_learns(name: str) -> None:
     assert fitted.callback_metrics["val/mine"] > 0.5
     assert {"distillation/label", "distillation/loss"} <= set(fitted.callback_metrics)
     if expected.table is not None:
-        assert mine.method.table is not None
+        assert mine.distiller.table is not None
         for column, value in expected.table.columns.items():
-            torch.testing.assert_close(mine.method.table[column], value, equal_nan=True)
+            torch.testing.assert_close(mine.distiller.table[column], value, equal_nan=True)
 
 
 def test_further_losses_count() -> None:

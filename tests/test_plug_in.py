@@ -140,7 +140,7 @@ def test_a_module_of_your_own_keeps_its_losses_and_metrics(teacher: nn.Module) -
     assert len([line for line in new if line and line not in PROJECT.splitlines()]) == 6
     model, _, accuracy = run(TO_MIXIN, teacher)
     assert accuracy > 0.9
-    assert model.method.table.size == 120 + 30  # type: ignore[union-attr]
+    assert model.distiller.table.size == 120 + 30  # type: ignore[union-attr]
 
 
 def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:

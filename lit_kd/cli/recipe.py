@@ -74,7 +74,7 @@ def read_recipe(path: Path) -> Recipe:
         if row in teachers:
             known[row.removeprefix(f"{TEACHER} ")] = row
     seeds = content.get("seeds", [0, 1, 2])
-    if not isinstance(seeds, list) or not seeds:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ValueError(f"{path}: expected seeds, a list of whole numbers; found {seeds!r}")
     return Recipe(str(content.get("name", path.stem)), seeds, configs, list(teachers), taught_by)
 

@@ -95,7 +95,11 @@ class DistillationDataModule(DataModule):
         for hook in HOOKS:
             # set only where inner has its own: ours would otherwise replace the model's
             if is_overridden(hook, inner, DataHooks):
-                setattr(self, hook, partial(self._call_hook, hook))
+                if isinstance(label_key, int) and label_key != 1:
+                    raise ValueError(
+                        f"expected pairs (x, y) for {hook}, found label_key {label_key}: let items be pairs"
+                    )
+                setattr(self, hook, partial(self._hook, hook))
 
     @classmethod
     def from_loaders(cls, train: Any, val: Any = None, test: Any = None, **options: Any) -> "DistillationDataModule":
@@ -269,6 +273,12 @@ class DistillationDataModule(DataModule):
                 "items and fixed validation items. Pass val_train to DistillationDataModule, or choose a rule that "
                 "does not train on meta rows"
             )
+
+    def _hook(self, hook: str, batch: Any, *args: Any) -> Any:
+        """The wrapped module's hook, then that of who is trained, which Lightning would leave out."""
+        found = self._call_hook(hook, batch, *args)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return found if module is None or hook != HOOKS[2] else module.on_after_batch_transfer(found, *args)
 
     def _call_hook(self, hook: str, batch: Any, *args: Any) -> Any:
         """Give the wrapped module the batch that its hook expects, then put the index back."""

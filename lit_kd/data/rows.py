@@ -81,7 +81,8 @@ class ItemRows:
 
     def followed_by(self, other: ItemRows) -> ItemRows:
         """These rows, then others, read as these are."""
-        labels = None if self.labels is None or other.labels is None else torch.cat([self.labels, other.labels])
+        known = self.labels is not None and other.labels is not None and self.labels.dim() == other.labels.dim()
+        labels = torch.cat([self.labels, other.labels]) if known else None  # type: ignore[list-item]
         return ItemRows(ConcatDataset([self.dataset, other.dataset]), self.collate, self.unpack, labels)
 
     def _check(self, y: Tensor, positions: list[int], expected: Tensor) -> None:

@@ -12,11 +12,11 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
 from lit_kd.distiller.optimisation import configure, planned_length, sgd
-from lit_kd.models import Network, is_path, resolve_model, student_name
-from lit_kd.models.checkpoint import about_data, drop_unknown
-from lit_kd.models.classes import find_head
+from lit_kd.models import Network, resolve_model
+from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
+from lit_kd.models.given import remembered
 from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
-from lit_kd.teachers.modules import Teachers, as_specs, first_batch, load_teachers
+from lit_kd.teachers.modules import Teachers, as_specs, find_heads, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
@@ -94,9 +94,8 @@ class Distiller(Evaluated):
             raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape, pretrained=pretrained)
-        if is_path(student):
-            # not its path: the checkpoint of this training stands by itself
-            self.hparams["student"], self.hparams["input_shape"] = student_name(student)
+        self.hparams.update(remembered(student, input_shape))
+        keep_plain(self.hparams)
         self.num_classes, self.input_shape = num_classes, input_shape
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.lr_interval, self.lr_monitor, self._own_metrics = lr_interval, lr_monitor, (metrics,)
@@ -175,7 +174,7 @@ class Distiller(Evaluated):
                 self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
         if training and PENULTIMATE in taps:
-            find_head(self.student, first_batch(self).x)
+            find_heads(self, [self.student])
         self.tapped_student = prepare_student(self.student, taps, self.speed)
         if new and self.terms is not None and self.terms.has_parts:
             student, teachers = first_outputs(self)

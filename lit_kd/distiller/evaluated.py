@@ -90,9 +90,9 @@ class Evaluated(Shim):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
-        key = getattr(self.datamodule, "label_key", None)
-        bare = isinstance(batch, Mapping) and label_name(batch, key) not in batch
-        x = batch if bare or isinstance(batch, Tensor) else self.unpack(batch).x
+        label, inputs = (getattr(self.datamodule, key, None) for key in ("label_key", "input_key"))
+        bare = isinstance(batch, Mapping) and label_name(batch, label) not in batch
+        x = batch if isinstance(batch, Tensor) else self.unpack(batch).x if not bare else batch.get(inputs, batch)
         return self.task.predict(self.task.probabilities(self(x).float()))
 
     def log_means(self, values: Mapping[str, Any], rows: int) -> None:

@@ -83,7 +83,8 @@ def likely_length(module: "Distiller") -> int | None:
 
 def updates_per_epoch(module: "Distiller") -> int:
     """How many updates a whole epoch has, of a stream whose length is known."""
-    own = getattr(module, "accumulate_grad_batches", None)  # in manual optimisation
+    manual = module.trainer.lightning_module is module and not module.automatic_optimization
+    own = getattr(module, "accumulate_grad_batches", None) if manual else None
     return max(1, math.ceil(module.trainer.num_training_batches / (own or module.trainer.accumulate_grad_batches)))
 
 

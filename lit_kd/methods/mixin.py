@@ -8,11 +8,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
+from lit_kd.distiller.optimisation import refuse_callbacks
 from lit_kd.methods.almkd import ALMKD
+from lit_kd.models.checkpoint import drop_unknown
 from lit_kd.models.taps import Watch
 from lit_kd.teachers.cache import FillTeacherCache
 from lit_kd.terms.base import row_losses, weighted_means
-from lit_kd.types import Batch, Outputs, as_theirs
+from lit_kd.types import Batch, Outputs, as_ours, as_theirs
 
 
 class Distilled(LightningModule):
@@ -33,15 +35,18 @@ class Distilled(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must override configure_distillation()")
 
     @property
-    def method(self) -> Distiller:
+    def distiller(self) -> Distiller:
         """What `configure_distillation` gave."""
         if not self._method:
-            made = self.configure_distillation()
+            try:
+                made = self.configure_distillation()
+            except AttributeError as error:  # which torch would take for a missing property
+                raise RuntimeError(f"configure_distillation() failed: {error}") from error
             if made.changes_batches or made.peers or type(made).complete_student is not Distiller.complete_student:
                 found = type(made).__name__
                 raise ValueError(f"expected a method that leaves batches and networks as they are, found {found}")
             unpack = made.unpack
-            made.unpack = lambda batch: unpack(getattr(batch, "whole", batch))  # type: ignore[method-assign]
+            made.unpack = lambda batch: unpack(as_ours(batch))  # type: ignore[method-assign]
             self._method = (made,)
         return self._method[0]
 
@@ -50,7 +55,7 @@ class Distilled(LightningModule):
 
         The network must have run on this batch last. The means of all terms are logged as ``distillation/TERM``.
         """
-        method = self.method
+        method = self.distiller
         if self._watch is None:
             raise ValueError("expected distillation() within a fit: let overridden hooks call super(), first setup()")
         batch = method.unpack(batch)
@@ -65,35 +70,38 @@ class Distilled(LightningModule):
         return self.trainer.state.fn == TrainerFn.FITTING
 
     # what our data modules ask for
-    needs_meta = property(lambda self: self.method.needs_meta)
-    trains_on_meta = property(lambda self: self.method.trains_on_meta)
-    rows_of_epoch = property(lambda self: self.method.rows_of_epoch)
+    needs_meta = property(lambda self: self.distiller.needs_meta)
+    trains_on_meta = property(lambda self: self.distiller.trains_on_meta)
+    rows_of_epoch = property(lambda self: self.distiller.rows_of_epoch)
 
     def configure_callbacks(self) -> Any:
         """What fills the cache of teachers."""
         own: Any = super().configure_callbacks()
-        return [*own, *([FillTeacherCache(self.method)] if self._fitting and self.method.teacher_cache else [])]
+        return [*own, *([FillTeacherCache(self.distiller)] if self._fitting and self.distiller.teacher_cache else [])]
 
     def setup(self, stage: str) -> None:
         """Set up the method for a training; its terms' parts are trained and saved with yours."""
         super().setup(stage)
         if stage == "fit":
-            method = self.method
+            method = self.distiller
             method.trainer, method.log = self.trainer, self.log  # type: ignore[method-assign]
             method.setup(stage)
+            refuse_callbacks(method)
             self.distillation_terms = method.terms
 
     def on_fit_start(self) -> None:
         """Make the table, and watch the layers whose features are read."""
         super().on_fit_start()
-        self.method.to(self.device)
-        self.method.on_fit_start()
-        self._watch = Watch(self.method.tapped_student.layers)
+        self.distiller.to(self.device, self.dtype)
+        self.distiller.on_fit_start()
+        if self._watch:
+            self._watch.stop()
+        self._watch = Watch(self.distiller.tapped_student.layers)
 
     def on_train_epoch_start(self) -> None:
         """The method's part."""
         super().on_train_epoch_start()
-        self.method.on_train_epoch_start()
+        self.distiller.on_train_epoch_start()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Show your steps ``(x, y)``, or the mapping that your data gave."""
@@ -106,13 +114,13 @@ class Distilled(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Keep the meta batch."""
-        if isinstance(self.method, ALMKD):
+        if isinstance(self.distiller, ALMKD):
             meta = getattr(batch, "meta", None)
             if meta is None:
                 cure = "pass a data module of lit_kd.data, whose on_after_batch_transfer is not overridden"
                 raise ValueError(f"expected batches with a meta batch, found {type(batch).__name__}: {cure}")
-            self.method.meta_batch = meta
-            self.method.look_ahead.before()
+            self.distiller.meta_batch = meta
+            self.distiller.look_ahead.before()
         return super().on_train_batch_start(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -120,7 +128,7 @@ class Distilled(LightningModule):
         super().on_validation_epoch_end()
         if not self._fitting or self.trainer.sanity_checking:
             return
-        method = self.method
+        method = self.distiller
         if isinstance(method, ALMKD) and method.rule.wants_validation:
             student, teachers, y = method.predict_rows(method.data.parts.val)
             wrong = torch.stack([(out.logits.argmax(-1) != y).sum() for out in (student, *teachers)])
@@ -129,22 +137,30 @@ class Distilled(LightningModule):
     def on_train_epoch_end(self) -> None:
         """The method's part."""
         super().on_train_epoch_end()
-        self.method.on_train_epoch_end()
+        self.distiller.on_train_epoch_end()
+
+    def on_train_end(self) -> None:
+        """The method's part."""
+        super().on_train_end()
+        self.distiller.on_train_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the table, too."""
         super().on_save_checkpoint(checkpoint)
-        self.method.on_save_checkpoint(checkpoint)
+        self.distiller.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the table up again."""
         super().on_load_checkpoint(checkpoint)
-        if self._method and self.method.terms is not None:
-            self.method.on_load_checkpoint(checkpoint)
+        if "distillation_terms" not in self._modules:
+            drop_unknown(checkpoint["state_dict"], {}, ("distillation_terms.",))
+        if self._method and self.distiller.terms is not None:
+            self.distiller.on_load_checkpoint(checkpoint)
 
     def teardown(self, stage: str) -> None:
         """Stop watching."""
         super().teardown(stage)
         if self._watch:
             self._watch.stop()
-        self._watch = None
+            self._watch = None
+            self.distiller.cpu()

@@ -41,8 +41,6 @@ def build_model(
         return build_class({"class_path": name}, num_classes)
     shape = tuple(input_shape or (3, 32, 32))
     library, _, member = name.partition("/")
-    if pretrained and library not in ("timm", "hf"):
-        raise ValueError(f"expected pretrained only with timm/NAME or hf/NAME, found {name!r}: load weights in Python")
     if library == "hf":
         return _hf_model(member, num_classes, pretrained)
     if library == "torchvision":
@@ -66,7 +64,7 @@ def build_model(
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
     """The path and the layer that gives the logits: what `adapt` or `find_head` told, or the last `nn.Linear`."""
-    head = getattr(model, "head_path", None)
+    head = getattr(model, "lit_kd_head", None)
     if head is not None:
         return head, cast(nn.Linear, model.get_submodule(head))
     linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]

@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def is_plain(value: Any) -> bool:
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         return all(is_plain(v) for v in value)
-    return value is None or isinstance(value, (str, int, float, bool))
+    return type(value) in (type(None), str, int, float, bool)
 
 
 def as_plain(value: Any) -> Any:
@@ -124,10 +125,13 @@ def as_plain(value: Any) -> Any:
         return value.item()
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if isinstance(value, Enum):
+        return as_plain(value.value)
     if isinstance(value, Mapping):
-        return {key: as_plain(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
-        return [as_plain(part) for part in value]
+        return {as_plain(key): as_plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        parts = [as_plain(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
 
@@ -169,7 +173,8 @@ def compare_data(who: str, network: nn.Module, data: Mapping[str, Any], resumed:
     A ValueError if a class has another number now; a warning for other names and inputs and, if `resumed`, other rows.
     Returns what is known of the data, or else what the network knows.
     """
-    told: dict[str, Any] = next((vars(part)[_DATA] for part in network.modules() if _DATA in vars(part)), {})
+    parts = (network, network.body) if isinstance(network, Composite) else (network,)
+    told: dict[str, Any] = next((vars(part)[_DATA] for part in parts if _DATA in vars(part)), {})
     now = data.get("class_names") or []
     before = known_names(told.get("class_names"), len(now)) or now
     apart = [f"class {c} is {now[c]!r}, was {name!r}" for c, name in enumerate(before) if name != now[c]][:1]

@@ -6,10 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from lit_kd.types import Inputs, evaluating, logits_of
+from torch import nn
 
 KEYS = ("class_path", "init_args", "checkpoint", "prefix", "logits", "head")
 
@@ -54,29 +51,10 @@ def adapt(model: nn.Module, logits: int | str | None = None, head: str | None = 
         head: Path of the linear layer that gives the logits, where it is not the one whose output equals them.
     """
     if logits is not None:
-        model.logits_in = logits  # type: ignore[assignment]  # modules take any attribute
+        model.lit_kd_logits = logits  # type: ignore[assignment]  # modules take any attribute
     if head is not None:
         if not isinstance(dict(model.named_modules()).get(head), nn.Linear):
             linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
             raise ValueError(f"expected as head the path of an nn.Linear, one of {linears}, found {head!r}")
-        model.head_path = head  # type: ignore[assignment]
+        model.lit_kd_head = head  # type: ignore[assignment]
     return model
-
-
-def find_head(model: nn.Module, x: Inputs) -> None:
-    """Remember which linear layer's output is the logits of a batch, where it is one, and nobody has told."""
-    linears = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    if len(linears) < 2 or hasattr(model, "head_path"):
-        return
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda _, __, out, path=path: seen.update({path: out}))
-        for path, layer in linears.items()
-    ]
-    with torch.no_grad(), evaluating(model):
-        logits = logits_of(model, x)
-    for hook in hooks:
-        hook.remove()
-    equal = [path for path, out in seen.items() if out.shape == logits.shape and torch.equal(out, logits)]
-    if len(equal) == 1:
-        model.head_path = equal[0]  # type: ignore[assignment]

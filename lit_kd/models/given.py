@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from torch import Tensor, nn
 
 from lit_kd.models.build import build_model
-from lit_kd.models.checkpoint import read_checkpoint, read_student
+from lit_kd.models.checkpoint import read_checkpoint, read_student, student_name
 from lit_kd.models.classes import adapt
 from lit_kd.models.files import CHECKPOINTS
 
@@ -38,6 +38,8 @@ def resolve_model(
     ``"my_project.Net"``; or a mapping with its ``class_path``, its ``init_args``, of which ``num_classes`` may be left
     out, and what `load_teacher` takes: ``checkpoint``, ``prefix``, ``logits``, ``head``.
     """
+    if pretrained and not (isinstance(spec, str) and spec.startswith(("timm/", "hf/"))):
+        raise ValueError(f"expected pretrained only with timm/NAME or hf/NAME, found {spec!r}: load weights in Python")
     if isinstance(spec, nn.Module):
         return spec
     if not isinstance(spec, (str, os.PathLike, Mapping)):
@@ -55,6 +57,16 @@ def resolve_model(
     return student.model
 
 
+def remembered(spec: Network, input_shape: list[int] | None) -> dict[str, Any]:
+    """Hyperparameters of a student, of which a checkpoint's stands by itself: no other files, no downloads."""
+    if is_path(spec):
+        name, shape = student_name(spec)
+        return {"student": name, "input_shape": shape, "pretrained": False}
+    if isinstance(spec, Mapping):
+        spec = {key: value for key, value in spec.items() if key not in ("checkpoint", "prefix")}
+    return {"student": spec, "input_shape": input_shape, "pretrained": False}
+
+
 def load_weights(model: nn.Module, path: str | os.PathLike[str], prefix: str | None = None) -> None:
     """Load weights of a Lightning checkpoint, or of a file of weights alone, which may have more than the network's.
 
@@ -65,7 +77,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], prefix: str | N
     """
     state, own = read_checkpoint(Path(path)), model.state_dict()
     state = state.get("state_dict", state)
-    first = next(iter(own))
+    first = next(iter(own), "a network with weights")
     guesses = {name.removesuffix(first) for name in state if name.endswith(first)} if prefix is None else {prefix}
     fitting = [guess for guess in sorted(guesses) if all(guess + name in state for name in own)]
     if len(fitting) != 1:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_kd.models.build import last_linear
-from lit_kd.types import PENULTIMATE, Inputs, Outputs, full, read_logits, run_model
+from lit_kd.types import PENULTIMATE, Inputs, Outputs, evaluating, full, read_logits, run_model
 
 
 class Tapped:
@@ -70,6 +70,21 @@ def _keep(
 ) -> None:
     """A hook: keep a layer's output, or the only input of the last linear layer."""
     features[tap] = [*inputs, *named.values()][0] if tap == PENULTIMATE else output
+
+
+def unsure_of_head(model: nn.Module) -> bool:
+    """Whether `find_head` has something to find."""
+    return not hasattr(model, "lit_kd_head") and sum(isinstance(layer, nn.Linear) for layer in model.modules()) > 1
+
+
+def find_head(model: nn.Module, x: Inputs) -> None:
+    """Remember which linear layer's output is the logits of some rows, where it is one."""
+    linears = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    with torch.no_grad(), evaluating(model):
+        logits, features = Tapped(model, linears)(x)
+    equal = [path for path, out in features.items() if out.shape == logits.shape and torch.equal(out, logits)]
+    if len(equal) == 1:
+        model.lit_kd_head = equal[0]  # type: ignore[assignment]
 
 
 class Watch:

@@ -71,7 +71,7 @@ class FillTeacherCache(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Fill it before the module's own hook, which may use it."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.method.teachers.cache = Cached(self.method.to(pl_module.device))
+            self.method.teachers.cache = Cached(self.method.to(pl_module.device, pl_module.dtype))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Free the memory."""

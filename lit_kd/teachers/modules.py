@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lit_kd.data import DataModule
 from lit_kd.models import Network, is_path, resolve_model
 from lit_kd.models.checkpoint import compare_data
-from lit_kd.models.classes import find_head
 from lit_kd.models.shim import move
+from lit_kd.models.taps import find_head, unsure_of_head
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
 from lit_kd.types import PENULTIMATE, Batch, Inputs, Outputs
 
@@ -72,17 +72,28 @@ def as_specs(teacher: Network | list[Network] | None) -> tuple[Network, ...]:
     return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in teachers)
 
 
-def first_batch(module: Distiller) -> Batch:
-    """A training batch, to learn shapes from; the epoch's order is not asked for."""
+def first_batch(module: Distiller, most: int | None = None) -> Batch:
+    """A training batch, or its first rows, to learn shapes from; the epoch's order is not asked for."""
     data = getattr(module.trainer, "datamodule", None)
     with isolate_rng():
         if isinstance(data, DataModule):
             rows = data.parts.train_rows(False)
-            batch: Any = rows.__getitems__(list(range(min(len(rows), data.batch_size))))
+            batch: Any = rows.__getitems__(list(range(min(len(rows), most or data.batch_size))))
         else:
             module.trainer.fit_loop.setup_data()
             batch = next(iter(module.trainer.train_dataloader))  # type: ignore[arg-type]
-    return module.unpack(batch).to(module.device)
+        for hooks in (module, data) if data is not None else (module,):
+            batch = hooks.on_before_batch_transfer(batch, 0)
+        return module.unpack(module.trainer.strategy.batch_to_device(batch, module.device))
+
+
+def find_heads(module: Distiller, models: Sequence[nn.Module]) -> None:
+    """Find out which layer gives the logits, where that may be another than the last linear one."""
+    unsure = [model for model in models if unsure_of_head(model)]
+    x = first_batch(module, most=4).x if unsure else None
+    for model in unsure:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        find_head(model, x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x)  # type: ignore[arg-type]
 
 
 def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[str], required: bool) -> Teachers:
@@ -108,6 +119,6 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
     dtype = cast(torch.dtype, module.dtype)
     for model in models:
         move(model, lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
-        if required and PENULTIMATE in taps:
-            find_head(model, first_batch(module).x)
+    if required and PENULTIMATE in taps:
+        find_heads(module, models)
     return Teachers(models, taps, module.speed)

@@ -95,6 +95,9 @@ def _copy_for_inference(model: nn.Module, channels_last: bool | None) -> nn.Modu
     copied = copy.deepcopy(model)
     with suppress(Exception), warnings.catch_warnings(action="ignore"):  # not every network can be traced
         copied = fuse(copied, inplace=True)
+    for name in ("lit_kd_logits", "lit_kd_head"):  # which a traced copy has not
+        if hasattr(model, name):
+            setattr(copied, name, getattr(model, name))
     return copied if channels_last is False else copied.to(memory_format=torch.channels_last)
 
 

@@ -19,7 +19,7 @@ from lit_kd.losses import (
 )
 from lit_kd.terms.base import Term
 from lit_kd.trust.reliability import MixingRates, class_ranks, margin
-from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
+from lit_kd.types import Batch, Outputs, check_choice, class_labels
 
 
 class LogitTerm(Term):
@@ -96,9 +96,7 @@ class DecoupledKL(LogitTerm):
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Both parts."""
-        if y.is_floating_point():
-            y = y.argmax(-1).where(y.any(-1), UNLABELED)
-        return decoupled_kd_loss(student, teacher, y, self.alpha, self.beta, self.temperature)
+        return decoupled_kd_loss(student, teacher, class_labels(y), self.alpha, self.beta, self.temperature)
 
 
 class BernoulliKL(LogitTerm):
@@ -157,6 +155,7 @@ class Revised(LogitTerm):
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """See above."""
+        y = class_labels(y)
         if self.form == "kl":
             return kd_loss(student, revised_teacher(teacher, y, self.eta))
         revised = (student.softmax(-1) - revise_labels(teacher.softmax(-1), y, self.eta)).square().mean(-1)

@@ -198,7 +198,7 @@ class EvaluationMetrics(nn.Module):
         self.stage = stage
         self.task = task
         metrics = task.metrics(num_classes)
-        for name, metric in others.items() if others else ():
+        for name, metric in MetricCollection(others).items() if others is not None else ():
             if name in (*metrics, "nll", "teacher_agreement"):
                 raise ValueError(f"expected metrics with names of their own, found {name!r}, which is ours")
             metrics[name] = metric.clone()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher
-from lit_kd.types import UNLABELED, Batch, Outputs, check_choice
+from lit_kd.types import UNLABELED, Batch, Outputs, check_choice, class_labels
 from lit_kd.weightings.checks import warn_of_absent_classes
 from lit_kd.weightings.mean_teacher import as_one
 
@@ -52,5 +52,5 @@ class FewLabels(Distiller):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
         """1 for labels, and for the teacher where there is none."""
-        missing = (batch.y == UNLABELED).float()
+        missing = (class_labels(batch.y) == UNLABELED).float()
         return torch.stack([torch.ones_like(missing), missing], dim=1)

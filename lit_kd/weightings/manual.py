@@ -93,9 +93,9 @@ def refuse_sharded(module: Distiller) -> None:
 
 def learning_rate(module: LightningModule, parameter: Tensor) -> float:
     """The current learning rate of a parameter."""
-    optimizer = module.optimizers()
-    assert isinstance(optimizer, LightningOptimizer)
-    for group in optimizer.param_groups:
-        if any(p is parameter for p in group["params"]):
-            return float(group["lr"])
+    found: Any = module.optimizers()
+    for optimizer in found if isinstance(found, list) else [found]:
+        for group in optimizer.param_groups:
+            if any(p is parameter for p in group["params"]):
+                return float(group["lr"])
     raise ValueError("the student's last layer is not among the optimizer's parameters: unfreeze it")

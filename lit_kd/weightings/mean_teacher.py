@@ -10,7 +10,7 @@ from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher, revised_teacher
 from lit_kd.terms import Task
-from lit_kd.types import Batch, Outputs, check_choice
+from lit_kd.types import Batch, Outputs, check_choice, class_labels
 
 
 def as_one(
@@ -25,7 +25,7 @@ def revised(teachers: list[Outputs], y: Tensor, eta: float | None, temperature: 
     """`lit_kd.losses.revised_teacher` of each teacher; ``None``: the teachers as they are."""
     if eta is None:
         return teachers
-    return [t._replace(logits=revised_teacher(t.logits, y, eta, temperature)) for t in teachers]
+    return [t._replace(logits=revised_teacher(t.logits, class_labels(y), eta, temperature)) for t in teachers]
 
 
 def check_eta(revise: float | None, task: Task) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_kd.distiller import Distiller
 from lit_kd.models import last_linear
-from lit_kd.teachers.modules import Teachers
+from lit_kd.teachers.modules import Teachers, find_heads
 from lit_kd.trust.meta import Head, MetaRows, select_rows, selection_scores
 from lit_kd.types import PENULTIMATE, Batch, full, index_of
 
@@ -57,6 +57,7 @@ def selected_rows(module: Distiller, fraction: float) -> Tensor:
     data, models = module.data, module.teachers.models
     data.require_meta(f"select={fraction}, by which rows are scored")
     n, parts = data.train_size, data.parts
+    find_heads(module, models)
     untapped, module.teachers = module.teachers, Teachers(models, (PENULTIMATE,), module.speed)
     try:
         train, meta = module.predict_rows(parts.rows(torch.arange(n))), module.predict_rows(parts.meta_rows())
