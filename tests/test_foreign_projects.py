@@ -18,6 +18,7 @@ from torch.utils.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -31,6 +32,7 @@ from torch.utils.data import (
 from lit_kd import ALMKD, KD, Supervised
 from lit_kd.data import UNLABELED, Batch, BlobsDataModule, DistillationDataModule, EpochSampler, as_batch
 from lit_kd.data.labels import balanced_weights
+from lit_kd.data.sampler import own_rows
 
 N = 30
 
@@ -425,6 +427,12 @@ class TestLoaders:
                 assert len(y) == (9, 6)[which]
                 told = model.table.shared["validation_counts"][-1].tolist()  # type: ignore[union-attr]
                 assert told[1:] == [int((y != 0).sum()), len(y)]
+
+    def test_rows_that_are_repeated_in_loaders_by_name(self) -> None:
+        """Of three rows the second of two processes has one, and repeats another."""
+        padded = DataLoader(numbered(3), 2, sampler=DistributedSampler(numbered(3), num_replicas=2, rank=1))
+        for loaders in ({"near": DataLoader(numbered(4), 2), "far": padded}, [None, padded]):
+            assert own_rows(loaders, 1, 0, 2) == 1
 
 
 class Folds(LightningDataModule):
