@@ -13,19 +13,23 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning import seed_everything
-from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
+from commands import QUIET, configs
+from lightning import LightningDataModule, LightningModule, seed_everything
+from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
+from test_mixin import Mine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import KD
-from lit_kd.data import Source, TensorRows
+from lit_kd.data import DataModule, DistillationDataModule, Source, TensorRows
 from lit_kd.data.rows import Indexed
 from lit_kd.data.table import all_rows
 from lit_kd.models import build_model
@@ -51,6 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
     "simkd": {},
     "kd, multilabel": {},
     "kd, balanced": {"row_weights": "balanced"},
+    "mixin, kd": {},
+    "mixin, robust": {},
+    "dicts, almkd-paper": {},
+    "loaders, almkd-paper": {},
     "kd, uneven": {"val": 22},  # the processes repeat rows, to have equally many
     # of a row that two processes have, the table holds the mean: with one process there is no such row
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
@@ -59,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "posterior, uneven": {"val": 22, "drop_last": True},
 }
 SIZES = {
-    2: list(CASES)[:18],
+    2: list(CASES)[:22],
     3: ["kd, uneven", "almkd-robust, uneven", "almkd-paper, uneven"],
     4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven", "posterior, uneven"],
 }
@@ -93,35 +101,115 @@ class Several(Padded):
         return source
 
 
-@functools.cache
-def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
-    """What the training leaves, on the first process."""
-    seed_everything(0, verbose=False)
-    options = CASES[case]
+class Reader(nn.Module):
+    """Takes keywords and gives an object with logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, width), nn.Linear(width, CLASSES)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> SimpleNamespace:
+        read = (self.embed(tokens) * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        return SimpleNamespace(logits=self.head(read))
+
+
+class Sentences(LightningDataModule):
+    """Six tokens a row, more or less, which say its class; a batch is a dict."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def rows(self, n: int, seed: int) -> DataLoader[Any]:
+        draw = torch.Generator().manual_seed(seed)
+        y = torch.arange(n) % CLASSES
+        tokens = 6 * y[:, None] + torch.randint(8, (n, 6), generator=draw)
+        mask = (torch.arange(6) < torch.randint(2, 7, (n, 1), generator=draw)).long()
+        rows: Any = [{"tokens": t, "mask": m, "labels": c} for t, m, c in zip(tokens, mask, y, strict=True)]
+        return DataLoader(rows, self.batch_size, shuffle=seed == 0)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.rows(48, 0)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.rows(48, 1)
+
+
+def mixin(method: str, batch_size: int) -> tuple[LightningModule, DataModule]:
+    return Mine(method), Blobs(batch_size=batch_size, **NOISE)
+
+
+def dicts(method: str, batch_size: int) -> tuple[LightningModule, DataModule]:
+    teacher = Reader(16)
+    with torch.no_grad():  # words know their class
+        teacher.embed.weight[:, :CLASSES] = 3.0 * nn.functional.one_hot((torch.arange(20) // 6).clamp(max=2), CLASSES)
+        teacher.head.weight[:, :CLASSES] = 3.0 * torch.eye(CLASSES)
+    return build(method, Reader(8), [teacher]), DistillationDataModule(Sentences(batch_size), meta=24, **NOISE)
+
+
+def loaders(method: str, batch_size: int) -> tuple[LightningModule, DataModule]:
+    x, y = blobs(96)
+    train, val = (DataLoader(TensorDataset(*rows), batch_size) for rows in ((x[:48], y[:48]), (x[48:], y[48:])))
+    return build(method), DistillationDataModule.from_loaders(train, val, meta=24, **NOISE)
+
+
+NOISE: dict[str, Any] = {"noise": "symmetric", "noise_rate": 0.4}
+PROJECTS: dict[str, Callable[[str, int], tuple[LightningModule, DataModule]]]
+PROJECTS = {"mixin": mixin, "dicts": dicts, "loaders": loaders}
+"""Other people's ways to train, by name."""
+
+
+def prepare(case: str, devices: int, padding: int) -> tuple[LightningModule, DataModule]:
+    """What is trained on what."""
     name, _, variant = case.partition(", ")
+    if name in PROJECTS:
+        return PROJECTS[name](variant, ROWS // devices)
     # those that take several teachers take three
     teachers = [*trained_teachers(), build_model("mlp-8", CLASSES, SHAPE)]
     own = {"exact": {"meta_gradient": "exact"}, "multilabel": {"task": "multilabel"}}.get(variant, {})
     if name in ("fitnet", "simkd"):
         teachers = teachers[1:]  # of vectors: each process's adapter of maps would have its own batch statistics
-    model = build(name, teachers=teachers, **own)
     several = Several if variant == "multilabel" else Padded
-    data = several(padding, noise="symmetric", noise_rate=0.4, batch_size=ROWS // devices, **options)
+    data = several(padding, batch_size=ROWS // devices, **NOISE, **CASES[case])
+    return build(name, teachers=teachers, **own), data
+
+
+@functools.cache
+def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
+    """What the training leaves, on the first process."""
+    seed_everything(0, verbose=False)
+    model, data = prepare(case, devices, padding)
     fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3)
     fitted.fit(model, data)
-    table = getattr(model, "table", None)
+    method = getattr(model, "method", model)  # within somebody's module
+    table = getattr(method, "table", None)
     measured = {name: value.cpu() for name, value in fitted.callback_metrics.items()}
-    if "val" in options:  # validation rows are padded too
+    if "val" in CASES[case]:  # validation rows are padded too
         measured = {name: value for name, value in measured.items() if not name.startswith("val/")}
     if not fitted.is_global_zero:
         return None
     kept = {} if table is None else table.state_dict()
-    return {"student": model.student.state_dict(), "table": kept, "steps": fitted.global_step, "measured": measured}
+    return {"student": method.student.state_dict(), "table": kept, "steps": fitted.global_step, "measured": measured}
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], dict[str, Any]]:
-    """By number of processes and case, what they learn."""
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Two processes that the command line starts, which mostly wait, and the directory they write to."""
+    directory = tmp_path_factory.mktemp("command")
+    ddp = ("--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2")
+    args = [*configs("kd"), *QUIET, *ddp, "--model.student=mlp-8", "--model.teacher=mlp-8"]
+    command = [sys.executable, "-m", "lit_kd", "fit", *map(str, args)]
+    with (directory / "log").open("w") as out:
+        group = subprocess.Popen(command, cwd=directory, stdout=out, stderr=out, start_new_session=True)
+    yield group, directory
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group.pid, signal.SIGKILL)
+    group.wait()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, by_command: Any) -> dict[tuple[int, str], dict[str, Any]]:
+    """By number of processes and case, what they learn; those of the command line run at the same time."""
     directory = tmp_path_factory.mktemp("several")
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in SIZES]
@@ -296,6 +384,16 @@ def test_processes_share_a_cache(several: dict[tuple[int, str], dict[str, Any]],
             torch.testing.assert_close(found[where]["student"], one[where]["student"], rtol=1e-5, atol=1e-5)
     assert "nan or infinity in row 40" in one["sick"]
     assert all("nan or infinity in row 40" in found["sick"] for found in both)
+
+
+def test_processes_of_the_command_line_end_by_themselves(
+    by_command: tuple[subprocess.Popen[bytes], Path],
+) -> None:
+    group, directory = by_command
+    log = directory / "log"
+    assert group.wait(100) == 0, log.read_text()[-3000:]
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in log.read_text()
+    assert [path.name for path in directory.rglob("best.ckpt")] == ["best.ckpt"]
 
 
 def one_of_several(rank: int, processes: int, directory: str) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -28,9 +29,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from lit_kd import KD, Supervised
+from lit_kd import ALMKD, KD, Supervised
 from lit_kd.data import UNLABELED, Batch, BlobsDataModule, DistillationDataModule, EpochSampler, as_batch
 from lit_kd.data.labels import balanced_weights
+from lit_kd.data.sampler import own_rows
 
 N = 30
 
@@ -405,6 +407,32 @@ class TestLoaders:
         assert wrapped(numbered(), loaders, meta=0).val_dataloader() == loaders
         with pytest.raises(ValueError, match=r"expected meta_from as one of \['near', 'far'\], found 'middle'"):
             wrapped(numbered(), loaders, meta_from="middle")
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_a_fit_measures_each_validation_loader(self, which: int) -> None:
+        """The rule of ALM-KD hears of the loader of the meta rows alone: the other may hold test rows."""
+        near, far = numbered(12, 0), numbered(9, 200)
+        data = wrapped(numbered(), [DataLoader(near, 4), DataLoader(far, 4)], meta_from=which, meta=3, num_classes=3)
+        teacher = nn.Linear(1, 3)
+        teacher.load_state_dict({"weight": torch.zeros(3, 1), "bias": torch.tensor([3.0, 0, -1])})  # always class 0
+        model = ALMKD(nn.Linear(1, 3), teacher, num_classes=3)
+        fitted = trainer(max_epochs=2)
+        fitted.fit(model, datamodule=data)
+        for k, loader in enumerate(data.val_dataloader()):
+            batches = [model.unpack(batch) for batch in loader]
+            x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])  # type: ignore[arg-type]
+            right = float((model.eval()(x).argmax(1) == y).float().mean())
+            assert fitted.callback_metrics[f"val/accuracy/dataloader_idx_{k}"] == pytest.approx(right)
+            if k == which:
+                assert len(y) == (9, 6)[which]
+                told = model.table.shared["validation_counts"][-1].tolist()  # type: ignore[union-attr]
+                assert told[1:] == [int((y != 0).sum()), len(y)]
+
+    def test_rows_that_are_repeated_in_loaders_by_name(self) -> None:
+        """Of three rows the second of two processes has one, and repeats another."""
+        padded = DataLoader(numbered(3), 2, sampler=DistributedSampler(numbered(3), num_replicas=2, rank=1))
+        for loaders in ({"near": DataLoader(numbered(4), 2), "far": padded}, [None, padded]):
+            assert own_rows(loaders, 1, 0, 2) == 1
 
 
 class Folds(LightningDataModule):

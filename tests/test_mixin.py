@@ -55,7 +55,7 @@ class Mine(Distilled, LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
-        self.log("val/mine", (self.net(x).argmax(1) == y).float().mean())
+        self.log("val/mine", (self.net(x).argmax(1) == y).float().mean(), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return sgd(self.parameters())

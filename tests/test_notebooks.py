@@ -14,6 +14,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+SLOW = ("plug_in", "huggingface", "find_mislabelled")
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +36,18 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} == {"quickstart", "plug_in", "new_method", "find_mislabelled"}
+    assert {path.stem for path in NOTEBOOKS} == {
+        "quickstart",
+        "plug_in",
+        "huggingface",
+        "new_method",
+        "find_mislabelled",
+    }
 
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, marks=pytest.mark.slow if path.stem in ("plug_in", "find_mislabelled") else (), id=path.stem)
-        for path in NOTEBOOKS
-    ],
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem) for path in NOTEBOOKS],
 )
 def test_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # in this process: a kernel would import torch and Lightning again, for each
@@ -53,6 +57,8 @@ def test_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out
     if path.stem == "find_mislabelled":  # what it is there to show
         assert int(shell.user_ns["found"]["ALM-KD's weight"][:50].sum()) >= 40
+    if path.stem == "huggingface":
+        assert shell.user_ns["auc"] > 0.85
     if path.stem == "quickstart":
         accuracy = [row["test/accuracy"] for row in shell.user_ns["table"].values()]
         assert accuracy[-1] > accuracy[0]  # ALM-KD's student beats its teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 import wandb
 import yaml
 from commands import QUIET, call, configs, read_csv, version
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trainer
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -102,6 +102,17 @@ def read_wandb(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str
     return about, config, history
 
 
+def artifacts(run: Path) -> dict[str, str]:
+    """The files that a run of W&B will upload as artifacts: their content by name."""
+    [path] = run.glob("*.wandb")
+    found: dict[str, str] = {}
+    for data in read_log(path):
+        record = Record()
+        record.ParseFromString(data)
+        found |= {file.path: Path(file.local_path).read_text() for file in record.artifact.manifest.contents}
+    return found
+
+
 @pytest.mark.usefixtures("_offline")
 class TestWandb:
     def test_a_fit_twice_in_one_directory(self) -> None:
@@ -122,6 +133,8 @@ class TestWandb:
             # each run's config beside its checkpoints: the second has not replaced the first
             saved = Path("seen") / run.name.split("-")[-1]
             assert yaml.safe_load((saved / "config.yaml").read_text()) == {k: config[k] for k in KEYS if k in config}
+            call("samples", saved)
+            assert artifacts(run) == {name: (saved / name).read_text() for name in ("config.yaml", "samples.csv")}
 
             logged = {key for row in history for key in row}
             terms = {f"train/{term}" for term in ("label", "teacher", "loss")}
@@ -159,6 +172,41 @@ class TestWandb:
             tested = [line["test/accuracy"] for line in history if "test/accuracy" in line]
             assert tested[-1] == pytest.approx(float(row["test_accuracy"]), abs=1e-6)
             assert any("samples/label_weights" in line for line in history) == (folder == "alm-kd")
+
+
+class KeptByMLflow(MLFlowLogger):
+    """MLflow's logger without MLflow: what its client is given is kept here."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    name, version, run_id, save_dir = "experiment", "run", "run", "."  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def experiment(self) -> Any:
+        return self
+
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        assert run_id == "run"
+        self.files[f"{artifact_path or '.'}/{Path(local_path).name}"] = Path(local_path).read_bytes()
+
+    def log_metrics(self, *args: Any, **options: Any) -> None: ...
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None: ...
+
+    def after_save_checkpoint(self, *args: Any, **options: Any) -> None: ...
+
+    def finalize(self, *args: Any, **options: Any) -> None: ...
+
+
+def test_mlflow_keeps_config_pictures_and_table() -> None:
+    call(*ALMKD_FIT, "--trainer.logger=test_seen.KeptByMLflow")
+    run = Path("experiment/run")
+    call("samples", run)
+    named = {"./config.yaml": "config.yaml", "./samples.csv": "samples.csv"}
+    named |= {name: name for name in ("pictures/weights.png", "pictures/most_distrusted.png")}
+    assert KeptByMLflow.files == {key: (run / name).read_bytes() for key, name in named.items()}
 
 
 KEYS = ("seed_everything", "trainer", "model", "data", "checkpoint", "last", "show", "ckpt_path", "weights_only")

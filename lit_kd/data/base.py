@@ -59,6 +59,7 @@ class DataModule(LightningDataModule, ABC):
         input_shape: Shape of one input; None if it is unknown or `x` is a mapping.
         class_names: Names of the classes, if they have any.
         image_input: How an image file becomes an input in evaluation; checkpoints carry it.
+        split_loader: Of several validation loaders, the position of the one that reads the split val.
     """
 
     confusable: ClassVar[dict[int, int] | None] = None
@@ -67,6 +68,7 @@ class DataModule(LightningDataModule, ABC):
     input_shape: tuple[int, ...] | None = None
     class_names: list[str] | None = None
     image_input: ImageInput | None = None
+    split_loader: int = 0
 
     def __init__(
         self,

@@ -182,9 +182,11 @@ class DistillationDataModule(DataModule):
                 "choose a rule that does not train on meta rows"
             )
         loaders = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
-        self._several = loaders if len(items.by_name(loaders)) > 1 else None
-        loader = items.loader_of_meta(items.by_name(loaders), self.meta_from, self.meta)
+        named = items.by_name(loaders)
+        self._several = loaders if len(named) > 1 else None
+        loader = items.loader_of_meta(named, self.meta_from, self.meta)
         if loader is not None:
+            self.split_loader = 0 if self.meta_from is None else list(named).index(self.meta_from)
             val = items.read_loader(loader, "val")
             items.check_disjoint(train.dataset, val.dataset)
             self._options["val"] = val.options | {key: given for key, given in self._given.items() if given is not None}

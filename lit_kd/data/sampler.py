@@ -88,7 +88,8 @@ class EpochLoader(DataLoader[Batch]):
 
 def own_rows(loaders: Any, which: int, seen: int, rows: int) -> int:
     """How many of a batch's first `rows` rows, of loader `which`, are not repeated; `seen` rows came before it."""
-    loader = loaders[which] if isinstance(loaders, (list, tuple)) else loaders
+    several = list(loaders.values()) if isinstance(loaders, dict) else loaders
+    loader = several[which] if isinstance(several, (list, tuple)) else several
     sampler = loader.sampler if isinstance(loader, DataLoader) else None
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return rows

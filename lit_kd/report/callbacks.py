@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -62,8 +62,21 @@ def run_directory(trainer: Trainer) -> Path:
     return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
 
 
+def keeps_files(logger: Logger) -> bool:
+    """Whether `send_file` can give the logger files."""
+    return isinstance(logger, (WandbLogger, MLFlowLogger))
+
+
+def send_file(logger: Logger, path: Path, folder: str | None = None) -> None:
+    """Give W&B or MLflow a file, as an artifact of the run, in MLflow in a folder; other loggers keep none."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.log_artifact(str(path), type=path.stem)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path), folder)
+
+
 class SaveConfig(SaveConfigCallback):
-    """Saves a training's resolved config as config.yaml in `run_directory`, and shows it in W&B."""
+    """Saves a training's resolved config as config.yaml in `run_directory`, and gives it to W&B and MLflow."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the config of a training alone."""
@@ -71,12 +84,13 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write and show it."""
+        """Write it, and give it away."""
         text = self.parser.dump(self.config, skip_none=False)
         folder = run_directory(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / self.config_filename, text)
         for logger in trainer.loggers:
+            send_file(logger, folder / self.config_filename)
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))
 

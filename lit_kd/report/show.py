@@ -1,6 +1,7 @@
 """Shows what a run learns about its samples, in any logger."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
@@ -19,8 +20,8 @@ from lit_kd.distiller import Distiller
 from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
-from lit_kd.report.callbacks import run_directory, unused
-from lit_kd.report.samples import any_distrusted, contact_sheet, distrusted_by, learned
+from lit_kd.report.callbacks import keeps_files, run_directory, send_file, unused
+from lit_kd.report.samples import any_distrusted, contact_sheet, distrusted_by, learned, write_samples
 
 HISTOGRAM = "samples/label_weights"
 
@@ -31,7 +32,8 @@ class ShowRun(Callback):
     Every epoch it logs, where labels are known to be wrong, the mean weights of right and of wrong ones, and how well
     weights tell them apart (``samples/right_label_weight``, ``samples/wrong_label_weight``, ``samples/noise_auc``); in
     W&B and TensorBoard a histogram of the label weights. Every few epochs and at the end it draws the weights and the
-    most distrusted samples: PNG files in ``pictures`` in the run's directory, and images in W&B and TensorBoard.
+    most distrusted samples: PNG files in ``pictures`` in the run's directory, images in W&B and TensorBoard, and
+    artifacts in MLflow. In the end W&B and MLflow get the table of ``lit-kd samples`` as an artifact, ``samples.csv``.
 
     Args:
         every_n_epochs: How often to draw pictures; ``None``: at the end only; 0: show nothing at all.
@@ -81,9 +83,18 @@ class ShowRun(Callback):
             self._draw(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last pictures."""
-        if self.course and isinstance(pl_module, Distiller) and self.course[-1]["epoch"] > self._drawn:
+        """Draw the last pictures, and give away the table."""
+        if not self.course or not isinstance(pl_module, Distiller):
+            return
+        if self.course[-1]["epoch"] > self._drawn:
             self._draw(trainer, pl_module, int(self.course[-1]["epoch"]))
+        table, keepers = learned(pl_module), [logger for logger in trainer.loggers if keeps_files(logger)]
+        if table is not None and keepers and trainer.is_global_zero:
+            with TemporaryDirectory() as folder:  # in the run's directory it would be in the way of lit-kd samples
+                path = Path(folder) / "samples.csv"
+                write_samples(path, table, pl_module.data)
+                for logger in keepers:
+                    send_file(logger, path)
 
     def _draw(self, trainer: Trainer, model: Distiller, epoch: int) -> None:
         """Draw and send all pictures; each process must call it, as all of them predict."""
@@ -112,6 +123,8 @@ class ShowRun(Callback):
                 elif isinstance(logger, TensorBoardLogger):
                     array = np.asarray(Image.open(path).convert("RGB"))
                     logger.experiment.add_image(f"samples/{name}", array, trainer.global_step, dataformats="HWC")
+                else:
+                    send_file(logger, path, "pictures")
 
     def _weights_chart(self, title: str, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> bytes:
         """A PNG of the weights now and of their means since the start."""

@@ -95,14 +95,18 @@ class Rule(ABC):
 
 
 class TellRule(Callback):
-    """Counts for how many rows of a validation student and teachers are wrong, and tells ALM-KD's rule."""
+    """Counts for how many rows of the split val student and teachers are wrong, and tells ALM-KD's rule."""
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Any) -> None:
         """Count anew."""
         self.counts = torch.zeros(2 + len(module.teachers), dtype=torch.int64, device=module.device)
 
-    def on_validation_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *args: Any) -> None:
-        """Count the rows that no other process has."""
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count the rows that no other process has; further validation loaders may be of other data."""
+        if dataloader_idx != getattr(module.datamodule, "split_loader", 0):
+            return
         wrong = torch.stack([outputs["logits"], *outputs["teachers"]]).argmax(-1) != outputs["y"]
         self.counts += torch.cat([wrong.sum(1), self.counts.new_tensor([wrong.shape[1]])])
 
