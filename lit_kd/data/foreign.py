@@ -96,9 +96,7 @@ class DistillationDataModule(DataModule):
             # set only where inner has its own: ours would otherwise replace the model's
             if is_overridden(hook, inner, DataHooks):
                 if isinstance(label_key, int) and label_key != 1:
-                    raise ValueError(
-                        f"expected pairs (x, y) for {hook}, found label_key {label_key}: let items be pairs"
-                    )
+                    raise ValueError(f"expected (x, y) for {hook}, found label_key {label_key}: let items be pairs")
                 setattr(self, hook, partial(self._hook, hook))
 
     @classmethod
