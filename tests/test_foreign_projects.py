@@ -29,7 +29,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from lit_kd import ALMKD, KD, Supervised
+from lit_kd import ALMKD, KD, Distiller, SLaM, Supervised, WeightedDistillation
 from lit_kd.data import UNLABELED, Batch, BlobsDataModule, DistillationDataModule, EpochSampler, as_batch
 from lit_kd.data.labels import balanced_weights
 from lit_kd.data.sampler import own_rows
@@ -557,3 +557,43 @@ def test_command_line() -> None:
     assert torch.load("run/last.ckpt", weights_only=True)["global_step"] == 2
     with pytest.raises(ValueError, match=r"expected the number of classes .* set --data.num_classes"):
         call("fit", *QUIET, *inner, *model)
+
+
+class Bytes(LightningDataModule):
+    """Images of bytes, which a hook makes floats."""
+
+    def train_dataloader(self) -> Any:
+        x = torch.randint(0, 255, (30, 4), dtype=torch.uint8)
+        return DataLoader(TensorDataset(x, torch.arange(30) % 3), 5)
+
+    val_dataloader = train_dataloader
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] / 255, batch[1]
+
+
+def test_inputs_that_a_hook_makes() -> None:
+    student = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    fitted = trainer(max_epochs=1)
+    fitted.fit(ALMKD(student, nn.Linear(4, 3), num_classes=3, rule="paper"), DistillationDataModule(Bytes()))
+    assert fitted.callback_metrics["train/loss"].isfinite()
+
+
+@pytest.mark.parametrize("method", [SLaM, WeightedDistillation])
+def test_soft_labels_of_some_rows(method: type[Distiller]) -> None:
+    """A row whose soft label is all zeros has none: the teacher speaks."""
+    weights = []
+
+    class Watched(method):  # type: ignore[misc, valid-type]
+        def weigh(self, *args: Any) -> Any:
+            weights.append(super().weigh(*args))
+            return weights[-1]
+
+    x, y = torch.randn(24, 1), nn.functional.one_hot(torch.arange(24) % 3, 3).float()
+    y[12:] = 0
+    val = TensorDataset(torch.randn(12, 1), torch.arange(12) % 3)
+    data = DistillationDataModule.from_loaders(DataLoader(TensorDataset(x, y), 6), DataLoader(val, 6), num_classes=3)
+    model = Watched(nn.Linear(1, 3), nn.Linear(1, 3), num_classes=3, **({} if method is SLaM else {"warmup_epochs": 0}))
+    trainer(max_epochs=1).fit(model, data)
+    assert {w.shape[1:] for w in weights} == {(2,)}
+    assert sum((w[:, 1] > 0).sum() for w in weights) == 12

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from lit_kd import ALMKD, KD
 from lit_kd.models import adapt, build_model, load_student, load_teacher, resolve_model
+from lit_kd.models.checkpoint import keep_plain
 from lit_kd.weightings import Paper
 
 
@@ -170,3 +173,32 @@ class TestHuggingFace:
     def test_only_libraries_have_weights(self) -> None:
         with pytest.raises(ValueError, match="pretrained only with timm/NAME or hf/NAME, found 'mlp-8'"):
             KD("mlp-8", "mlp-8", num_classes=CLASSES, input_shape=[1, 4, 4], pretrained=True)
+
+
+def test_a_checkpoint_stands_by_itself(theirs: tuple[Path, Net], tmp_path: Path) -> None:
+    path, _ = theirs
+    spec = {"class_path": "test_given_networks.Net", "checkpoint": str(path), "init_args": {"features": np.int64(16)}}
+    model = KD(spec, Net(CLASSES), num_classes=CLASSES)
+    fitted = trainer(max_epochs=1)
+    fitted.fit(model, Blobs())
+    fitted.save_checkpoint(tmp_path / "run.ckpt")
+    path.unlink()
+    loaded = KD.load_from_checkpoint(tmp_path / "run.ckpt", teacher=Net(CLASSES), weights_only=True)
+    assert equal(loaded.student, model.student)
+
+
+def test_hyperparameters_of_odd_types(tmp_path: Path) -> None:
+    """What is kept loads without running code."""
+
+    class Odd(enum.StrEnum):
+        ONE = "one"
+
+    kept: dict[str, Any] = {
+        "odd": Odd.ONE,
+        "sizes": (np.float64(0.5),),
+        "counts": {np.int64(1): 2},
+        "net": nn.Linear(1, 1),
+    }
+    keep_plain(kept)
+    torch.save(kept, tmp_path / "kept.pt")
+    assert torch.load(tmp_path / "kept.pt", weights_only=True) == {"odd": "one", "sizes": (0.5,), "counts": {1: 2}}

@@ -456,3 +456,11 @@ class TestSeveralLoaders:
                 assert value == pytest.approx(found[name.replace("test/", "val/")], rel=1e-5)
                 assert name.endswith(f"/dataloader_idx_{k}")
         assert len(fitted.predict(model, loaders)) == 2  # type: ignore[arg-type]
+
+
+def test_a_new_head_on_a_network_in_evaluation_mode() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
+    net[3] = nn.Linear(8, CLASSES)
+    trainer(max_epochs=1).fit(KD(net, trained_teachers()[0], num_classes=CLASSES), Blobs())
+    assert net[2].num_batches_tracked > 0
+    assert all(layer.training for layer in net)

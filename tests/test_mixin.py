@@ -161,3 +161,47 @@ class TestRefused:
 
         with pytest.raises(ValueError, match="network has just run on this batch"):
             trainer(max_epochs=1).fit(Lazy("robust"), noisy())
+
+
+class TestReviewed:
+    """What a second reading found."""
+
+    @pytest.mark.parametrize("name", ["crd", "kd"])
+    def test_a_checkpoint_loads_into_a_fresh_module(self, name: str, tmp_path: Path) -> None:
+        fitted = trainer(max_epochs=1)
+        fitted.fit(module := Mine(name), noisy())
+        fitted.save_checkpoint(tmp_path / "one.ckpt")
+        fresh = Mine(name)
+        trainer().validate(fresh, noisy(), ckpt_path=tmp_path / "one.ckpt", weights_only=True, verbose=False)
+        for key, value in module.net.state_dict().items():
+            assert torch.equal(fresh.net.state_dict()[key], value)
+
+    @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+    def test_teachers_follow_the_precision(self, precision: Any) -> None:
+        fitted = trainer(max_epochs=1, precision=precision)
+        fitted.fit(Mine("kd"), noisy())
+        assert fitted.callback_metrics["distillation/loss"].isfinite()
+
+    def test_a_mistake_in_the_hook_is_told(self) -> None:
+        class Wrong(Mine):
+            def configure_distillation(self) -> Distiller:
+                return KD(self.nett, trained_teachers()[0], num_classes=CLASSES)
+
+        with pytest.raises(RuntimeError, match=r"configure_distillation\(\) failed: .*nett"):
+            trainer().fit(Wrong("kd"), noisy())
+
+    def test_an_error_leaves_no_hooks(self) -> None:
+        class Failing(Mine):
+            fails = True
+
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                if self.fails:
+                    raise ValueError("no")
+                return super().training_step(batch, batch_idx)
+
+        mine = Failing("fitnet")
+        with pytest.raises(ValueError, match="no"):
+            trainer().fit(mine, noisy())
+        mine.fails = False
+        trainer(max_epochs=1).fit(mine, noisy())
+        assert not any(layer._forward_hooks for layer in mine.net.modules())
