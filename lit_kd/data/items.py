@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,7 @@ def _label(rows: ItemRows, i: int, name: str) -> Tensor:
     if len(y) != 1 or (not soft if y.is_floating_point() else y.dim() != 1):
         raise TypeError(
             f"expected class numbers as labels of the {name} data set, or probabilities to train with, found "
-            f"{y.tolist()} in row {i}. Let its items be (x, y), y an integer."
+            f"{shorten(str(y.tolist()), 60)} in row {i}. Let its items be (x, y), y an integer."
         )
     return y
 
