@@ -74,6 +74,12 @@ def rows(y: Tensor | None = None, x: Tensor | None = None) -> TensorDataset:
     return TensorDataset(inputs if x is None else x, labels if y is None else y)
 
 
+def marked(missing: int) -> Tensor:
+    """Labels of which those of class 0 are missing."""
+    y = blobs()[1]
+    return y.where(y > 0, missing)
+
+
 def labelled(y: Any) -> None:
     """Train KD on batches with these labels."""
     fit(kd(), DataLoader(rows(y), 8))
@@ -187,9 +193,9 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
     "Labels": {
         "counted classes from 1": lambda: labelled(blobs()[1] + 1),
         "the same in a data module of one's own": lambda: fit(kd(), Corrupt(lambda y: y + 1)),
-        "marked missing labels by -2": lambda: fit(kd(), Corrupt(lambda y: y - 2)),
-        "marked missing labels by -100": lambda: labelled(blobs()[1] - 100),
-        "a missing label in validation": lambda: trainer().validate(kd(), DataLoader(rows(blobs()[1] - 1), 8)),
+        "marked missing labels by -2": lambda: fit(kd(), Corrupt(lambda y: y - 2 * (y == 0))),
+        "marked missing labels by -100": lambda: labelled(marked(-100)),
+        "a missing label in validation": lambda: trainer().validate(kd(), DataLoader(rows(marked(-1)), 8)),
         "names of classes as labels": lambda: fit(kd(), DataLoader(Items(lambda x, y: (x, "abc"[y])), 8)),
         "whole numbers, one-hot": lambda: labelled(torch.eye(3).long()[blobs()[1]]),
         "the same in the wrapper": lambda: wrap(rows(torch.eye(3).long()[blobs()[1]])),

@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _run(None)
     except Exception as error:
-        expected = isinstance(error, (ValueError, OSError, ImportError, TypeError))
+        expected = isinstance(error, (ValueError, OSError, ImportError, TypeError, RuntimeError))
         expected = expected or type(error).__name__ == "MisconfigurationException"  # Lightning's, not imported here
         if not expected or os.environ.get(TRACEBACK) == "1":
             raise
