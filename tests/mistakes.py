@@ -378,6 +378,9 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "a checkpoint that is not there": lambda: call(
             "test", *configs("supervised"), *QUIET, "--model.student=mlp-8", "--ckpt_path=gone.ckpt"
         ),
+        "weights alone as checkpoint": lambda: call(
+            "test", *configs("supervised"), *QUIET, "--model.student=mlp-16", "--ckpt_path", saved(net().state_dict())
+        ),
         "a misspelt recipe": lambda: call("compare", "digits_pairs"),
         "a config of `fit` as recipe": lambda: call("compare", written("fit.yaml", "model: {class_path: KD}")),
         "a recipe that is no YAML": lambda: call("compare", written("broken.yaml", "a: [1")),
