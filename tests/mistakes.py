@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler, default_collate
-from torchmetrics.classification import MulticlassF1Score
 
 from lit_kd import (
     ALMKD,
@@ -359,7 +358,6 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "an optimizer that is made already": lambda: fit(kd(optimizer=Adam(net().parameters()))),
         "an unknown scheduler": lambda: fit(kd(lr_scheduler="linear")),
         "an unknown `lr_interval`": lambda: fit(kd(lr_interval="batch")),
-        "a metric alone as `metrics`": lambda: kd(metrics=MulticlassF1Score(CLASSES)),
         "`accumulate_grad_batches=0` for ALMKD": lambda: almkd(accumulate_grad_batches=0),
         "start weights above 1": lambda: fit(almkd(start_weights=2.0)),
     },

@@ -72,11 +72,7 @@ class DistillationDataModule(DataModule):
         val_train: Any = None,
         **shared: Any,
     ) -> None:
-        if isinstance(inner, DataModule):
-            raise ValueError(f"found {type(inner).__name__}, which is one of lit_kd already: use it without a wrapper")
-        if not hasattr(inner, "prepare_data_per_node"):
-            found = inner.__name__ if isinstance(inner, type) else type(inner).__name__
-            raise TypeError(f"expected a LightningDataModule, found {found}: see from_loaders and from_datasets")
+        items.check_inner(inner, DataModule)
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
