@@ -81,6 +81,8 @@ def as_batch(
             f"tensors, the labels being one of {', '.join(LABELS)}; found {found}. Let the dataset or its collate_fn "
             "return such batches, or say where labels and inputs are: label_key and input_key of DistillationDataModule"
         )
+    if not y.dim():
+        raise ValueError("expected batches of rows, found a row alone: pass a DataLoader, not its data set")
     if y.is_floating_point():
         return Batch(x, y, *index)
     y = y.long()  # losses want int64
@@ -157,7 +159,10 @@ def run_model(model: Callable[..., Any], x: Inputs) -> Any:
 def read_logits(model: Callable[..., Any], out: Any) -> Tensor:
     """The logits in what a model returned, a tensor or an object with ``.logits``."""
     place = getattr(model, "lit_kd_logits", None)  # see `lit_kd.models.adapt`
-    logits = getattr(out, "logits", out) if place is None or isinstance(out, Tensor) else out[place]
+    try:
+        logits = getattr(out, "logits", out) if place is None or isinstance(out, Tensor) else out[place]
+    except (LookupError, TypeError):  # nothing is there
+        logits = out
     if not isinstance(logits, Tensor):
         found = type(logits).__name__ + (f" with {list(logits)}" if isinstance(logits, Mapping) else "")
         raise TypeError(

@@ -247,6 +247,7 @@ class TestErrors:
             ([*configs("supervised"), "--model.student=resnet21"], "found unknown model 'resnet21'"),
             ([*configs("kd"), *QUIET], "KD needs a teacher, found none: pass teacher="),
             (["--config=gone.yaml"], "no config at gone.yaml: expected a YAML file"),
+            ([*configs("almkd"), *QUIET, "--trainer.gradient_clip_val=0.1"], "Remove `Trainer(gradient_clip_val=0.1)`"),
             ([*configs("supervised"), *QUIET, "--model.student=mlp-8", "--ckpt_path=gone.ckpt"], "gone.ckpt"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",

@@ -67,8 +67,6 @@ class TestNoise:
     def test_errors(self) -> None:
         with pytest.raises(ValueError, match=r"classes in \[0, 3\), found 1: 7"):
             transition_matrix("asymmetric", 3, 0.2, {1: 7})
-        with pytest.raises(ValueError, match="found 'pairflip'"):
-            transition_matrix("pairflip", 3, 0.2)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"found \[1\.5, -0\.5\] in row 0"):
             corrupt(np.array([0]), [[1.5, -0.5], [0, 1]], 0)
         with pytest.raises(ValueError, match=r"sum to 1, found \[0\.5, 0\.4\] in row 1"):

@@ -139,10 +139,6 @@ class TestOutputs:
         fitted.fit(ALMKD(student, teacher, num_classes=CLASSES), Blobs())
         assert fitted.callback_metrics["val/accuracy"] > 0.9
 
-    def test_nobody_told_where(self) -> None:
-        with pytest.raises(TypeError, match=r"found dict with \['out', 'hidden'\]: say where they are, .*adapt"):
-            trainer().fit(KD(Net(CLASSES, form="mapping"), Net(CLASSES), num_classes=CLASSES), Blobs())
-
     @pytest.mark.parametrize("head", [None, "head"])
     def test_the_head_is_the_layer_that_gives_the_logits(self, head: str | None) -> None:
         model = ALMKD(adapt(Net(CLASSES), head=head), Net(CLASSES), num_classes=CLASSES, rule=Paper(warmup_epochs=0))
@@ -169,10 +165,6 @@ class TestHuggingFace:
     def test_what_is_not_at_hand(self) -> None:
         with pytest.raises(ValueError, match="expected hf/nobody/nothing's files on this machine, or pretrained=true"):
             build_model("hf/nobody/nothing", CLASSES)
-
-    def test_only_libraries_have_weights(self) -> None:
-        with pytest.raises(ValueError, match="pretrained only with timm/NAME or hf/NAME, found 'mlp-8'"):
-            KD("mlp-8", "mlp-8", num_classes=CLASSES, input_shape=[1, 4, 4], pretrained=True)
 
 
 def test_a_checkpoint_stands_by_itself(theirs: tuple[Path, Net], tmp_path: Path) -> None:

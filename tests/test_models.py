@@ -161,11 +161,6 @@ def test_unknown_names(name: str, message: str) -> None:
         build_model(name, 10, (3, 32, 32))
 
 
-def test_an_mlp_needs_the_shape() -> None:
-    with pytest.raises(ValueError, match="mlp-32 needs input_shape"):
-        build_model("mlp-32", 10)
-
-
 def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"timm/resnet18 needs timm, .*pip install 'lit_kd\[timm\]'"):

@@ -42,8 +42,10 @@ def main(args: Sequence[str] | None = None) -> None:
         return _run(list(args))
     try:
         _run(None)
-    except (ValueError, OSError, ImportError, TypeError) as error:
-        if os.environ.get(TRACEBACK) == "1":
+    except Exception as error:
+        expected = isinstance(error, (ValueError, OSError, ImportError, TypeError, RuntimeError))
+        expected = expected or type(error).__name__ == "MisconfigurationException"  # Lightning's, not imported here
+        if not expected or os.environ.get(TRACEBACK) == "1":
             raise
         told = "\n".join([f"lit-kd: error: {error}", *getattr(error, "__notes__", [])])
         sys.exit(f"{told}\n({TRACEBACK}=1 shows where this was raised)")

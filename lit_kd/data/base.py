@@ -17,7 +17,7 @@ from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.models.images import ImageInput
-from lit_kd.types import UNLABELED, Batch
+from lit_kd.types import UNLABELED, Batch, check_choice
 
 
 class DataModule(LightningDataModule, ABC):
@@ -272,6 +272,7 @@ class DataModule(LightningDataModule, ABC):
     def _draw_weights(self, rows: int) -> Weights | None:
         """How often to draw each training row and, behind them, each meta row."""
         if self.row_weights is None or isinstance(self.row_weights, str):
+            check_choice("row_weights", self.row_weights, (None, "uniform", "balanced"))
             return balanced_weights(self.labels[:rows].numpy()) if self.row_weights == "balanced" else None
         weights = np.asarray(self.row_weights, dtype=np.float64)
         if weights.shape != (self.train_size,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:

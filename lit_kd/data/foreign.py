@@ -72,8 +72,7 @@ class DistillationDataModule(DataModule):
         val_train: Any = None,
         **shared: Any,
     ) -> None:
-        if isinstance(inner, DataModule):
-            raise ValueError(f"found {type(inner).__name__}, which is one of lit_kd already: use it without a wrapper")
+        items.check_inner(inner, DataModule)
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
         self.inner = inner
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,15 @@ def _leaves(dataset: Any, rows: Positions) -> Iterator[tuple[Any, Positions]]:
         yield dataset, rows
 
 
+def check_inner(inner: Any, ours: type) -> None:
+    """Refuse what cannot be wrapped, or needs no wrapper."""
+    if isinstance(inner, ours):
+        raise ValueError(f"found {type(inner).__name__}, which is one of lit_kd already: use it without a wrapper")
+    if not hasattr(inner, "prepare_data_per_node"):
+        found = inner.__name__ if isinstance(inner, type) else type(inner).__name__
+        raise TypeError(f"expected a LightningDataModule, found {found}: see from_loaders and from_datasets")
+
+
 def read_labels(rows: ItemRows, name: str) -> Tensor:
     """The label that each item has by itself: class numbers ``(n,)``, or probabilities ``(n, C)`` to train with.
 
@@ -191,7 +201,7 @@ def _label(rows: ItemRows, i: int, name: str) -> Tensor:
     if len(y) != 1 or (not soft if y.is_floating_point() else y.dim() != 1):
         raise TypeError(
             f"expected class numbers as labels of the {name} data set, or probabilities to train with, found "
-            f"{y.tolist()} in row {i}. Let its items be (x, y), y an integer."
+            f"{shorten(str(y.tolist()), 60)} in row {i}. Let its items be (x, y), y an integer."
         )
     return y
 

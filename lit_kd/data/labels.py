@@ -1,6 +1,7 @@
 """Labels: stratified splits by them, noise on them, and which of them are known."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +20,11 @@ Labels = npt.NDArray[np.int64]
 
 def count_rows(size: int | float, total: int, name: str) -> int:
     """Turn the size of a split, a fraction of `total` or a count, into a count; 100.0 is a count, 1.0 is neither."""
-    if size > 1 and float(size).is_integer():
+    number = isinstance(size, Real)
+    if number and size > 1 and float(size).is_integer():
         size = int(size)  # a config's 100 may arrive as 100.0
-    if not size >= 0 or (isinstance(size, float) and size >= 1):
-        raise ValueError(f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size}")
+    if not number or not size >= 0 or (isinstance(size, float) and size >= 1):
+        raise ValueError(f"expected for {name} a fraction in [0, 1) or a whole number of rows, found {size!r}")
     count = round(size * total) if isinstance(size, float) else size
     if count == 0 and size > 0:
         raise ValueError(f"expected rows in {name} or 0, found an empty split: {size} of {total} rows is less than one")
@@ -117,6 +119,8 @@ def transition_matrix(
         return (1 - rate) * eye + rate / num_classes
     if kind != "asymmetric":
         raise ValueError(f"expected noise 'symmetric' or 'asymmetric', found {kind!r}. Give a matrix for any other.")
+    if not isinstance(pairs or {}, Mapping):
+        raise ValueError(f"expected pairs as a mapping, such as {{1: 7}}, found {pairs!r}")
     wrong = np.roll(eye, 1, axis=1) if pairs is None else eye.copy()
     for true, mistaken in (pairs or {}).items():
         if not (0 <= true < num_classes and 0 <= mistaken < num_classes):

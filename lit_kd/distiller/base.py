@@ -90,8 +90,7 @@ class Distiller(Evaluated):
         super().__init__()
         check_choice(f"task of {type(self).__name__}", task, self.tasks)
         self.task = TASKS[task]
-        if num_classes < self.task.least_classes:
-            raise ValueError(f"expected num_classes of at least {self.task.least_classes}, found {num_classes}")
+        self.task.check_number(num_classes)
         self.save_hyperparameters()
         self.student = resolve_model(student, num_classes, input_shape, pretrained=pretrained)
         self.hparams.update(remembered(student, input_shape))

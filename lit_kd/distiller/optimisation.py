@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import (
@@ -19,6 +20,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lit_kd.models.taps import Composite
+from lit_kd.types import check_choice
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -34,6 +36,11 @@ def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
 def configure(module: "Distiller") -> Any:
     """The optimizer over what requires gradients, with a group for each further learner, and its scheduler."""
     refuse_callbacks(module)
+    check_choice("lr_interval", module.lr_interval, ("epoch", "step"))
+    for name, maker in (("optimizer", module.optimizer), ("lr_scheduler", module.lr_scheduler or "cosine")):
+        if not callable(maker) and (name, maker) != ("lr_scheduler", "cosine"):
+            found = shorten(repr(maker), 60)
+            raise TypeError(f"expected as {name} a class, or a function that makes one, found {found}")
     peers = [list(peer.parameters()) for peer in module.peers.values()]
     apart = {id(p) for group in peers for p in group}
     own = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]

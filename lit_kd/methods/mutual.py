@@ -32,13 +32,13 @@ class MutualLearning(Distiller):
 
     def __init__(self, student: Network, peers: list[Network], **base: Any) -> None:
         super().__init__(student=student, teacher=None, **base)
+        if not peers or not isinstance(peers, (list, tuple)):
+            raise ValueError(f"expected a list of at least one peer, found {peers!r}: alone, use Supervised")
         self.hparams.pop("teacher", None)
         # not paths: the checkpoint of this training stands by itself
         names = [student_name(p)[0] if is_path(p) else p for p in peers]
         self.hparams["peers"] = names
         keep_plain(self.hparams)
-        if not peers:
-            raise ValueError("expected at least one peer, found none: alone, a network is trained by Supervised")
         term, label, extra = self._templates
         for one in (term, label, *extra):
             if one is not None and (one.reads_features or one.keeps_rows):

@@ -39,6 +39,8 @@ def build_model(
         return build_class(name, num_classes)
     if is_class_path(name):
         return build_class({"class_path": name}, num_classes)
+    if isinstance(input_shape, int):
+        raise ValueError(f"expected as input_shape a list, [F] or [C, H, W], found {input_shape}")
     shape = tuple(input_shape or (3, 32, 32))
     library, _, member = name.partition("/")
     if library == "hf":
@@ -59,7 +61,7 @@ def build_model(
     if re.fullmatch("wrn-[1-9][0-9]+-[1-9][0-9]*", name) and sizes[0] % 6 == 4:
         return WideResNet(sizes[0], sizes[1], shape[0], num_classes)
     known = f"mlp-H[-H...], cnn-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4, torchvision/NAME, timm/NAME, hf/NAME"
-    raise ValueError(f"expected a model of {known}; found unknown model {name!r}")
+    raise ValueError(f"expected a model of {known}; found unknown model {name!r}, and no file of that name")
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:

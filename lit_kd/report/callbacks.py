@@ -107,6 +107,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getbuffer())
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> Any:
+        """Read a checkpoint; a ValueError where the file holds something else."""
+        found = super().load_checkpoint(path, *args, **options)
+        if "pytorch-lightning_version" not in found:
+            raise ValueError(f"{path}: expected a training's checkpoint, found another file: load weights in Python")
+        return found
+
 
 class ResumeAsBefore(Callback):
     """Refuses to resume with another optimizer or scheduler, whose options the checkpoint's would replace silently."""

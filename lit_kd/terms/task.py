@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -39,6 +40,11 @@ class Task:
     decide: Callable[[Tensor], Tensor]  # the most probable labels, of probabilities
     predict: Callable[[Tensor], dict[str, Tensor]]  # what is said of each sample, from probabilities
     metrics: Callable[[int], dict[str, Metric]]  # ``agreement`` is with the teachers' decisions
+
+    def check_number(self, num_classes: Any) -> None:
+        """Refuse a number of classes that is none; a ValueError."""
+        if not isinstance(num_classes, Integral) or num_classes < self.least_classes:
+            raise ValueError(f"expected as num_classes a whole number from {self.least_classes}, found {num_classes!r}")
 
 
 def _check_classes(y: Tensor, num_classes: int, missing: bool) -> None:
