@@ -181,7 +181,7 @@ def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     model, data = prepare(case, devices, padding)
     fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3)
     fitted.fit(model, data)
-    method = getattr(model, "method", model)  # within somebody's module
+    method = getattr(model, "distiller", model)  # within somebody's module
     table = getattr(method, "table", None)
     measured = {name: value.cpu() for name, value in fitted.callback_metrics.items()}
     if "val" in CASES[case]:  # validation rows are padded too
