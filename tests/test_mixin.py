@@ -205,3 +205,17 @@ class TestReviewed:
         mine.fails = False
         trainer(max_epochs=1).fit(mine, noisy())
         assert not any(layer._forward_hooks for layer in mine.net.modules())
+
+    def test_a_network_keeps_its_own_dtype(self) -> None:
+        class Double(Mine):
+            def __init__(self, name: str) -> None:
+                super().__init__(name)
+                self.net[1].double()
+
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                hidden = self.net[:1](batch[0]).double()
+                return self.distillation(self.net[2:](self.net[1](hidden).float()), batch).mean()
+
+        mine = Double("kd")
+        trainer(max_epochs=1, limit_val_batches=0).fit(mine, noisy())
+        assert mine.net[1].weight.dtype == torch.float64

@@ -12,7 +12,7 @@ from lit_kd.distiller.optimisation import refuse_callbacks
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.models.checkpoint import drop_unknown
 from lit_kd.models.taps import Watch
-from lit_kd.teachers.cache import FillTeacherCache
+from lit_kd.teachers.cache import FillTeacherCache, follow
 from lit_kd.terms.base import row_losses, weighted_means
 from lit_kd.types import Batch, Outputs, as_ours, as_theirs
 
@@ -92,7 +92,7 @@ class Distilled(LightningModule):
     def on_fit_start(self) -> None:
         """Make the table, and watch the layers whose features are read."""
         super().on_fit_start()
-        self.distiller.to(self.device, self.dtype)
+        follow(self.distiller, self)
         self.distiller.on_fit_start()
         if self._watch:
             self._watch.stop()

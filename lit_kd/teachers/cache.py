@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
@@ -71,7 +71,7 @@ class FillTeacherCache(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Fill it before the module's own hook, which may use it."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.method.teachers.cache = Cached(self.method.to(pl_module.device, pl_module.dtype))
+            self.method.teachers.cache = Cached(follow(self.method, pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Free the memory."""
@@ -200,6 +200,12 @@ class Cached:
     def _read(self, index: Indices, augmented: bool = False) -> Batch:
         rows = self.data.parts.rows(torch.from_numpy(index), augmented)
         return to_device(self.module, rows.__getitems__(list(range(len(index)))))
+
+
+def follow(method: Distiller, module: LightningModule) -> Distiller:
+    """Bring a method to the device, and if it has changed to the dtype, of the module that it is part of."""
+    method.to(module.device)
+    return method if method.dtype == module.dtype else method.to(cast(torch.dtype, module.dtype))
 
 
 def to_device(module: Distiller, batch: Batch) -> Batch:
