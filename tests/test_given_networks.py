@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from commands import QUIET, call, configs, version
 from lightning import LightningModule
 from methods import CLASSES, Blobs, trainer
@@ -148,12 +147,12 @@ class TestOutputs:
 
 
 class TestHuggingFace:
-    def small(self) -> transformers.BertConfig:
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        return transformers.BertConfig(vocab_size=30, max_position_embeddings=8, **sizes)
-
     def test_by_a_directory(self, tmp_path: Path) -> None:
-        saved = transformers.BertForSequenceClassification(self.small())
+        import transformers  # late, as it takes seconds
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        config = transformers.BertConfig(vocab_size=30, max_position_embeddings=8, **sizes)
+        saved = transformers.BertForSequenceClassification(config)
         saved.save_pretrained(tmp_path)
         fresh = build_model(f"hf/{tmp_path}", 5)
         assert fresh.classifier.out_features == 5  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SLOW = ("plug_in", "huggingface", "find_mislabelled")
+SLOW = ("quickstart", "plug_in", "huggingface", "find_mislabelled")
 
 
 @pytest.fixture(autouse=True)
