@@ -163,8 +163,8 @@ class TestRefused:
             trainer(max_epochs=1).fit(Lazy("robust"), noisy())
 
 
-class TestReviewed:
-    """What a second reading found."""
+class TestBeyondOneFit:
+    """Checkpoints, precision, and errors on the way."""
 
     @pytest.mark.parametrize("name", ["crd", "kd"])
     def test_a_checkpoint_loads_into_a_fresh_module(self, name: str, tmp_path: Path) -> None:

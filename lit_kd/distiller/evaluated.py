@@ -91,8 +91,10 @@ class Evaluated(Shim):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the task says of each sample, such as the most probable class and its probability, ``(B,)`` each."""
         label, inputs = (getattr(self.datamodule, key, None) for key in ("label_key", "input_key"))
-        bare = isinstance(batch, Mapping) and label_name(batch, label) not in batch
-        x = batch if isinstance(batch, Tensor) else self.unpack(batch).x if not bare else batch.get(inputs, batch)
+        if isinstance(batch, Mapping) and label_name(batch, label) not in batch:  # inputs alone
+            x = batch.get(inputs, batch)
+        else:
+            x = batch if isinstance(batch, Tensor) else self.unpack(batch).x
         return self.task.predict(self.task.probabilities(self(x).float()))
 
     def log_means(self, values: Mapping[str, Any], rows: int) -> None:

@@ -37,8 +37,11 @@ def configure(module: "Distiller") -> Any:
     """The optimizer over what requires gradients, with a group for each further learner, and its scheduler."""
     refuse_callbacks(module)
     check_choice("lr_interval", module.lr_interval, ("epoch", "step"))
-    for name, maker in (("optimizer", module.optimizer), ("lr_scheduler", module.lr_scheduler or "cosine")):
-        if not callable(maker) and (name, maker) != ("lr_scheduler", "cosine"):
+    makers: dict[str, Any] = {"optimizer": module.optimizer}
+    if module.lr_scheduler not in (None, "cosine"):
+        makers["lr_scheduler"] = module.lr_scheduler
+    for name, maker in makers.items():
+        if not callable(maker):
             found = shorten(repr(maker), 60)
             raise TypeError(f"expected as {name} a class, or a function that makes one, found {found}")
     peers = [list(peer.parameters()) for peer in module.peers.values()]
