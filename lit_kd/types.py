@@ -19,6 +19,15 @@ Inputs = Tensor | Mapping[str, Tensor]
 """A tensor whose first axis is the batch, or a mapping of such tensors, passed as keyword arguments."""
 
 
+class Pairs(NamedTuple):
+    """Which rows a batch of mixed inputs is made of: P pairs of an input and a row, each with the row's own label."""
+
+    inputs: Tensor  # which input, (P,)
+    rows: Tensor  # which row of the batch before it was mixed, (P,)
+    share: Tensor  # the row's share in the input, times P / B: so the mean over pairs is one over inputs, (P,)
+    main: Tensor  # for each row its pair of the greatest share, (B,)
+
+
 class Batch(NamedTuple):
     """A batch of samples.
 
@@ -33,6 +42,11 @@ class Batch(NamedTuple):
     y: Tensor
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is of no use here
 
+    @property
+    def pairs(self) -> Pairs | None:
+        """Where inputs are mixed, of what: then there is a label and an index for each pair, ``(P,)``."""
+        return None
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:
         """The batch on a device; Lightning calls this."""
 
@@ -44,11 +58,29 @@ class Batch(NamedTuple):
         return Batch(move(self.x), move(self.y), move(self.index))
 
 
+class MixedBatch(Batch):
+    """A batch of mixed inputs, a label and an index for each pair."""
+
+    parts: Pairs
+
+    @property
+    def pairs(self) -> Pairs:
+        """Of what inputs are mixed."""
+        return self.parts
+
+
 class Outputs(NamedTuple):
     """A model's logits ``(B, C)`` for a batch, and features by tap: a layer's output, or see `PENULTIMATE`."""
 
     logits: Tensor
     features: Mapping[str, Tensor]
+
+    def of(self, batch: Batch) -> Outputs:
+        """The outputs for each label of the batch: where inputs are mixed, for each pair."""
+        if batch.pairs is None:
+            return self
+        features = {tap: found[batch.pairs.inputs] for tap, found in self.features.items()}
+        return Outputs(self.logits[batch.pairs.inputs], features)
 
 
 def as_batch(

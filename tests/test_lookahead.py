@@ -106,8 +106,12 @@ class Proven(ALMKD):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         self.buffers_before = {name: b.clone() for name, b in self.student.named_buffers()}
-        self.random_before = torch.get_rng_state()
         super().training_step(batch, batch_idx)
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        batch = super().prepare_batch(batch)  # may draw who is mixed with whom
+        self.random_before = torch.get_rng_state()
+        return batch
 
     def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:
         assert self.table is not None
@@ -139,21 +143,27 @@ class Proven(ALMKD):
         leaves = {name: p.detach().requires_grad_() for name, p in self.student.named_parameters() if p.requires_grad}
         if self.meta_gradient == "last_layer":
             leaves = {name: p for name, p in leaves.items() if name.startswith("last.")}
-        lam = weights.double().requires_grad_()
+        pairs = seen.train.pairs
+        lam = (weights if pairs is None else weights[pairs.main]).double().requires_grad_()
         with torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
             torch.set_rng_state(self.random_before)
             logits = functional_call(student, leaves, (seen.train.x,))
+            if pairs is not None:  # each row takes part in two mixtures, by its share of each
+                logits = logits[pairs.inputs]
             torch.testing.assert_close(logits, seen.student.logits)
             p = logits.softmax(-1).gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
             robust = isinstance(self._templates[1], GeneralizedCrossEntropy)
             label = ((1 - p**0.7) / 0.7 if robust else -p.log()).where(y != UNLABELED, 0)
             losses = torch.stack([label, *self.distances(logits, student, seen, teachers)], dim=1)
+            counts = lam if pairs is None else lam[pairs.rows] * pairs.share.unsqueeze(1)
             g = torch.autograd.grad(
-                (lam * losses).sum(1).mean(), list(leaves.values()), create_graph=True, materialize_grads=True
+                (counts * losses).sum(1).mean(), list(leaves.values()), create_graph=True, materialize_grads=True
             )
             moved = {name: leaf - LR * step for (name, leaf), step in zip(leaves.items(), g, strict=True)}
 
-            def loss(rows: Batch, keep: Tensor) -> Tensor:
+            def loss(rows: Batch, keep: Tensor) -> Tensor | float:
+                if rows.pairs is not None:
+                    return 0.0  # mixed rows have no share in what is validated
                 z = functional_call(evaluated, moved, (rows.x,))
                 return F.cross_entropy(z[keep], rows.y[keep], ignore_index=UNLABELED, reduction="sum") / keep.sum()
 
@@ -227,6 +237,11 @@ class TestProven:
         gradients = torch.cat([found for found, _ in model.proofs])
         assert (gradients == 0).any(0).all()  # of both kinds
         assert (gradients != 0).any(0).all()
+
+    @pytest.mark.parametrize("kind", ["last_layer", "exact", "central"])
+    @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+    def test_mixed_rows(self, kind: str, mix: str) -> None:
+        prove(kind, Net(), 2, mix=mix, steps=3)
 
     @pytest.mark.parametrize("student", [Seeded, Attention, partial(build_model, "wrn-10-1", CLASSES, SHAPE)])
     def test_other_networks(self, student: Callable[[], nn.Module]) -> None:

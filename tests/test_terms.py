@@ -260,7 +260,7 @@ def step(model: Any, batch: Batch) -> Tensor:
     model.trainer.training = True
     model.log = lambda *args, **kwargs: None
     model.terms = model.make_terms()
-    model._prepared = 0
+    model._epoch = (0, None)
     model.tapped_student = Tapped(model.student)
     model.teachers = model.teachers if len(model.teachers) else type(model.teachers)(list(model._teacher_specs))
     loss: Tensor = model.training_step(batch, 0)

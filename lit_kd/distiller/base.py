@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lit_kd.data import DataModule, SampleTable, data_of
+from lit_kd.data.mixing import as_mix, mixed
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
@@ -47,6 +48,7 @@ class Distiller(Evaluated):
         lr_interval: Whether the scheduler steps once an epoch or once an update.
         lr_monitor: The metric that a ReduceLROnPlateau follows, such as ``"val/nll"``.
         metrics: Further metrics, of probabilities and labels, logged by their names as ``val/NAME`` and ``test/NAME``.
+        mix: Mix the images of training batches, see `lit_kd.data.mixing`: ``"mixup"``, ``"cutmix"``, or a transform.
         teacher_cache: ``"memory"`` or a directory: ask teachers once a row, see `lit_kd.teachers.cache.TeacherCache`.
         channels_last: The layout of convolutions; ``None``: where it is safe and faster.
         compile: Compile student and teachers (`torch.compile`), which takes minutes.
@@ -55,7 +57,7 @@ class Distiller(Evaluated):
 
     needs_teacher: ClassVar[bool] = True  # whether training is impossible without a teacher
     needs_meta: ClassVar[bool] = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
-    changes_batches: ClassVar[bool] = False  # whether rows are no rows of the data's: nothing is kept of them
+    changes_batches: bool = False  # whether inputs are no rows of the data's: nothing is kept of them
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
     settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take
     lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder found
@@ -82,6 +84,7 @@ class Distiller(Evaluated):
         lr_interval: Literal["epoch", "step"] = "epoch",
         lr_monitor: str | None = None,
         metrics: MetricCollection | None = None,
+        mix: Literal["mixup", "cutmix"] | nn.Module | None = None,
         teacher_cache: str | TeacherCache | None = None,
         channels_last: bool | None = None,
         compile: bool = False,
@@ -98,6 +101,7 @@ class Distiller(Evaluated):
         self.num_classes, self.input_shape = num_classes, input_shape
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.lr_interval, self.lr_monitor, self._own_metrics = lr_interval, lr_monitor, (metrics,)
+        self.mix, self.changes_batches = as_mix(mix), self.changes_batches or mix is not None
         self.teacher_cache = TeacherCache.of(teacher_cache)
         self.speed = Speed(channels_last, compile, teacher_precision)
         self.metrics = nn.ModuleDict({f"at_{stage}": self.make_metrics(stage) for stage in ("val", "test")})
@@ -107,8 +111,7 @@ class Distiller(Evaluated):
         self._teacher_specs = as_specs(teacher)  # in a tuple, modules are no submodules
         self._templates = check_templates(type(self).__name__, self.settled, term, label_term, extra)
         self._restored: dict[str, Any] | None = None  # the table of a checkpoint
-        self._epoch_rows: Tensor | None = None  # what `training_rows` said of this epoch
-        self._prepared: int | None = None  # which epoch is
+        self._epoch: tuple[int, Tensor | None] | None = None  # which is prepared, and what `training_rows` said of it
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """How much the label, then each source counts: ``S + 1`` numbers, or ``(B, S + 1)``. Methods override it."""
@@ -128,8 +131,8 @@ class Distiller(Evaluated):
         return len(self._teacher_specs)
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Change a training batch before teachers and student see it."""
-        return batch
+        """Change a training batch before teachers and student see it: mix it, if wanted."""
+        return batch if self.mix is None else mixed(batch, self.mix)
 
     def prepare_epoch(self) -> None:
         """Form beliefs about samples before each epoch, the same in every process: draw by `data.seeds.derive_seed`."""
@@ -161,7 +164,7 @@ class Distiller(Evaluated):
         training = stage == "fit"
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or a path")
-        self._prepared, new = None, training and self.terms is None
+        self._epoch, new = None, training and self.terms is None
         if new:
             self.terms = self.make_terms()
         if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
@@ -189,8 +192,8 @@ class Distiller(Evaluated):
         term, label, extra = self._templates
         own = label or self.task.label_term(), term or self.default_term()
         made = TermSet(*own, extra, self.num_sources, self.task.name, len(self._teacher_specs))
-        if self.changes_batches and (self.teacher_cache or any(one.keeps_rows for one in made)):
-            raise ValueError(f"expected no teacher_cache and no state by sample: {type(self).__name__} changes batches")
+        if self.changes_batches and (self.teacher_cache or made.wants_rows):
+            raise ValueError("expected no teacher_cache, and no term that renews rows or couples them: rows are mixed")
         return made
 
     def configure_callbacks(self) -> Any:
@@ -230,7 +233,7 @@ class Distiller(Evaluated):
         if training:
             self.rows_of_epoch()  # the epoch may have begun before a checkpoint from which this run is resumed
         teachers = self.ask(batch)  # first, while no activations of the student take memory
-        student = student or self.tapped_student(batch.x)
+        student = (student or self.tapped_student(batch.x)).of(batch)
         named = {f"teacher {k}": teacher for k, teacher in enumerate(teachers)} | {"student": student}
         first = training and self.trainer.fit_loop.total_batch_idx == 0
         check_outputs(self.task, batch.y, named, self.num_classes, missing=training, first=first)
@@ -269,12 +272,12 @@ class Distiller(Evaluated):
 
     def rows_of_epoch(self) -> Tensor | None:
         """What `training_rows` says of this epoch: our data modules ask it when they draw the first batch."""
-        if self._prepared != self.current_epoch:
-            self._prepared = self.current_epoch
+        if self._epoch is None or self._epoch[0] != self.current_epoch:
+            self._epoch = self.current_epoch, None  # done, if this is asked for meanwhile
             self.prepare_epoch()
             ours = isinstance(self.datamodule, DataModule)
-            self._epoch_rows = self.training_rows() if ours else None
-        return self._epoch_rows
+            self._epoch = self.current_epoch, self.training_rows() if ours else None
+        return self._epoch[1]
 
     def on_train_epoch_end(self) -> None:
         """Share state by sample between processes, and log what is believed on average."""

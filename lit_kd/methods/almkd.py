@@ -106,10 +106,15 @@ class ALMKD(ManualOptimisation, Selective):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The meta-step, then the student's step with the table's weights."""
         self.meta_batch = self.unpack(batch["meta"])
-        self.look_ahead.before()
         loss = super().training_step(batch["train"], batch_idx)
         assert loss is not None
         return self.update(loss, batch_idx)
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """As in the base; then the look-ahead keeps what the student's pass depends on, random numbers too."""
+        batch = super().prepare_batch(batch)
+        self.look_ahead.before()
+        return batch
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""
@@ -138,7 +143,8 @@ class ALMKD(ManualOptimisation, Selective):
             with torch.autocast(self.device.type, enabled=False):
                 align = self.look_ahead.align(seen, meta, all_rows(index))
                 logits = seen.student.logits.float(), [t.logits.float() for t in teachers]
-                self.rule.observe(self.table, MetaStep(index, y, *logits, align, lr, len(y) * self.trainer.world_size))
+                step = MetaStep(index, y, *logits, align, lr, len(y) * self.trainer.world_size)
+                self.rule.observe(self.table, step.of_rows(seen.train.pairs))
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The teachers, revised by the label."""

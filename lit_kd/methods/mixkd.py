@@ -40,8 +40,8 @@ class MixKD(KD):
         super().__init__(student=student, teacher=teacher, **base)
         if not alpha > 0:
             raise ValueError(f"expected an alpha above 0, found {alpha}")
-        if self.task.name != "classification" or self.revise is not None or self.select is not None:
-            raise ValueError("expected MixKD with one class a sample, and without revise and select: labels are mixed")
+        if self.task.name != "classification" or (self.revise, self.select, self.mix) != (None, None, None):
+            raise ValueError("expected MixKD with one class a sample, without revise, select and mix: labels are mixed")
         self.alpha, self.mixed_labels = alpha, mixed_labels
 
     def prepare_batch(self, batch: Batch) -> Batch:

@@ -70,7 +70,7 @@ class MutualLearning(Distiller):
         assert self.terms is not None
         batch = self.prepare_batch(self.unpack(batch))
         student, _ = self.outputs(batch)
-        said = [student, *(Tapped(peer)(batch.x) for peer in self.peers.values())]
+        said = [student, *(Tapped(peer)(batch.x).of(batch) for peer in self.peers.values())]
         fixed = [Outputs(out.logits.detach(), out.features) for out in said]
         losses = []
         for k, (name, out) in enumerate(zip(("", *(f"{peer}_" for peer in self.peers)), said, strict=True)):

@@ -86,7 +86,8 @@ class PosteriorDistillation(Distiller):
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """None: the target holds what teachers say; it is taken down, with what the student says."""
-        self._take_down(index_of(batch), student.logits, [t.logits for t in teachers])
+        one = slice(None) if batch.pairs is None else batch.pairs.main  # of each row
+        self._take_down(index_of(batch)[one], student.logits[one], [t.logits[one] for t in teachers])
         return []
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:

@@ -48,8 +48,8 @@ class Teachers:
         return self._frozen[k](x)
 
     def trained_on(self, batch: Batch) -> list[Outputs]:
-        """The outputs for a batch of training or meta rows, from the cache if there is one."""
-        return self(batch.x) if self.cache is None else self.cache(batch)
+        """The outputs for each label of a training or meta batch, from the cache if there is one."""
+        return [out.of(batch) for out in self(batch.x)] if self.cache is None else self.cache(batch)
 
     def forget(self) -> None:
         """Drop copies for inference, except compiled ones."""

@@ -49,6 +49,10 @@ class Term(nn.Module):
         self.key = self.name
         """Begins the names of its columns in the table; each copy has its own."""
 
+    def scaled(self, values: Tensor, batch: Batch) -> Tensor:
+        """What `forward` gave, times the constant factor and, where inputs are mixed, the row's share."""
+        return self.weight * (values if batch.pairs is None else values * batch.pairs.share)
+
     @property
     def reads_features(self) -> bool:
         """Whether more than logits is compared: then only ALM-KD's meta-gradient ``exact`` can weigh it."""
@@ -153,6 +157,11 @@ class TermSet(nn.Module):
         """Whether `build` does something."""
         return any(type(term).build is not Term.build for term in self)
 
+    @property
+    def wants_rows(self) -> bool:
+        """Whether inputs must be rows of the data: a mixture is none to be renewed, or to be compared."""
+        return any(term.couples_batch or type(term).update is not Term.update for term in self)
+
     def taps(self, whose: str) -> tuple[str, ...]:
         """The layers of the ``"student"`` or of the ``"teacher"`` that terms read."""
         return tuple(dict.fromkeys(tap for term in self for tap in getattr(term, f"{whose}_taps")))
@@ -172,7 +181,7 @@ class TermSet(nn.Module):
         """The terms of the label and of each source, ``(B,)`` or ``()`` each, and the extra ones by name."""
         values = []
         for term, source in self._with_sources(sources):
-            values.append(term.weight * term(student, source, batch))
+            values.append(term.scaled(term(student, source, batch), batch))
             wanted = () if term.couples_batch else (len(student.logits),)
             if values[-1].shape != wanted:
                 found = f"{type(term).__name__} gave {tuple(values[-1].shape)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
-from lit_kd.types import UNLABELED
+from lit_kd.types import UNLABELED, Pairs
 
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
@@ -34,6 +34,19 @@ class MetaStep:
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
         return meta_gradient(self.alignment(weights, self.lr), self.lr, self.batch_size)
+
+    def of_rows(self, pairs: Pairs | None) -> "MetaStep":
+        """Of mixed inputs the step of their rows, each seen in the input of which it is the greatest part."""
+        if pairs is None:
+            return self
+        main, part = pairs.main, len(pairs.main) / len(pairs.rows)
+
+        def aligned(weights: Tensor, lr: float) -> Tensor:
+            found = self.alignment(weights[pairs.rows], lr)
+            return part * found.new_zeros(weights.shape).index_add(0, pairs.rows, found)
+
+        outputs = self.logits[main], [logits[main] for logits in self.teachers]
+        return MetaStep(self.index[main], self.y[main], *outputs, aligned, self.lr, round(part * self.batch_size))
 
 
 class Rule(ABC):

@@ -20,6 +20,8 @@ def check_rule(module: ALMKD) -> None:
     rule, name, task = module.rule, type(module.rule).__name__, module.task.name
     if task not in rule.tasks:
         raise ValueError(f"the rule {name} needs one class a sample, found task {task!r}: use the rule paper or amal")
+    if module.mix is not None and rule.train_share:
+        raise ValueError(f"expected a rule of train_share 0 with mix, found {rule.train_share}: rows are taken apart")
     warn_of_absent_classes(module.data)
     rows, batch = len(module.data.labels), module.data.batch_size * module.trainer.world_size
     if rule.trains_on_meta and batch >= rows:

@@ -40,7 +40,8 @@ class Exact(LookAhead):
     def check(self, seen: Seen) -> None:
         """Do student and terms support the derivative, and can the pass be repeated?"""
         self._derivative(seen, self.replay.parameters)
-        found, logits = self.replay(self.module.tapped_student.laid_out(seen.train.x)).logits, seen.student.logits
+        found = self.replay(self.module.tapped_student.laid_out(seen.train.x)).of(seen.train).logits
+        logits = seen.student.logits
         if (found - logits).norm() > 0.05 * logits.norm():
             rank_zero_warn(
                 f"a second pass of {type(self.module.student).__name__} over a batch gives other logits, though "
@@ -52,11 +53,11 @@ class Exact(LookAhead):
         x, terms = self.module.tapped_student.laid_out(seen.train.x), self.module.terms
 
         def function(theta: exact.Named) -> Tensor:
-            student, values = self.replay(x, theta), []
+            student, values = self.replay(x, theta).of(seen.train), []
             for term, source in zip(terms.weighted, [None, *seen.sources], strict=True):
                 own = {**dict(term.named_parameters()), **dict(term.named_buffers())}
                 copies = {name: value.detach().to(student.logits, copy=True) for name, value in own.items()}
-                values.append(term.weight * functional_call(term, copies, (student, source, seen.train)))
+                values.append(term.scaled(functional_call(term, copies, (student, source, seen.train)), seen.train))
             return torch.stack(self.module.of_distilled(values, seen.train), dim=1)
 
         if self.forward_mode:
