@@ -16,6 +16,7 @@ from lit_kd import (
     ALMKD,
     CRD,
     DKD,
+    GLC,
     KD,
     Batch,
     Distiller,
@@ -33,7 +34,7 @@ from lit_kd import (
 )
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
-from lit_kd.terms import DecoupledKL, Hint
+from lit_kd.terms import ELR, SOP, DecoupledKL, Hint
 from lit_kd.weightings import Amal, Paper
 
 METHODS: dict[str, Callable[..., Distiller]] = {
@@ -58,6 +59,9 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
     ),
+    "elr": lambda student, teachers, **base: Supervised(student, label_term=ELR(), **base),
+    "sop": lambda student, teachers, **base: Supervised(student, label_term=SOP(), **base),
+    "glc": lambda student, teachers, **base: GLC(student, **base),
     "dkd": lambda student, teachers, **base: DKD(student, teachers[0], beta=0.5, warmup_epochs=1, **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
     "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),

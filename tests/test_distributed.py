@@ -53,6 +53,9 @@ CASES: dict[str, dict[str, Any]] = {
     "crd": {},
     "mutual": {},
     "simkd": {},
+    "elr": {},
+    "sop": {},
+    "glc": {},
     "kd, multilabel": {},
     "kd, balanced": {"row_weights": "balanced"},
     "mixin, kd": {},
@@ -67,7 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     "posterior, uneven": {"val": 22, "drop_last": True},
 }
 SIZES = {
-    2: list(CASES)[:22],
+    2: list(CASES)[:25],
     3: ["kd, uneven", "almkd-robust, uneven", "almkd-paper, uneven"],
     4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven", "posterior, uneven"],
 }

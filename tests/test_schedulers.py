@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
 
-from lit_kd import RobustActiveDistillation
+from lit_kd.weightings.stretches import Stretched
 
 
 class TestSchedulers:
-    @pytest.mark.parametrize("method", ["kd", "almkd-paper", "rad"])
+    @pytest.mark.parametrize("method", ["kd", "almkd-paper", "rad", "glc"])
     @pytest.mark.parametrize("interval", ["epoch", "step"])
     def test_as_in_a_plain_loop(self, method: str, interval: Any) -> None:
         rates: list[float] = []
@@ -36,7 +36,7 @@ class TestSchedulers:
         fitted.fit(model, Blobs())
 
         expected = []
-        starts = model.stretches()[:-1] if isinstance(model, RobustActiveDistillation) else [0]
+        starts = model.stretches()[:-1] if isinstance(model, Stretched) else [0]
         for epoch in range(3):
             if epoch in starts:  # where a method begins anew
                 plain = SGD([nn.Parameter(torch.zeros(1))], 0.1)

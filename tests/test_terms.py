@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import seed_everything
-from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
+from methods import CLASSES, SHAPE, trained_teachers, trainer
 from torch import Tensor, nn
 
 from lit_kd import (
@@ -22,7 +22,6 @@ from lit_kd import (
 )
 from lit_kd.data.table import SampleTable
 from lit_kd.losses import contrastive_loss, cross_entropy, decoupled_kd_loss, hint_loss, kd_loss
-from lit_kd.models import build_model
 from lit_kd.models.taps import Composite, Tapped
 from lit_kd.terms import (
     BernoulliCrossEntropy,
@@ -30,7 +29,6 @@ from lit_kd.terms import (
     Contrastive,
     DecoupledKL,
     Hint,
-    Term,
 )
 from lit_kd.terms.features import adapter
 from lit_kd.types import UNLABELED
@@ -341,65 +339,3 @@ def test_projector() -> None:
         projected = last.weight @ (first.weight @ f + first.bias).clamp(min=0) + last.bias
         close(loss[b].detach(), sum((projected[d] - t[b, d]) ** 2 for d in range(5)).detach() / 5)
         close(found.logits[b].detach(), (head.weight @ projected + head.bias).detach())
-
-
-class ELR(Term):
-    """Early-learning regularisation (arXiv 2007.00151) [code]: cross-entropy, and what the network said before.
-
-    Each row has a running mean of the network's probabilities, ``q <- b q + (1 - b) p``; beside the cross-entropy,
-    ``strength log(1 - <q, p>)`` keeps the network to it, so that wrong labels are not learned by heart.
-    """
-
-    reads_teacher = False
-    keeps_rows = True
-    tasks = ("classification",)
-
-    def __init__(self, beta: float = 0.7, strength: float = 3.0, weight: float = 1.0) -> None:
-        super().__init__(weight)
-        self.beta, self.strength = beta, strength
-
-    def start(self, table: SampleTable, labels: Tensor) -> None:
-        table.add("elr", torch.zeros(int(labels.max()) + 1))
-        self.table = table
-
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        p = self._probabilities(student)
-        before, now = self.table["elr"][batch.index], p.detach() / p.detach().sum(-1, keepdim=True)
-        agreement = ((self.beta * before + (1 - self.beta) * now) * p).sum(-1)
-        return cross_entropy(student.logits, batch.y) + self.strength * (1 - agreement).log()
-
-    def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
-        assert batch.index is not None
-        p = self._probabilities(student)
-        moved = self.beta * self.table["elr"][batch.index] + (1 - self.beta) * p / p.sum(-1, keepdim=True)
-        self.table.exchange(batch.index, elr=moved)
-
-    def _probabilities(self, student: Outputs) -> Tensor:
-        return student.logits.softmax(-1).clamp(1e-4, 1 - 1e-4)
-
-
-def test_elr_as_a_term_equals_a_loop() -> None:
-    seed_everything(0, verbose=False)
-    net = build_model("mlp-8", CLASSES, SHAPE)
-    student = build_model("mlp-8", CLASSES, SHAPE)
-    student.load_state_dict(net.state_dict())
-    data = Blobs(noise="symmetric", noise_rate=0.4)
-    model = build("supervised", student, label_term=ELR(), optimizer=lambda p: torch.optim.SGD(p, 0.1))
-    trainer(max_epochs=3).fit(model, data)
-    optimizer, targets, loader = torch.optim.SGD(net.parameters(), 0.1), np.zeros((48, 3)), data.train_dataloader()
-    for epoch in range(3):
-        loader.sampler.set_epoch(epoch)
-        for x, y, index in loader:
-            loss = torch.zeros(())
-            for i, row in enumerate(index.tolist()):
-                p = net(x[i : i + 1])[0].softmax(0)
-                own = p.clamp(1e-4, 1 - 1e-4)
-                targets[row] = 0.7 * targets[row] + 0.3 * (own / own.sum()).detach().numpy()
-                q = torch.tensor(targets[row], dtype=torch.float32)
-                loss = loss + (-p[y[i]].log() + 3 * (1 - (q * own).sum()).log()) / len(y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    torch.testing.assert_close(student.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-5)
-    assert model.table is not None
-    torch.testing.assert_close(model.table["elr"][:48].double().numpy(), targets, rtol=1e-4, atol=1e-5)

@@ -183,7 +183,7 @@ def test_a_training_that_stops_within_the_warm_up_says_so(method: str) -> None:
     assert not any("epochs" in text for text in planned)  # it was not to be foreseen
 
 
-@pytest.mark.parametrize("method", ["almkd-paper", "posterior", "weighted"])
+@pytest.mark.parametrize("method", ["almkd-paper", "posterior", "weighted", "glc"])
 def test_a_class_without_a_meta_row_is_named(method: str) -> None:
     x, y = blobs(150)
     lacks = [(x[:90], y[:90]), (x[90:][y[90:] != 2], y[90:][y[90:] != 2])]

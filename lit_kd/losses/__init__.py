@@ -4,7 +4,13 @@ Shapes: B samples, C classes. Logits are unnormalised, temperatures T > 0 dimens
 """
 
 from lit_kd.losses.features import contrastive_loss, hint_loss
-from lit_kd.losses.labels import generalized_cross_entropy, superloss, taylor_cross_entropy
+from lit_kd.losses.labels import (
+    corrected_cross_entropy,
+    generalized_cross_entropy,
+    overparameterized_loss,
+    superloss,
+    taylor_cross_entropy,
+)
 from lit_kd.losses.logits import (
     bernoulli_cross_entropy,
     bernoulli_kd_loss,
@@ -25,12 +31,14 @@ __all__ = [
     "bernoulli_kd_loss",
     "contradicts",
     "contrastive_loss",
+    "corrected_cross_entropy",
     "cross_entropy",
     "decoupled_kd_loss",
     "generalized_cross_entropy",
     "hint_loss",
     "kd_loss",
     "mean_teacher",
+    "overparameterized_loss",
     "revise_labels",
     "revised_teacher",
     "slam_loss",

@@ -6,10 +6,11 @@ All take student logits ``(B, C)`` and labels ``(B,)``, in ``[0, C)`` or `UNLABE
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.losses.logits import cross_entropy
-from lit_kd.types import UNLABELED
+from lit_kd.types import UNLABELED, full
 
 
 def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
@@ -39,6 +40,38 @@ def superloss(logits: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
     # at the minimum the derivative by l is s, so no gradient needs to flow through s
     log_s = -lambert_w((excess.detach() / strength).clamp(min=-2 / math.e) / 2)
     return (excess * log_s.exp() + strength * log_s**2) * (y != UNLABELED)
+
+
+def corrected_cross_entropy(logits: Tensor, likelihood: Tensor) -> Tensor:
+    """``-log sum_c l_c p_c`` with l_c the probability of the given label if c is the true class, ``(B, C)``.
+
+    This is forward correction (Patrini et al., 2017) [text]. A one-hot likelihood gives the cross-entropy, ones, where
+    a label is missing, give 0 [derived]. A label that all classes exclude teaches nothing [ours].
+
+    Examples:
+        >>> corrected_cross_entropy(torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[0.8, 0.4]]))
+        tensor([0.3567])
+    """
+    log_p = full(logits).log_softmax(-1)
+    return -(log_p + likelihood.to(log_p).clamp(min=torch.finfo(log_p.dtype).tiny).log()).logsumexp(-1)
+
+
+def overparameterized_loss(logits: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The loss of SOP (arXiv 2202.14026) of each sample, with its u, ``(B,)``, and v, ``(B, C)`` [code].
+
+    With ``s = u^2 e(y) - v^2 (1 - e(y))``, squares at most 1, it is the cross-entropy of the normalised ``p + s``,
+    whose entries are at least 1e-4, and the squared distance from e(y) to the predicted class's one-hot plus s. The
+    cross-entropy has no gradient in v.
+    """
+    if y.is_floating_point():
+        raise ValueError("expected class numbers as labels for SOP, found probabilities")
+    labelled, p = y != UNLABELED, full(logits).softmax(-1)
+    label, said = (F.one_hot(c, p.shape[-1]).to(p) for c in (y.where(labelled, 0), p.argmax(-1)))
+    more, less = (u.unsqueeze(-1).square() * label).clamp(max=1), (v.square() * (1 - label)).clamp(max=1)
+    shifted = (p + more - less.detach()).clamp(min=1e-4)
+    shifted = (shifted / shifted.sum(-1, keepdim=True)).clamp(min=1e-4)
+    distance = (said + more - less - label).square().sum(-1)
+    return (distance - (label * shifted.log()).sum(-1)) * labelled
 
 
 def lambert_w(x: Tensor, steps: int = 8) -> Tensor:

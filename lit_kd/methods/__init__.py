@@ -4,6 +4,7 @@ from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.crd import CRD
 from lit_kd.methods.dkd import DKD
 from lit_kd.methods.fitnet import FitNet
+from lit_kd.methods.glc import GLC
 from lit_kd.methods.kd import KD
 from lit_kd.methods.label_revision import LabelRevision
 from lit_kd.methods.mixin import Distilled
@@ -20,6 +21,7 @@ __all__ = [
     "ALMKD",
     "CRD",
     "DKD",
+    "GLC",
     "KD",
     "Distilled",
     "FitNet",

@@ -65,7 +65,6 @@ class RobustActiveDistillation(Stretched):
         super().setup(stage)
         if stage != "fit":
             return
-        self.table = None  # an earlier training's queries do not count
         if self.teacher_cache or len(self.teachers) > 1:
             found = f"found {len(self.teachers)} and {self.teacher_cache}"
             raise ValueError(f"expected one teacher, and no teacher_cache, which asks about all rows; {found}")

@@ -15,16 +15,20 @@ from lit_kd.terms.labels import (
     TaylorCrossEntropy,
 )
 from lit_kd.terms.logits import KL, BernoulliKL, DecoupledKL, HardLabel, LogitTerm, Mixed, Revised, TeacherLabel
+from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
 from lit_kd.terms.task import TASKS, Task
 
 __all__ = [
+    "ELR",
     "KL",
+    "SOP",
     "TASKS",
     "BernoulliCrossEntropy",
     "BernoulliKL",
     "Contrastive",
     "CrossEntropy",
     "DecoupledKL",
+    "ForwardCorrection",
     "GeneralizedCrossEntropy",
     "HardLabel",
     "Hint",

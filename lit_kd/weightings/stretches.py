@@ -37,10 +37,11 @@ class Stretched(Distiller):
         return min(each * end, planned_length(self)[1] or 0) - each * start
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that shard the student."""
+        """Refuse strategies that shard the student; what an earlier training kept does not count."""
         super().setup(stage)
         if stage == "fit":
             refuse_sharded(self)
+            self.table = None
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """Keep the plan and the initial weights; refuse a checkpoint of another plan."""
