@@ -60,7 +60,7 @@ METHODS: dict[str, Callable[..., Distiller]] = {
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
     ),
     "elr": lambda student, teachers, **base: Supervised(student, label_term=ELR(), **base),
-    "sop": lambda student, teachers, **base: Supervised(student, label_term=SOP(), **base),
+    "sop": lambda student, teachers, **base: Supervised(student, label_term=SOP(200.0, 200.0), **base),
     "glc": lambda student, teachers, **base: GLC(student, **base),
     "dkd": lambda student, teachers, **base: DKD(student, teachers[0], beta=0.5, warmup_epochs=1, **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),

@@ -28,9 +28,9 @@ def every(kind: str) -> pytest.MarkDecorator:
 
 
 def stretches(config: Any) -> int:
-    """How many epochs a training has at least: one, and one for each round of queries."""
-    rounds: int = config["model"].get("init_args", {}).get("rounds", 0)
-    return rounds + 1
+    """How many epochs a training has at least: one, and one for each time that it begins anew."""
+    anew: int = config["model"].get("init_args", {}).get("rounds", config["model"]["class_path"] == "GLC")
+    return anew + 1
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from lit_kd.data import Source, TensorRows
 from lit_kd.data.table import SampleTable
 from lit_kd.losses import corrected_cross_entropy, overparameterized_loss
 from lit_kd.models import build_model
+from lit_kd.teachers.modules import Teachers
 from lit_kd.terms import ELR, SOP, CrossEntropy, ForwardCorrection, Term
 from lit_kd.trust.transition import anchor_transition, gold_transition
 from lit_kd.types import UNLABELED
@@ -67,10 +68,8 @@ class TestForward:
     def test_its_minimiser_is_the_clean_posterior(self) -> None:
         posterior, t = torch.tensor([0.55, 0.25, 0.15, 0.05], dtype=torch.float64), noise(1)
         given, z = posterior @ t, torch.zeros(C, dtype=torch.float64, requires_grad=True)
-        optimizer, term = (
-            torch.optim.LBFGS([z], max_iter=200, line_search_fn="strong_wolfe"),
-            ForwardCorrection(t).double(),
-        )
+        optimizer = torch.optim.LBFGS([z], max_iter=200, line_search_fn="strong_wolfe")
+        term = ForwardCorrection(t).double()
         term.matrix = t
 
         def loss() -> Tensor:
@@ -298,6 +297,21 @@ class TestGLC:
         p = z.softmax(1)
         expected = [-math.log(p[i] @ t[:, y[i]] if i < 48 else p[i, y[i]]) for i in range(72)]
         torch.testing.assert_close(loss, torch.tensor(expected))
+
+    def test_a_teacher_takes_the_place_of_the_first_half(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it says of the trusted rows is read off; then nobody asks it."""
+        teacher, data, drawn = trained_teachers()[0], Blobs(noise="symmetric", noise_rate=0.5), set[int]()
+        asked, one = list[int](), Teachers.one
+        monkeypatch.setattr(Teachers, "one", lambda self, k, x: (asked.append(len(x)), one(self, k, x))[1])
+        watch = Each(lambda _, t, m, batch, i: drawn.update(batch.index.tolist()), "on_train_batch_start")
+        model, fitted = GLC("mlp-8", teacher, **BASE), trainer(max_epochs=1, limit_val_batches=0, callbacks=watch)
+        fitted.fit(model, data)
+        assert drawn == set(range(72))
+        assert asked == [8, 8, 8]
+        p, y = teacher(data.parts.meta_rows().__getitems__(list(range(24))).x).softmax(1), data.labels[48:]
+        expected = torch.stack([p[y == i].mean(0) for i in range(CLASSES)])
+        torch.testing.assert_close(model.table.shared["transition"], expected)
+        torch.testing.assert_close(model.table["likelihood"][:48], expected.T[data.labels[:48]])
 
     def test_a_class_without_trusted_rows(self) -> None:
         model = GLC("mlp-8", **BASE)

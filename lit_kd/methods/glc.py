@@ -31,23 +31,25 @@ class GLC(Stretched):
     In the first half of the training the student learns from the labels of untrusted rows. What it then says of the
     trusted meta rows is how labels are mistaken for each other, see `lit_kd.trust.transition.gold_transition`. In the
     second half it learns anew from its initial weights, by forward correction of the untrusted labels, and by
-    cross-entropy with the trusted ones. The published halves are each as long as a usual
-    training.
+    cross-entropy with the trusted ones. The published halves are each as long as a usual training. A teacher that was
+    trained on the untrusted labels takes the place of the first half [ours]; it teaches nothing else.
 
     Args:
         student: The network to train, a module or a name.
+        teacher: None, or teachers, whose mean probabilities count: modules or checkpoint paths.
         **base: See `lit_kd.Distiller`.
     """
 
+    table: SampleTable  # there in training
     needs_teacher = False
     trains_on_meta = True
+    num_sources = 0
     tasks = ("classification",)
     settled = ("term", "label_term")
-    num_stretches = 2
 
-    def __init__(self, student: Network, **base: Any) -> None:
-        super().__init__(student=student, teacher=None, **base)
-        self.hparams.pop("teacher", None)  # which is no argument here
+    def __init__(self, student: Network, teacher: Network | list[Network] | None = None, **base: Any) -> None:
+        super().__init__(student=student, teacher=teacher, **base)
+        self.num_stretches = 1 if self._teacher_specs else 2
         self._templates = (None, Likelihood("likelihood"), self._templates[2])
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
@@ -65,17 +67,32 @@ class GLC(Stretched):
         return found.where(labelled.unsqueeze(1), 1)
 
     def training_rows(self) -> Tensor:
-        """Those with a label; first the untrusted ones alone."""
-        return (has_label(self.data.labels) & ~(self.data.trusted & (self.stretch == 0))).nonzero().squeeze(1)
+        """Those with a label; in a first half the untrusted ones alone."""
+        early = self.stretch + 1 < self.num_stretches
+        return (has_label(self.data.labels) & ~(self.data.trusted & early)).nonzero().squeeze(1)
+
+    def prepare_epoch(self) -> None:
+        """Read the noise off the teacher, if there is one."""
+        if self.num_stretches == 1 and "transition" not in self.table.shared:
+            self.read_off()
+        super().prepare_epoch()
 
     def begin_stretch(self, stretch: int) -> None:
         """First read the noise off the student."""
-        assert self.table is not None
-        said = self.predict_rows(self.data.parts.meta_rows(), teachers=False)
-        self.table.shared["transition"] = gold_transition(said.student.logits.float().softmax(-1), said.y)
-        self.table.shared["noise_rate"] = 1 - self.table.shared["transition"].diagonal()[said.y].mean()
-        self.table["likelihood"] = self._likelihood(self.table.shared["transition"])
+        self.read_off()
         super().begin_stretch(stretch)
+
+    def read_off(self) -> None:
+        """How labels are mistaken for each other, from what is said of the trusted rows."""
+        meta, table = self.predict_rows(self.data.parts.meta_rows()), self.table
+        said = torch.stack([one.logits.float().softmax(-1) for one in meta.teachers or [meta.student]]).mean(0)
+        table.shared["transition"] = transition = gold_transition(said, meta.y)
+        table.shared["noise_rate"] = 1 - transition.diagonal()[meta.y].mean()
+        table["likelihood"] = self._likelihood(transition)
+
+    def ask(self, batch: Batch) -> list[Outputs]:
+        """In training nobody."""
+        return [] if self.trainer.training else super().ask(batch)
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The label alone."""

@@ -34,10 +34,8 @@ class ForwardCorrection(LabelTerm):
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """`lit_kd.losses.corrected_cross_entropy`; 0 where the label is missing."""
         if y.is_floating_point() or logits.shape[-1] != len(self.matrix):
-            found = f"{logits.shape[-1]} logits and labels of {y.dtype}"
-            raise ValueError(
-                f"expected {len(self.matrix)} logits, one a row of the matrix, and int64 labels, found {found}"
-            )
+            expected = f"{len(self.matrix)} logits, one a row of the matrix, and labels of int64"
+            raise ValueError(f"expected {expected}, found {logits.shape[-1]} logits and labels of {y.dtype}")
         labelled = y != UNLABELED
         return corrected_cross_entropy(logits, self.matrix.T[y.where(labelled, 0)]) * labelled
 
