@@ -61,8 +61,8 @@ class ELR(RowTerm):
     """Early-learning regularisation (arXiv 2007.00151) [code]: ``CE + strength log(1 - <q, p>)``.
 
     q is a running mean of what the student said of the sample. It holds this step's p before the loss is taken, without
-    gradient, as in the authors' code. A row without a label has the second part alone [ours]. The authors stop the
-    learning rate's decay early and train 120 epochs or more.
+    gradient, as in the authors' code. A row without a label has the second part alone [ours]. The authors train 120
+    epochs or more.
 
     Args:
         decay: Of the running mean, in [0, 1); 0.7 on CIFAR-10 and 0.9 on CIFAR-100.
