@@ -18,10 +18,12 @@ from lit_kd import (
     DKD,
     GLC,
     KD,
+    L2RW,
     Batch,
     Distiller,
     FitNet,
     LabelRevision,
+    MetaWeightNet,
     MixKD,
     MutualLearning,
     Outputs,
@@ -56,6 +58,8 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "almkd-amal": lambda student, teachers, **base: ALMKD(
         student, teachers, rule=Amal(warmup_epochs=1, every=1), **base
     ),
+    "l2rw": lambda student, teachers, **base: L2RW(student, **base),
+    "meta-weight-net": lambda student, teachers, **base: MetaWeightNet(student, **base),
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
     ),

@@ -12,6 +12,7 @@ from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.posterior import PosteriorDistillation
 from lit_kd.methods.rad import RobustActiveDistillation
+from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
 from lit_kd.methods.supervised import Supervised
@@ -23,9 +24,11 @@ __all__ = [
     "DKD",
     "GLC",
     "KD",
+    "L2RW",
     "Distilled",
     "FitNet",
     "LabelRevision",
+    "MetaWeightNet",
     "MixKD",
     "MutualLearning",
     "PosteriorDistillation",
