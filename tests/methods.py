@@ -20,8 +20,10 @@ from lit_kd import (
     KD,
     L2RW,
     Batch,
+    CoTeaching,
     Distiller,
     FitNet,
+    JoCoR,
     LabelRevision,
     MetaWeightNet,
     MixKD,
@@ -60,6 +62,12 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     ),
     "l2rw": lambda student, teachers, **base: L2RW(student, **base),
     "meta-weight-net": lambda student, teachers, **base: MetaWeightNet(student, **base),
+    "co-teaching": lambda student, teachers, **base: CoTeaching(
+        student, **({"peers": ["mlp-12"], "noise_rate": 0.3, "ramp_epochs": 2} | base)
+    ),
+    "jocor": lambda student, teachers, **base: JoCoR(
+        student, agreement=0.5, **({"peers": ["mlp-12"], "noise_rate": 0.3, "ramp_epochs": 2} | base)
+    ),
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)
     ),

@@ -290,10 +290,10 @@ def test_repeated_rows_are_not_counted(several: dict[tuple[int, str], dict[str, 
             assert {"test/accuracy", "test/ece", "test/nll"} <= set(found)
 
 
-def mix(processes: int) -> None:
-    """Partners are of each process's own batch: the processes learn the same, if not what one process learns."""
+def choose_apart(method: str, processes: int) -> None:
+    """Rows are mixed or chosen in each process's own batch: the processes learn the same, if not what one learns."""
     seed_everything(0, verbose=False)
-    model = build("mixkd")
+    model = build(method)
     trainer(devices=processes, strategy="ddp").fit(model, Blobs(batch_size=ROWS // processes))
     weights = torch.cat([p.detach().flatten() for p in model.student.parameters()])
     assert torch.equal(*all_rows(weights.unsqueeze(0)).chunk(processes))
@@ -406,7 +406,8 @@ def one_of_several(rank: int, processes: int, directory: str) -> None:
     if processes == 2:
         refuse_other_rows(processes)
         choose_alike(processes)
-        mix(processes)
+        for method in ("mixkd", "co-teaching", "jocor"):
+            choose_apart(method, processes)
         torch.save(measure_padded(processes), Path(directory) / f"{processes} padded {rank}.pt")
         torch.save(share_a_cache(processes, directory), Path(directory) / f"{processes} cache {rank}.pt")
     for case in SIZES[processes]:

@@ -15,6 +15,7 @@ from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
+from lit_kd.methods.small_loss import CoTeaching, JoCoR
 from lit_kd.methods.supervised import Supervised
 from lit_kd.methods.weighted import WeightedDistillation
 
@@ -25,8 +26,10 @@ __all__ = [
     "GLC",
     "KD",
     "L2RW",
+    "CoTeaching",
     "Distilled",
     "FitNet",
+    "JoCoR",
     "LabelRevision",
     "MetaWeightNet",
     "MixKD",
