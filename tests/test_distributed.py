@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "almkd-paper, exact": {},
     "l2rw": {},
     "meta-weight-net": {},
+    "loss-divider": {},
     "rad": {},
     "almkd-robust, few": {"labeled": 0.5},
     "dkd": {},

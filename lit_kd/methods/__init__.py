@@ -7,6 +7,7 @@ from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.glc import GLC
 from lit_kd.methods.kd import KD
 from lit_kd.methods.label_revision import LabelRevision
+from lit_kd.methods.loss_divider import LossDivider
 from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.mutual import MutualLearning
@@ -31,6 +32,7 @@ __all__ = [
     "FitNet",
     "JoCoR",
     "LabelRevision",
+    "LossDivider",
     "MetaWeightNet",
     "MixKD",
     "MutualLearning",

@@ -1,0 +1,133 @@
+"""DivideMix's divider against Bayes' rule, and confident learning against counts by hand and row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from lit_kd import LossDivider
+from lit_kd.trust.labels import clean_by_loss, confident_joint, label_issues
+from lit_kd.types import UNLABELED
+
+BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+
+
+class TestCleanByLoss:
+    def test_a_known_mixture(self) -> None:
+        """Near the posterior of the two normal distributions that the losses are drawn from, on any scale."""
+        draw = np.random.default_rng(0)
+        x = np.concatenate([draw.normal(0.5, 0.2, 3000), draw.normal(2.5, 0.5, 2000)])
+        a, b = 0.6 * norm.pdf(x, 0.5, 0.2), 0.4 * norm.pdf(x, 2.5, 0.5)
+        for scale in (1.0, 100.0):
+            found = clean_by_loss(torch.from_numpy(scale * x + 3)).numpy()
+            assert np.abs(found - a / (a + b)).mean() < 0.01
+
+    def test_equal_losses(self) -> None:
+        assert (clean_by_loss(torch.full((5,), 0.7)) == 1).all()
+
+    def test_same_numbers_twice_and_global_random_numbers_stay(self) -> None:
+        losses = torch.rand(50)
+        before = np.random.get_state()[1].copy()  # noqa: NPY002 - scikit-learn's default would draw from it
+        torch.testing.assert_close(clean_by_loss(losses), clean_by_loss(losses), rtol=0, atol=0)
+        assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+BY_HAND = torch.tensor(
+    # thresholds are the means of the own class's column: 0.7, 0.6, 0.5
+    [
+        [0.9, 0.1, 0.0],  # label 0, of 0
+        [0.8, 0.1, 0.1],  # label 0, of 0
+        [0.4, 0.6, 0.0],  # label 0, of 1: it reaches 0.6
+        [0.1, 0.8, 0.1],  # label 1, of 1
+        [0.5, 0.4, 0.1],  # label 1, of none
+        [0.1, 0.2, 0.7],  # label 2, of 2
+        [0.7, 0.0, 0.3],  # label 2, of 0
+    ],
+    dtype=torch.float64,
+)
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+
+
+def by_row(labels: Tensor, p: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The joint and the wrong labels, by loops."""
+    n, c = p.shape
+    threshold = [np.mean([float(p[i, k]) for i in range(n) if labels[i] == k]) for k in range(c)]
+    count = np.zeros((c, c))
+    for i in range(n):
+        above = [(float(p[i, k]), k) for k in range(c) if p[i, k] >= threshold[k] - 1e-6]
+        if above:
+            count[labels[i], max(above)[1]] += 1
+    for k in range(c):
+        count[k, k] = max(count[k, k], 1)
+        count[k] *= (labels == k).sum().item() / count[k].sum()
+    wrong = np.zeros(n, dtype=bool)
+    for a in range(c):
+        for b in set(range(c)) - {a}:
+            rows = sorted((i for i in range(n) if labels[i] == a), key=lambda i: float(p[i, a] - p[i, b]))
+            for i in rows[: round(count[a, b])]:
+                wrong[i] |= int(p[i].argmax()) != a
+    return count, wrong
+
+
+class TestConfidentLearning:
+    def test_by_hand(self) -> None:
+        expected = torch.tensor([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
+        torch.testing.assert_close(confident_joint(LABELS, BY_HAND), expected)
+        assert label_issues(LABELS, BY_HAND).tolist() == [False, False, True, False, False, False, True]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_by_row(self, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        truth = torch.randint(4, (300,), generator=g)
+        noisy = torch.rand(300, generator=g) < 0.3
+        labels = torch.where(noisy, (truth + 1) % 4, truth)
+        logits = 3 * torch.eye(4)[truth] + torch.randn(300, 4, generator=g)
+        p = logits.double().softmax(-1)
+        joint, wrong = by_row(labels, p)
+        torch.testing.assert_close(confident_joint(labels, p), torch.from_numpy(joint))
+        found = label_issues(labels, p)
+        assert found.tolist() == wrong.tolist()
+        # and it finds the noise: which pairs, how many, which rows
+        true_joint = torch.zeros(4, 4).index_put((labels, truth), torch.ones(300), accumulate=True).double()
+        assert (confident_joint(labels, p) - true_joint).abs().max() < 12
+        assert (found & noisy).sum() > 0.8 * noisy.sum()
+        assert (found & noisy).sum() > 0.8 * found.sum()
+
+    def test_a_class_that_no_row_is_labelled_as(self) -> None:
+        """None is said to be of it."""
+        labels, p = torch.tensor([0, 0, 1]), torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.2, 0.7, 0.1]])
+        joint = confident_joint(labels, p)
+        assert joint[2].tolist() == joint[:, 2].tolist() == [0, 0, 0]
+        assert not label_issues(labels, p).any()
+
+
+class TestLossDivider:
+    def test_it_finds_wrong_labels(self) -> None:
+        data = Blobs(labeled=0.9, train_on_meta=True, noise="symmetric", noise_rate=0.5)
+        torch.manual_seed(0)
+        model, fitted = LossDivider("mlp-16", trained_teachers(), warmup_epochs=2, **BASE), trainer(max_epochs=8)
+        fitted.fit(model, data)
+        weights, missing = model.table["weights"], data.labels == UNLABELED
+        own = ~missing & ~data.trusted
+        assert (weights[data.trusted, 0] == 1).all()
+        assert (weights[missing, 0] == 0).all()
+        torch.testing.assert_close(weights.sum(1), torch.ones(72))
+        torch.testing.assert_close(weights[:, 1], weights[:, 2])
+        assert roc_auc_score(data.noisy[own], -weights[own, 0]) > 0.95
+
+    def test_labels_count_fully_in_the_warm_up(self) -> None:
+        model = LossDivider("mlp-8", warmup_epochs=2, **BASE)
+        with pytest.warns(UserWarning, match="all 2 epochs are warm-up .*smaller warmup_epochs"):
+            trainer(max_epochs=2).fit(model, Blobs())
+        assert (model.table["weights"] == 1).all()
+
+    def test_refused(self) -> None:
+        with pytest.raises(ValueError, match="warmup_epochs of at least 1, found 0"):
+            LossDivider("mlp-8", warmup_epochs=0, **BASE)
