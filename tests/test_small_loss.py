@@ -94,6 +94,13 @@ class TestCoTeaching:
         assert model.kept == [[{count}] * 6 for count in (8, 7, 6, 5, 4, 4)]
 
 
+def test_a_soft_label_that_is_missing_is_not_chosen() -> None:
+    """Though its loss is the smallest, 0."""
+    model = CoTeaching("mlp-8", peers=["mlp-12"], noise_rate=0.5, ramp_epochs=0, **BASE)
+    soft = Batch(torch.zeros(3, 1), torch.tensor([[0.0, 0.0], [0.9, 0.1], [0.2, 0.8]]))
+    assert model.small(torch.tensor([0.0, 2.0, 1.0]), soft).tolist() == [0.0, 0.0, 3.0]
+
+
 class TestJoCoR:
     def test_a_step(self) -> None:
         """The gradient flows through both sides of the divergence."""
