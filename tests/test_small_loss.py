@@ -129,6 +129,7 @@ class TestJoCoR:
         (lambda: JoCoR("mlp-8", peers=["mlp-8"], noise_rate=1.0, **BASE), r"in \[0, 1\), which JoCoR must know"),
         (lambda: JoCoR("mlp-8", peers=["mlp-8"] * 2, noise_rate=0.1, **BASE), "one peer, as JoCoR trains two"),
         (lambda: JoCoR("mlp-8", peers=["mlp-8"], agreement=1.0, noise_rate=0.1, **BASE), "agreement in"),
+        (lambda: JoCoR("mlp-8", peers=["mlp-8"], mix="mixup", noise_rate=0.1, **BASE), "expected no mix with JoCoR"),
     ],
 )
 def test_refused(make: Any, match: str) -> None:

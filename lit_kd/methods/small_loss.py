@@ -36,6 +36,8 @@ class SmallLoss(Peers):
                 f"expected as noise_rate the share of wrong labels, in [0, 1), which {name} must know, found "
                 f"{noise_rate}: count wrong labels among rows you trust, or take table.shared['noise_rate'] of ALMKD"
             )
+        if self.mix is not None:
+            raise ValueError(f"expected no mix with {name}, found one: the loss of a mixture does not tell of one row")
         self.noise_rate, self.ramp_epochs = noise_rate, ramp_epochs
 
     def training_rows(self) -> Tensor:
