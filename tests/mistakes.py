@@ -388,6 +388,7 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "`compare --set` without a part": lambda: call("compare", "digits_pair", "--set", "max_epochs=3"),
         "a run that is not there": lambda: call("inspect", "gone"),
         "an unknown format": lambda: call("export", "a.ckpt", "--format=tflite"),
+        "a file of another format": lambda: call("export", checkpoint(), "--format=onnx", "--output=s.pt"),
         "images that are not there": lambda: call("predict", "a.ckpt", "images"),
         "a table of an unknown kind": lambda: call("samples", "run", "--output=s.txt"),
     },

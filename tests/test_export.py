@@ -111,8 +111,15 @@ def test_an_existing_file_is_kept(checkpoints: dict[str, Path], tmp_path: Path) 
 
 
 def test_another_format(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be exported as tflite"):
+    with pytest.raises(ValueError, match="expected as format one of .*'torch_export'.*, found 'tflite'"):
         export_student(nn.Linear(2, 2), tmp_path / "m", "tflite", input_shape=[2])
+
+
+@pytest.mark.parametrize("kind", SUFFIX)
+def test_a_suffix_of_another_format(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"ends in \{SUFFIX[kind]} for {kind}, found .*m\.pt$"):
+        export_student(nn.Linear(2, 2), tmp_path / "m.pt", kind, input_shape=[2])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_without_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +164,7 @@ def test_a_live_network(tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this student cannot be exported as torch_export: ") as error:
-        export_student(Undecided(), tmp_path / "m", "torch_export", input_shape=[4])
+        export_student(Undecided(), tmp_path / "m.pt2", "torch_export", input_shape=[4])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -166,7 +173,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
 def test_the_extra_is_named(kind: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"not installed: pip install 'lit_kd\[export\]'"):
-        export_student(nn.Linear(2, 2), tmp_path / "m", kind, input_shape=[2])
+        export_student(nn.Linear(2, 2), tmp_path / f"m{SUFFIX[kind]}", kind, input_shape=[2])
 
 
 def test_checkpoints_tell_of_the_data(tmp_path: Path) -> None:

@@ -369,10 +369,10 @@ class TestComposite:
         read = read_student(path)
         torch.testing.assert_close(read.model(x), student(x))
         if tap != "penultimate" and given[1] > wanted[1]:  # once, as it takes seconds
-            for kind in ("onnx", "torch_export"):
-                assert export_student(read.model, tmp_path / kind, kind, input_shape=shape) < 1e-5
+            for path, kind in (("s.onnx", "onnx"), ("s.pt2", "torch_export")):
+                assert export_student(read.model, tmp_path / path, kind, input_shape=shape) < 1e-5
             with pytest.raises(ValueError, match="expected another format for SimKD's student"):
-                export_student(read.model, tmp_path / "safetensors", "safetensors", input_shape=shape)
+                export_student(read.model, tmp_path / "s.safetensors", "safetensors", input_shape=shape)
 
 
 def test_shapes_that_do_not_fit() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lit_kd.models.files import check_unused, optional, write_whole
+from lit_kd.models.files import EXPORTS, check_unused, optional, write_whole
 from lit_kd.models.images import ImageInput
 from lit_kd.models.taps import Composite
-from lit_kd.types import evaluating, logits_of
+from lit_kd.types import check_choice, evaluating, logits_of
 from lit_kd.version import __version__
 
 TOLERANCE = 1e-5
@@ -39,6 +39,9 @@ def export_student(
     Returns the largest difference between the logits of file and student for random inputs.
     """
     path = Path(path)
+    check_choice("format", format, EXPORTS)
+    if path.suffix != EXPORTS[format]:
+        raise ValueError(f"expected a path that ends in {EXPORTS[format]} for {format}, found {path}")
     check_unused(path, overwrite)
     facts = {
         "class_names": list(class_names) if class_names else None,
