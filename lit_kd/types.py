@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -248,3 +249,10 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raise a ValueError for an option's value that is not one of those allowed."""
     if value not in allowed:
         raise ValueError(f"expected as {name} one of {list(allowed)}, found {value!r}")
+
+
+def check_numbers(options: Mapping[str, object]) -> None:
+    """Raise a ValueError for an option's value that is a number in quotes."""
+    for name, value in options.items():
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", value, re.IGNORECASE):
+            raise ValueError(f"expected as {name} a number, found the text {value!r}: leave out the quotes")

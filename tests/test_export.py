@@ -111,7 +111,7 @@ def test_an_existing_file_is_kept(checkpoints: dict[str, Path], tmp_path: Path) 
 
 
 def test_another_format(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected as format one of .*'torch_export'.*, found 'tflite'"):
+    with pytest.raises(ValueError, match=r"expected as format one of .*'torch_export'.*, found 'tflite'"):
         export_student(nn.Linear(2, 2), tmp_path / "m", "tflite", input_shape=[2])
 
 

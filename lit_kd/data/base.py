@@ -17,7 +17,7 @@ from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.models.images import ImageInput
-from lit_kd.types import UNLABELED, Batch, check_choice
+from lit_kd.types import UNLABELED, Batch, check_choice, check_numbers
 
 
 class DataModule(LightningDataModule, ABC):
@@ -78,7 +78,7 @@ class DataModule(LightningDataModule, ABC):
         meta: int | float = 0.1,
         val: int | float = 0.1,
         noise: Literal["symmetric", "asymmetric"] | None = None,
-        noise_rate: float = 0.0,
+        noise_rate: float | None = None,
         pairs: dict[int, int] | None = None,
         transition: list[list[float]] | None = None,
         train_on_meta: bool | None = None,
@@ -93,8 +93,8 @@ class DataModule(LightningDataModule, ABC):
             raise ValueError(f"expected num_workers=0 with on_device, found {num_workers}: workers have no device")
         if transition is not None and (noise is not None or noise_rate or pairs is not None):
             raise ValueError("expected either transition or noise, noise_rate and pairs, found both: remove one")
-        if noise_rate and noise is None:
-            raise ValueError(f"expected a kind of noise with noise_rate={noise_rate}, found none: set noise too")
+        if (noise_rate is None) != (noise is None) and noise_rate != 0:
+            raise ValueError(f"expected noise and noise_rate, found {noise!r} and {noise_rate}: set both or neither")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
@@ -110,6 +110,7 @@ class DataModule(LightningDataModule, ABC):
         self.row_weights = row_weights
         self.draws: int | None = None  # rows an epoch, if not all
         self.on_device = on_device
+        check_numbers(vars(self))
         self._move: Move | None = None
         self._partition: Partition | None = None
 
@@ -145,7 +146,7 @@ class DataModule(LightningDataModule, ABC):
         if self.noise is None:
             return None
         pairs = self.confusable if self.pairs is None else self.pairs
-        return transition_matrix(self.noise, 2 if self.multilabel else self.num_classes, self.noise_rate, pairs)
+        return transition_matrix(self.noise, 2 if self.multilabel else self.num_classes, self.noise_rate or 0, pairs)
 
     @property
     def parts(self) -> Partition:

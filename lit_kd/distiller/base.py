@@ -23,7 +23,7 @@ from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import check_outputs
-from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, wake
+from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, check_numbers, wake
 
 
 class Distiller(Evaluated):
@@ -95,6 +95,7 @@ class Distiller(Evaluated):
         self.task = TASKS[task]
         self.task.check_number(num_classes)
         self.save_hyperparameters()
+        check_numbers(self.hparams)  # a subclass's own, too
         self.student = resolve_model(student, num_classes, input_shape, pretrained=pretrained)
         self.hparams.update(remembered(student, input_shape))
         keep_plain(self.hparams)

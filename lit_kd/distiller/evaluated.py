@@ -34,6 +34,7 @@ class Evaluated(Shim):
 
     def setup(self, stage: str) -> None:
         """Compare the data with those that the student was trained on so far; a training makes them its own."""
+        self.task.compare_number(self.num_classes, self.datamodule)
         known = {**about_data(self.datamodule, self.num_classes), "task": self.task.name}
         self.known = compare_data("the student", self.student, known)
         if stage == "fit":

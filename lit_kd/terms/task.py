@@ -46,6 +46,16 @@ class Task:
         if not isinstance(num_classes, Integral) or num_classes < self.least_classes:
             raise ValueError(f"expected as num_classes a whole number from {self.least_classes}, found {num_classes!r}")
 
+    def compare_number(self, num_classes: int, data: Any) -> None:
+        """Refuse fewer classes than the data say that they have, and warn of more."""
+        found = getattr(data, "num_classes", None)
+        if not isinstance(found, Integral) or found in (0, num_classes):
+            return
+        told = f"expected in num_classes the {found} classes of the data, found {num_classes}"
+        if num_classes < int(found):
+            raise ValueError(f"{told}: correct one of them")
+        rank_zero_warn(f"{told}: no row is of the others. Is that meant?")
+
 
 def _check_classes(y: Tensor, num_classes: int, missing: bool) -> None:
     """Class numbers ``(B,)``, or in training probabilities ``(B, C)``."""
