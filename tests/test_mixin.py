@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule
-from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lit_kd import ALMKD, CRD, KD, Distilled, Distiller, FitNet, MixKD
+from lit_kd.data import DistillationDataModule
 from lit_kd.models import build_model
 from lit_kd.weightings import Paper
 
@@ -20,6 +23,9 @@ METHODS: dict[str, Any] = {
     "fitnet": lambda net: FitNet(net, trained_teachers()[0], weight=1.0, num_classes=CLASSES, optimizer=sgd),
     "crd": lambda net: CRD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
     "robust": lambda net: ALMKD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
+    "late": lambda net: ALMKD(
+        net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd, rule=Paper(warmup_epochs=5)
+    ),
     "exact": lambda net: ALMKD(
         net,
         trained_teachers()[0],
@@ -128,6 +134,64 @@ def test_a_cached_teacher_is_asked_once_a_row() -> None:
     data = noisy()
     trainer(max_epochs=3).fit(Cached("kd"), data)
     assert sum(seen) == len(data.labels)
+
+
+def test_steps_see_batches_alike() -> None:
+    """Also those of the wrapper's test loader, which stays its own; prediction steps see what that gives."""
+    seen: dict[str, Any] = {}
+
+    class Steps(Mine):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen["train"] = batch
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen["val"] = batch
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            seen["test"] = batch
+
+        def predict_step(self, batch: Any, batch_idx: int) -> None:
+            seen["predict"] = batch
+
+    rows = [{"image": x, "target": y, "place": i} for i, (x, y) in enumerate(zip(*blobs(24), strict=True))]
+    loaders = [DataLoader(rows[start : start + 8], batch_size=8) for start in (0, 8, 16)]  # type: ignore[arg-type]
+    data = DistillationDataModule.from_loaders(*loaders, meta=0, label_key="target", input_key="image")
+    fitted, mine = trainer(max_epochs=1), Steps("kd")
+    fitted.fit(mine, data)
+    fitted.test(mine, data, verbose=False)
+    fitted.predict(mine, data)
+    assert seen["predict"].keys() == {"image", "target", "place"}
+    for name, start in (("train", None), ("val", 8), ("test", 16)):
+        x, y = (seen[name]["image"], seen[name]["target"]) if isinstance(seen[name], dict) else seen[name]
+        assert len(seen[name]) == 2
+        assert x.shape == (8, *SHAPE)
+        if start is not None:
+            assert torch.equal(y, torch.stack([row["target"] for row in rows[start : start + 8]]))
+
+
+def test_a_teacher_within_the_module_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    class Holds(Mine):
+        def __init__(self, name: str, within: bool) -> None:
+            super().__init__(name)
+            self.teacher = trained_teachers()[0] if within else (trained_teachers()[0],)
+
+        def configure_distillation(self) -> Distiller:
+            teacher = self.teacher[0] if isinstance(self.teacher, tuple) else self.teacher
+            return KD(self.net, teacher, num_classes=CLASSES)
+
+    for within in (False, True):
+        recwarn.clear()
+        trainer(max_epochs=1).fit(module := Holds("kd", within), noisy())
+        told = [str(one.message) for one in recwarn if "keep it in a tuple" in str(one.message)]
+        assert len(told) == within == any(key.startswith("teacher.") for key in module.state_dict())
+
+
+def test_the_end_of_a_warm_up_that_was_all_is_told() -> None:
+    """By the method's own callback, where a training stops early."""
+    stop = EarlyStopping("val/mine", mode="max", patience=0, min_delta=2.0)
+    with pytest.warns(UserWarning, match="the rule Paper learns nothing in 2 epochs"):
+        trainer(max_epochs=100, callbacks=[stop]).fit(Mine("late"), noisy())
 
 
 class TestRefused:

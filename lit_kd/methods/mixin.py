@@ -5,23 +5,27 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_kd.data import DistillationDataModule
 from lit_kd.distiller import Distiller
 from lit_kd.distiller.optimisation import refuse_callbacks
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.models.checkpoint import drop_unknown
 from lit_kd.models.taps import Watch
-from lit_kd.teachers.cache import FillTeacherCache, follow
+from lit_kd.teachers.cache import follow
 from lit_kd.terms.base import row_losses, weighted_means
 from lit_kd.types import Batch, Outputs, as_ours, as_theirs
+from lit_kd.weightings.base import TellRule
 
 
 class Distilled(LightningModule):
     """Makes any method part of your own module: ``class Mine(Distilled, LightningModule)``.
 
     Override `configure_distillation`, and call `distillation` in your training step. Optimizers, metrics, logs and
-    further losses stay yours, and steps get ``(x, y)``, also from data modules of `lit_kd.data`. Every method runs in
+    further losses stay yours, and steps get ``(x, y)``, also from data modules of `lit_kd.data`, but for prediction
+    steps, which get what your loader gives. Every method runs in
     automatic optimisation, and in a manual one of your own: the look-ahead of ALM-KD takes no step, and its
     ``gradient_clip_val`` and ``accumulate_grad_batches`` have no effect here. Hooks that you override must call
     ``super()``. Methods that change batches, or train further networks, cannot be used.
@@ -75,9 +79,12 @@ class Distilled(LightningModule):
     rows_of_epoch = property(lambda self: self.distiller.rows_of_epoch)
 
     def configure_callbacks(self) -> Any:
-        """What fills the cache of teachers."""
+        """The method's own in a training, but for the one that reads what validation steps return, which are yours."""
         own: Any = super().configure_callbacks()
-        return [*own, *([FillTeacherCache(self.distiller)] if self._fitting and self.distiller.teacher_cache else [])]
+        if not self._fitting:
+            return own
+        self.distiller.trainer = self.trainer
+        return [*own, *(one for one in self.distiller.configure_callbacks() if not isinstance(one, TellRule))]
 
     def setup(self, stage: str) -> None:
         """Set up the method for a training; its terms' parts are trained and saved with yours."""
@@ -87,6 +94,12 @@ class Distilled(LightningModule):
             method.trainer, method.log = self.trainer, self.log  # type: ignore[method-assign]
             method.setup(stage)
             refuse_callbacks(method)
+            own = {*self.parameters()}
+            if any(weight in own for model in method.teachers.models for weight in model.parameters()):
+                rank_zero_warn(
+                    f"expected the teacher outside of {type(self).__name__}, found its weights among the module's own, "
+                    "which checkpoints hold: keep it in a tuple, self.teacher = (net,), or pass a path"
+                )
             self.distillation_terms = method.terms
 
     def on_fit_start(self) -> None:
@@ -106,10 +119,14 @@ class Distilled(LightningModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Show your steps ``(x, y)``, or the mapping that your data gave."""
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        data: Any = getattr(self.trainer, "datamodule", None)
         parts = batch if isinstance(batch, dict) and batch.keys() == {"train", "meta"} else {"train": batch}
         if not isinstance(parts["train"], Batch):
-            return batch
-        key = getattr(getattr(self.trainer, "datamodule", None), "labels_at", None) or "labels"
+            keyed = isinstance(data, DistillationDataModule) and {data.label_key, data.input_key} != {None}
+            if not keyed or self.trainer.predicting:
+                return batch
+            parts = {"train": data.unpack(batch)}  # of a loader that stays its own
+        key = getattr(data, "labels_at", None) or "labels"
         return as_theirs(parts["train"], parts.get("meta"), key)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:

@@ -86,7 +86,7 @@ class SayIfUnheard(Callback):
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         """See `warn_if_unheard`."""
-        warn_if_unheard(module, module.current_epoch)
+        warn_if_unheard(getattr(module, "distiller", module), trainer.current_epoch)
 
 
 def warn_of_absent_classes(data: DataModule) -> None:
