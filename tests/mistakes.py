@@ -141,11 +141,11 @@ def wrap(train: Any = None, val: Any = None, **options: Any) -> None:
     fit(kd(), DistillationDataModule.from_loaders(*loaders, **({"meta": 24} | options)))
 
 
-def checkpoint(model: Distiller | None = None, data: Any = None) -> str:
+def checkpoint(model: Distiller | None = None, data: Any = None, **options: Any) -> str:
     """The path of the checkpoint of a training."""
     fitted = trainer(max_steps=1)
     fitted.fit(model or Supervised("mlp-8", **BASE), data or Blobs(seed=0))
-    fitted.save_checkpoint("teacher.ckpt")
+    fitted.save_checkpoint("teacher.ckpt", **options)
     return "teacher.ckpt"
 
 
@@ -268,6 +268,9 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "resumed ALMKD with more teachers": lambda: fit(
             ALMKD("mlp-8", trained_teachers(), **BASE), ckpt_path=checkpoint(almkd())
         ),
+        "resumed without the optimizer's state": lambda: fit(
+            Supervised("mlp-8", **BASE), ckpt_path=checkpoint(weights_only=True)
+        ),
         "resumed from a file that is not there": lambda: fit(kd(), ckpt_path="gone.ckpt"),
         "started weights from a checkpoint without any": lambda: fit(almkd(start_weights=checkpoint())),
         "started weights from a table of other columns": lambda: fit(
@@ -323,6 +326,7 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         ),
         "ALMKD with `BatchSizeFinder`": lambda: fit(almkd(), callbacks=callbacks.BatchSizeFinder()),
         "ALMKD with `LearningRateFinder`": lambda: fit(almkd(), callbacks=callbacks.LearningRateFinder()),
+        "KD with `BackboneFinetuning`": lambda: fit(kd(), callbacks=callbacks.BackboneFinetuning()),
         "ALMKD with `GradientAccumulationScheduler`": lambda: fit(
             almkd(), callbacks=GradientAccumulationScheduler({1: 2})
         ),

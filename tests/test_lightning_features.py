@@ -243,9 +243,15 @@ def called(method: str) -> None:
     assert calls == list(range(STEPS[method]))
 
 
+def backbone(method: str) -> None:
+    fit(method, callbacks.BackboneFinetuning())
+
+
+NO_BACKBONE = r"KD has no backbone. Freeze a part of \w*KD.student by a BaseFinetuning"
 AS_SAMPLES = "it runs before ALMKD has its state by sample. Use it on KD or Supervised with this student, then set"
 CALLBACKS: dict[str, tuple[Callable[[str], None], str | None, str | None]] = {
     # what to look at, and for KD and for ALM-KD a sentence in its place
+    "BackboneFinetuning": (backbone, NO_BACKBONE, NO_BACKBONE),
     "BaseFinetuning": (frozen_for_a_while, None, None),
     "BasePredictionWriter": (predictions_written, None, None),
     "BatchSizeFinder": (batch_size_found, None, f"{AS_SAMPLES} the data's batch_size"),
@@ -286,7 +292,6 @@ def test_callback(name: str, method: str) -> None:
 def test_no_callback_is_left_out() -> None:
     assert set(CALLBACKS) == set(callbacks.__all__) - {
         *("Callback", "Checkpoint", "ProgressBar"),  # bases of others
-        "BackboneFinetuning",  # for a module that has a `backbone`
     }
 
 

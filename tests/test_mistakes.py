@@ -16,7 +16,7 @@ ROWS = re.findall(
     (Path(__file__).parents[1] / "docs/mistakes.md").read_text(),
     re.MULTILINE,
 )
-SAID = (ValueError, TypeError, AttributeError, RuntimeError, OSError, MisconfigurationException, SystemExit)
+SAID = (ValueError, TypeError, AttributeError, KeyError, RuntimeError, OSError, MisconfigurationException, SystemExit)
 
 
 @pytest.mark.parametrize(("where", "what", "warns", "sentence"), ROWS, ids=[f"{row[0]}: {row[1]}" for row in ROWS])

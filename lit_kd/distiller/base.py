@@ -12,18 +12,18 @@ from lit_kd.data.mixing import as_mix, mixed
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
-from lit_kd.distiller.optimisation import configure, planned_length, sgd
+from lit_kd.distiller.optimisation import callbacks_of, configure, planned_length, sgd
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
 from lit_kd.models.given import remembered
-from lit_kd.teachers.cache import FillTeacherCache, TeacherCache
+from lit_kd.teachers.cache import TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, find_heads, load_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import check_outputs
-from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, check_numbers, wake
+from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, wake
 
 
 class Distiller(Evaluated):
@@ -95,7 +95,6 @@ class Distiller(Evaluated):
         self.task = TASKS[task]
         self.task.check_number(num_classes)
         self.save_hyperparameters()
-        check_numbers(self.hparams)  # a subclass's own, too
         self.student = resolve_model(student, num_classes, input_shape, pretrained=pretrained)
         self.hparams.update(remembered(student, input_shape))
         keep_plain(self.hparams)
@@ -199,7 +198,7 @@ class Distiller(Evaluated):
 
     def configure_callbacks(self) -> Any:
         """What fills the cache; an override adds to it."""
-        return [FillTeacherCache(self)] if self.teacher_cache else []
+        return callbacks_of(self)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with its scheduler."""

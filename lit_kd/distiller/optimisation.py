@@ -6,6 +6,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     Callback,
     EarlyStopping,
@@ -20,6 +21,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lit_kd.models.taps import Composite
+from lit_kd.teachers.cache import FillTeacherCache
 from lit_kd.types import check_choice
 
 if TYPE_CHECKING:
@@ -103,6 +105,13 @@ def has_callback(module: "Distiller", *kinds: type[Callback]) -> bool:
     return any(isinstance(one, kinds) for one in module.trainer.callbacks)  # type: ignore[attr-defined]  # set unseen
 
 
+def callbacks_of(module: "Distiller") -> list[Callback]:
+    """What fills the cache of teachers; early enough to refuse callbacks that act before a module is set up."""
+    if module.trainer.training:
+        refuse_callbacks(module)
+    return [FillTeacherCache(module)] if module.teacher_cache else []
+
+
 def refuse_callbacks(module: "Distiller") -> None:
     """Refuse callbacks of Lightning that cannot do here what they are for; a ValueError."""
     name, manual = type(module).__name__, not module.automatic_optimization
@@ -112,7 +121,10 @@ def refuse_callbacks(module: "Distiller") -> None:
     tune = f"it runs before {name} has its state by sample. Use it on KD or Supervised with this student, then set"
     early = f"it copies {name} before all that is trained is made."
     own = f"{name} steps by itself. Use {name}(accumulate_grad_batches=...)"
+    headless = not hasattr(module.trainer.lightning_module, "backbone")
+    part = f"{name} has no backbone. Freeze a part of {name}.student by a BaseFinetuning of your own"
     for kind, refused, why in (
+        (BackboneFinetuning, headless, part),
         (LearningRateFinder, module.keeps_rows, f"{tune} model.lr to what it found"),
         (BatchSizeFinder, module.keeps_rows, f"{tune} the data's batch_size to what it found"),
         (StochasticWeightAveraging, composite, f"{early} Leave it out"),

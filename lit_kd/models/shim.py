@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
 from lit_kd.models.checkpoint import keep_plain
+from lit_kd.types import check_numbers
 
 
 class Shim(LightningModule):
@@ -23,6 +24,7 @@ class Shim(LightningModule):
     def _set_hparams(self, hp: Any) -> None:  # Lightning copies the hyperparameters next, live modules too
         super()._set_hparams(hp)
         keep_plain(self.hparams)
+        check_numbers(self.hparams)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # by which all modules move
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
