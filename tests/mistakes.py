@@ -73,6 +73,13 @@ def rows(y: Tensor | None = None, x: Tensor | None = None) -> TensorDataset:
     return TensorDataset(inputs if x is None else x, labels if y is None else y)
 
 
+def called(*names: str) -> TensorDataset:
+    """Rows whose classes have names."""
+    made = rows()
+    made.classes = list(names)  # type: ignore[attr-defined]
+    return made
+
+
 def marked(missing: int) -> Tensor:
     """Labels of which those of class 0 are missing."""
     y = blobs()[1]
@@ -312,6 +319,12 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         ),
         "labels under two names": lambda: fit(kd(), DataLoader(Items(lambda x, y: {"x": x, "y": y, "label": y}), 8)),
         "a wrong `label_key`": lambda: wrap(Items(lambda x, y: {"x": x, "y": y}), label_key="target"),
+        "classes of validation folders in another order": lambda: wrap(called("ant", "bee"), called("bee", "cat")),
+        "the same of test folders": lambda: trainer().test(
+            kd(),
+            DistillationDataModule.from_datasets(called("ant", "bee"), rows(), called("ant", "cat", "bee"), 8),
+            verbose=False,
+        ),
         "an empty data set": lambda: wrap(TensorDataset(*(part[:0] for part in blobs()))),
         "`teacher_cache` with loaders": lambda: fit(kd(teacher_cache="memory"), DataLoader(rows(), 8)),
     },

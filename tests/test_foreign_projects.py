@@ -292,6 +292,21 @@ class TestSamplers:
                 wrapped(train, val)
         wrapped(ConcatDataset([Subset(whole, range(10)), numbered()]), part)
 
+    def test_classes_are_compared(self) -> None:
+        def called(*names: str) -> TensorDataset:
+            made = numbered()
+            made.classes = list(names)  # type: ignore[attr-defined]
+            return made
+
+        train, other = called("a", "b", "c"), called("b", "c")
+        for val in (other, Subset(other, range(9)), ConcatDataset([called("a"), other])):
+            with pytest.raises(ValueError, match="class 0 is 'a' in the train data and 'b' in the val data"):
+                wrapped(train, val)
+        data = DistillationDataModule.from_datasets(train, called("a", "b"), other)  # the last class is missing
+        data.setup()
+        with pytest.raises(ValueError, match="class 0 is 'a' in the train data and 'b' in the test data"):
+            data.test_dataloader()
+
     def test_weighted_rows(self) -> None:
         weights = [float(i < 3) for i in range(N)]
         data = wrapped(DataLoader(numbered(), 5, sampler=WeightedRandomSampler(weights, 900)))

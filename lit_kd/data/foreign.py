@@ -186,6 +186,7 @@ class DistillationDataModule(DataModule):
             self.split_loader = 0 if self.meta_from is None else list(named).index(self.meta_from)
             val = items.read_loader(loader, "val")
             items.check_disjoint(train.dataset, val.dataset)
+            items.check_classes(train=train, val=val)
             self._options["val"] = val.options | {key: given for key, given in self._given.items() if given is not None}
             held, given = self._items(val, "val")
             source.val, source.val_labels = held, given.numpy()
@@ -207,7 +208,9 @@ class DistillationDataModule(DataModule):
     def test_dataloader(self) -> Any:
         """The wrapped module's own test loader."""
         self._setup_inner("test")
-        return self.inner.test_dataloader()
+        loaders = self.inner.test_dataloader()
+        items.check_classes(train=self._partition and self._partition.source.train, test=loaders)
+        return loaders
 
     def predict_dataloader(self) -> Any:
         """The wrapped module's own predict loader, or else its test loader."""

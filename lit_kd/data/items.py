@@ -136,6 +136,22 @@ def check_disjoint(train: Any, val: Any) -> None:
                 )
 
 
+def check_classes(**parts: Any) -> None:
+    """Refuse parts, loaders or rows by name, whose data sets call a class number by different names in `classes`."""
+    names: dict[int, tuple[str, str]] = {}
+    for part, loaders in parts.items():
+        for loader in by_name(loaders).values():
+            for leaf, _ in _leaves(getattr(loader, "dataset", None), np.arange(0)):
+                known = getattr(leaf, "classes", None)
+                for c, name in enumerate(known if isinstance(known, (list, tuple)) else ()):
+                    first, where = names.setdefault(c, (name, part))
+                    if name != first:
+                        raise ValueError(
+                            f"expected the same classes in one order, found that class {c} is {first!r} in the {where} "
+                            f"data and {name!r} in the {part} data: number them alike, those of folders by their names"
+                        )
+
+
 def _leaves(dataset: Any, rows: Positions) -> Iterator[tuple[Any, Positions]]:
     """The data sets that others are made of, each with its rows."""
     if isinstance(dataset, Subset):
