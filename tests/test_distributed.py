@@ -64,7 +64,9 @@ CASES: dict[str, dict[str, Any]] = {
     "mixin, kd": {},
     "mixin, robust": {},
     "dicts, almkd-paper": {},
+    "dicts, almkd-robust": {},
     "loaders, almkd-paper": {},
+    "loaders, almkd-robust": {},
     "kd, uneven": {"val": 22},  # the processes repeat rows, to have equally many
     # of a row that two processes have, the table holds the mean: with one process there is no such row
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
@@ -135,7 +137,7 @@ class Sentences(LightningDataModule):
         return DataLoader(rows, self.batch_size, shuffle=seed == 0)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.rows(48, 0)
+        return self.rows(120, 0)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.rows(48, 1)
@@ -154,8 +156,8 @@ def dicts(method: str, batch_size: int) -> tuple[LightningModule, DataModule]:
 
 
 def loaders(method: str, batch_size: int) -> tuple[LightningModule, DataModule]:
-    x, y = blobs(96)
-    train, val = (DataLoader(TensorDataset(*rows), batch_size) for rows in ((x[:48], y[:48]), (x[48:], y[48:])))
+    x, y = blobs(168)
+    train, val = (DataLoader(TensorDataset(*rows), batch_size) for rows in ((x[:120], y[:120]), (x[120:], y[120:])))
     return build(method), DistillationDataModule.from_loaders(train, val, meta=24, **NOISE)
 
 
