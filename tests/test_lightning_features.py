@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd import ALMKD, KD, Distiller
+from lit_kd.distiller.optimisation import planned_length
 from lit_kd.terms import Hint
 from lit_kd.types import wake
 
@@ -58,7 +59,8 @@ def averaged_by_swa(method: str) -> None:
     """The mean of the weights with which epochs began; then a pass that only renews the statistics of BatchNorm."""
     begins = Weights("on_train_epoch_start")
     swa = callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=1)
-    model, _ = fit(method, begins, swa)
+    model, fitted = fit(method, begins, swa)
+    assert (planned_length(model)[0], fitted.current_epoch) == (3, 4)
     torch.testing.assert_close(weights(model), torch.stack(begins.seen[:3]).mean(0))
     [norm] = [part for part in model.student.modules() if isinstance(part, nn.BatchNorm2d)][:1]
     assert norm.num_batches_tracked == STEPS[method]

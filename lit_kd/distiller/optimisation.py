@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from lit_kd.models.shim import given_epochs
 from lit_kd.models.taps import Composite
 from lit_kd.teachers.cache import FillTeacherCache
 from lit_kd.types import check_choice
@@ -78,7 +79,8 @@ def anneal(optimizer: Optimizer, length: int | None) -> LambdaLR:
 def planned_length(module: "Distiller") -> tuple[int | None, int | None]:
     """How many epochs and how many updates a training has, the last epoch maybe cut; ``None``: not known."""
     trainer = module.trainer
-    epochs, updates = (end if end is not None and end >= 0 else None for end in (trainer.max_epochs, trainer.max_steps))
+    given = given_epochs(trainer), trainer.max_steps
+    epochs, updates = (end if end is not None and end >= 0 else None for end in given)
     trainer.fit_loop.setup_data()  # makes the loader, so that its length is known
     if math.isinf(trainer.num_training_batches):
         return epochs, updates

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
@@ -40,6 +41,12 @@ def move(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
 def only_statistics(trainer: Trainer) -> bool:
     """Whether this is StochasticWeightAveraging's last pass, for BatchNorm, in which automatic optimisation rests."""
     return trainer.fit_loop._skip_backward
+
+
+def given_epochs(trainer: Trainer) -> int | None:
+    """The trainer's ``max_epochs``, without the one that StochasticWeightAveraging adds to it for that pass."""
+    averages = (one for one in trainer.callbacks if isinstance(one, StochasticWeightAveraging))  # type: ignore[attr-defined]
+    return getattr(next(averages, None), "_max_epochs", trainer.max_epochs)
 
 
 class GivenOptionsWin(LightningCLI):
