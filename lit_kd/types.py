@@ -163,16 +163,22 @@ class Pair(tuple[Any, ...]):
     meta: Batch | None
 
 
-class Named(dict[str, Any]):
+class Named(dict[Any, Any]):
     """The same as a mapping of inputs and labels."""
 
     whole: Batch
     meta: Batch | None
+    input_key: str | int | None = None  # where the only input is
 
 
-def as_theirs(whole: Batch, meta: Batch | None, label_key: str) -> Pair | Named:
+def as_theirs(whole: Batch, meta: Batch | None, label_key: Any, input_key: Any = None) -> Pair | Named:
     """What a user's own steps see of a batch: `as_batch` backwards."""
-    seen = Named({**whole.x, label_key: whole.y}) if isinstance(whole.x, Mapping) else Pair(whole[:2])
+    seen: Pair | Named = Pair(whole[:2])
+    if isinstance(whole.x, Mapping):
+        seen = Named({**whole.x, label_key: whole.y})
+    elif input_key is not None:
+        seen = Named({input_key: whole.x, label_key: whole.y})
+        seen.input_key = input_key
     seen.whole, seen.meta = whole, meta
     return seen
 
@@ -181,6 +187,8 @@ def as_ours(batch: Any) -> Any:
     """The batch behind what `as_theirs` gave, with inputs that were changed in place; others as they are."""
     if isinstance(batch, Named) and isinstance(batch.whole.x, Mapping) and batch.keys() >= batch.whole.x.keys():
         return batch.whole._replace(x={name: batch[name] for name in batch.whole.x})
+    if isinstance(batch, Named) and batch.input_key in batch:
+        return batch.whole._replace(x=batch[batch.input_key])
     return getattr(batch, "whole", batch)
 
 

@@ -142,8 +142,10 @@ def test_steps_see_batches_alike() -> None:
 
     class Steps(Mine):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            seen["train"] = batch
-            return super().training_step(batch, batch_idx)
+            seen["train"] = dict(batch)
+            batch["image"] = batch["image"] + 1
+            seen["read"] = self.distiller.unpack(batch).x
+            return self.distillation(self.net(batch["image"]), batch).mean()
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             seen["val"] = batch
@@ -162,12 +164,13 @@ def test_steps_see_batches_alike() -> None:
     fitted.test(mine, data, verbose=False)
     fitted.predict(mine, data)
     assert seen["predict"].keys() == {"image", "target", "place"}
-    for name, start in (("train", None), ("val", 8), ("test", 16)):
-        x, y = (seen[name]["image"], seen[name]["target"]) if isinstance(seen[name], dict) else seen[name]
-        assert len(seen[name]) == 2
-        assert x.shape == (8, *SHAPE)
-        if start is not None:
-            assert torch.equal(y, torch.stack([row["target"] for row in rows[start : start + 8]]))
+    assert torch.equal(seen["read"], seen["train"]["image"] + 1)  # as the step changed it
+    assert seen["train"].keys() == {"image", "target"}
+    for name, start in (("val", 8), ("test", 16)):
+        own = rows[start : start + 8]
+        assert seen[name].keys() == {"image", "target"}
+        for key in seen[name]:
+            assert torch.equal(seen[name][key], torch.stack([row[key] for row in own]))
 
 
 def test_a_teacher_within_the_module_is_told(recwarn: pytest.WarningsRecorder) -> None:

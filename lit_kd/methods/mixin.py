@@ -24,11 +24,11 @@ class Distilled(LightningModule):
     """Makes any method part of your own module: ``class Mine(Distilled, LightningModule)``.
 
     Override `configure_distillation`, and call `distillation` in your training step. Optimizers, metrics, logs and
-    further losses stay yours, and steps get ``(x, y)``, also from data modules of `lit_kd.data`, but for prediction
-    steps, which get what your loader gives. Every method runs in
-    automatic optimisation, and in a manual one of your own: the look-ahead of ALM-KD takes no step, and its
-    ``gradient_clip_val`` and ``accumulate_grad_batches`` have no effect here. Hooks that you override must call
-    ``super()``. Methods that change batches, or train further networks, cannot be used.
+    further losses stay yours. Steps get ``(x, y)``, or mappings where your data are such, also from data modules of
+    `lit_kd.data`; prediction steps get what your loader gives. Every method runs in automatic optimisation, and in a
+    manual one of your own: the look-ahead of ALM-KD takes no step, and its ``gradient_clip_val`` and
+    ``accumulate_grad_batches`` have no effect here. Hooks that you override must call ``super()``. Methods that change
+    batches, or train further networks, cannot be used.
     """
 
     _method: tuple[Distiller, ...] = ()  # in a tuple, it is no submodule: the student is yours
@@ -126,8 +126,8 @@ class Distilled(LightningModule):
             if not keyed or self.trainer.predicting:
                 return batch
             parts = {"train": data.unpack(batch)}  # of a loader that stays its own
-        key = getattr(data, "labels_at", None) or "labels"
-        return as_theirs(parts["train"], parts.get("meta"), key)
+        key = getattr(data, "labels_at", None)
+        return as_theirs(parts["train"], parts.get("meta"), key or "labels", data.input_key if key else None)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Keep the meta batch."""
