@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -259,8 +260,10 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ValueError(f"expected as {name} one of {list(allowed)}, found {value!r}")
 
 
-def check_numbers(options: Mapping[str, object]) -> None:
-    """Raise a ValueError for an option's value that is a number in quotes."""
+def check_numbers(kind: type, options: Mapping[str, object]) -> None:
+    """Raise a ValueError for a number in quotes, where a class says that an option of that name is no text."""
+    taken = [option for base in kind.__mro__ for option in signature(base.__init__).parameters.values()]  # type: ignore[misc]
+    numbers = {one.name for one in taken if one.annotation is not one.empty and "str" not in str(one.annotation)}
     for name, value in options.items():
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", value, re.IGNORECASE):
+        if name in numbers and isinstance(value, str) and re.fullmatch(r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", value):
             raise ValueError(f"expected as {name} a number, found the text {value!r}: leave out the quotes")

@@ -110,7 +110,7 @@ class DataModule(LightningDataModule, ABC):
         self.row_weights = row_weights
         self.draws: int | None = None  # rows an epoch, if not all
         self.on_device = on_device
-        check_numbers(vars(self))
+        check_numbers(type(self), vars(self))
         self._move: Move | None = None
         self._partition: Partition | None = None
 

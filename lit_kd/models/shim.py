@@ -25,7 +25,7 @@ class Shim(LightningModule):
     def _set_hparams(self, hp: Any) -> None:  # Lightning copies the hyperparameters next, live modules too
         super()._set_hparams(hp)
         keep_plain(self.hparams)
-        check_numbers(self.hparams)
+        check_numbers(type(self), self.hparams)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # by which all modules move
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
