@@ -385,6 +385,14 @@ def test_averages_of_a_network_that_is_not_whole_are_refused() -> None:
             fit("simkd", kind())
 
 
+@both
+def test_callbacks_and_optimizer_can_be_had_without_a_trainer(method: str) -> None:
+    model = build(method, module("cnn-2"), teacher_cache="memory")
+    assert "FillTeacherCache" in [type(one).__name__ for one in model.configure_callbacks()]
+    [group] = model.configure_optimizers().param_groups
+    assert {*group["params"]} == {*model.student.parameters()}
+
+
 def test_cosine_of_updates_that_nobody_can_count_is_refused() -> None:
     model = build("kd", lr_scheduler="cosine", lr_interval="step")
     with pytest.raises(ValueError, match=r"no GradientAccumulationScheduler with KD.*Set lr_interval='epoch'"):

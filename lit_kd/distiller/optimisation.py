@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from lit_kd.models.shim import given_epochs
+from lit_kd.models.shim import given_epochs, in_training
 from lit_kd.models.taps import Composite
 from lit_kd.teachers.cache import FillTeacherCache
 from lit_kd.types import check_choice
@@ -109,13 +109,14 @@ def has_callback(module: "Distiller", *kinds: type[Callback]) -> bool:
 
 def callbacks_of(module: "Distiller") -> list[Callback]:
     """What fills the cache of teachers; early enough to refuse callbacks that act before a module is set up."""
-    if module.trainer.training:
-        refuse_callbacks(module)
+    refuse_callbacks(module)
     return [FillTeacherCache(module)] if module.teacher_cache else []
 
 
 def refuse_callbacks(module: "Distiller") -> None:
-    """Refuse callbacks of Lightning that cannot do here what they are for; a ValueError."""
+    """Refuse, in a training, callbacks of Lightning that cannot do here what they are for; a ValueError."""
+    if not in_training(module):
+        return
     name, manual = type(module).__name__, not module.automatic_optimization
     parts = any(True for term in module.terms or () for _ in term.parameters())
     composite = isinstance(module.student, Composite)

@@ -38,6 +38,11 @@ def move(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
     model._apply(fn)  # type: ignore[no-untyped-call]
 
 
+def in_training(module: LightningModule) -> bool:
+    """Whether a trainer is about to train the module, or does; Lightning's ``trainer`` raises where there is none."""
+    return getattr(module._trainer, "training", False)
+
+
 def only_statistics(trainer: Trainer) -> bool:
     """Whether this is StochasticWeightAveraging's last pass, for BatchNorm, in which automatic optimisation rests."""
     return trainer.fit_loop._skip_backward
