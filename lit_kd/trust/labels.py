@@ -3,8 +3,6 @@
 import warnings
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -19,6 +17,9 @@ def clean_by_loss(losses: Tensor) -> Tensor:
         >>> clean_by_loss(torch.tensor([0.1, 0.12, 0.2, 0.15, 2.9, 3.0, 3.2])).round()
         tensor([1., 1., 1., 1., 0., 0., 0.])
     """
+    from sklearn.exceptions import ConvergenceWarning  # late, as most runs do without scikit-learn
+    from sklearn.mixture import GaussianMixture
+
     span = losses.max() - losses.min()
     if not span > 0:
         return torch.ones_like(losses)
