@@ -18,9 +18,10 @@ from lit_kd.cli.samples import find_config
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
 
-SHORT = (*QUIET, "--trainer.limit_train_batches=4", "--trainer.max_epochs=1", "--data.noise=symmetric")
+NOISE = ("--data.noise=symmetric", "--data.noise_rate=0.3")
+SHORT = (*QUIET, "--trainer.limit_train_batches=4", "--trainer.max_epochs=1", *NOISE)
 ALMKD = (
-    *("--config", CONFIGS / "methods" / "almkd.yaml", *SHORT, "--data.noise_rate=0.3", "--seed_everything=3"),
+    *("--config", CONFIGS / "methods" / "almkd.yaml", *SHORT, "--seed_everything=3"),
     *("--model.student=mlp-8", "--model.teacher=mlp-8"),
     *("--model.rule", "{class_path: lit_kd.weightings.Paper, init_args: {warmup_epochs: 0, every: 1}}"),
 )

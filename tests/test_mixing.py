@@ -17,11 +17,12 @@ from torchvision.transforms import v2
 from lit_kd import KD, Batch, MixKD, MutualLearning, Supervised
 from lit_kd.data.mixing import mixed
 from lit_kd.models import build_model
-from lit_kd.terms import Contrastive, CrossEntropy
+from lit_kd.terms import ELR, SOP, Contrastive, CrossEntropy
 from lit_kd.types import UNLABELED
 
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
+UNMIXED = ("mixkd", "crd", "elr", "sop", "co-teaching", "jocor")  # which are refused with mix
 
 
 def images(rows: int = 12) -> Batch:
@@ -124,7 +125,7 @@ class TestLoss:
         torch.testing.assert_close(found, kl - (labels * (a + b)).sum(1).mean())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("mixkd", "crd", "co-teaching", "jocor")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in UNMIXED])
 def test_every_method_trains(method: str) -> None:
     """Also those that keep what they believe of rows."""
     model = build(method, mix="cutmix")
@@ -142,6 +143,8 @@ def test_every_method_trains(method: str) -> None:
         (lambda: MixKD("mlp-8", mix="mixup", **SHAPED), "without revise, select and mix"),
         (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", teacher_cache="memory", **SHAPED), "no teacher_cache"),
         (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", term=Contrastive(), **SHAPED), "renews rows"),
+        (lambda: Supervised("mlp-8", mix="mixup", label_term=ELR(), **SHAPED), "renews rows"),
+        (lambda: Supervised("mlp-8", mix="mixup", label_term=SOP(), **SHAPED), "renews rows"),
     ],
 )
 def test_what_cannot_be_mixed(make: Any, found: str) -> None:
