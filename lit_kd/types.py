@@ -44,6 +44,14 @@ class Batch(NamedTuple):
     y: Tensor
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is of no use here
 
+    def with_labels(self, y: Tensor) -> Batch:
+        """The batch with other labels."""
+        return self._replace(y=y)
+
+    def by_share(self, values: Tensor) -> Tensor:
+        """A value of each label, ``(B,)``, times the row's share where inputs are mixed."""
+        return values if self.pairs is None else values * self.pairs.share
+
     @property
     def pairs(self) -> Pairs | None:
         """Where inputs are mixed, of what: then there is a label and an index for each pair, ``(P,)``."""
@@ -64,6 +72,12 @@ class MixedBatch(Batch):
     """A batch of mixed inputs, a label and an index for each pair."""
 
     parts: Pairs
+
+    def with_labels(self, y: Tensor) -> Batch:
+        """The batch with other labels."""
+        made = self._replace(y=y)
+        made.parts = self.parts
+        return made
 
     @property
     def pairs(self) -> Pairs:

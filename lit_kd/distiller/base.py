@@ -56,7 +56,7 @@ class Distiller(Evaluated):
     """
 
     needs_teacher: ClassVar[bool] = True  # whether training is impossible without a teacher
-    needs_meta: ClassVar[bool] = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
+    needs_meta: bool = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
     changes_batches: bool = False  # whether inputs are no rows of the data's: nothing is kept of them
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
     settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take

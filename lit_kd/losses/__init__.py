@@ -6,6 +6,7 @@ Shapes: B samples, C classes. Logits are unnormalised, temperatures T > 0 dimens
 from lit_kd.losses.features import contrastive_loss, hint_loss
 from lit_kd.losses.labels import (
     corrected_cross_entropy,
+    early_learning,
     generalized_cross_entropy,
     overparameterized_loss,
     superloss,
@@ -34,6 +35,7 @@ __all__ = [
     "corrected_cross_entropy",
     "cross_entropy",
     "decoupled_kd_loss",
+    "early_learning",
     "generalized_cross_entropy",
     "hint_loss",
     "kd_loss",

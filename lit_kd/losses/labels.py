@@ -74,6 +74,12 @@ def overparameterized_loss(logits: Tensor, y: Tensor, u: Tensor, v: Tensor) -> T
     return (distance - (label * shifted.log()).sum(-1)) * labelled
 
 
+def early_learning(logits: Tensor, target: Tensor) -> Tensor:
+    """``log(1 - <q, p>)``, which keeps p at a target ``(B, C)``, a running mean of p (arXiv 2007.00151) [code]."""
+    p = full(logits).softmax(-1).clamp(1e-4, 1 - 1e-4)
+    return (1 - (target * p).sum(-1)).log()
+
+
 def lambert_w(x: Tensor, steps: int = 8) -> Tensor:
     """The principal branch of Lambert's W, ``W exp(W) = x``, for ``x >= -1 / e``, by Halley's method on any device."""
     near = (2 * (1 + math.e * x)).clamp(min=0).sqrt()  # distance from the branch point, where W = -1

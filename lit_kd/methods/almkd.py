@@ -11,7 +11,7 @@ from lit_kd.models import Network
 from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
-from lit_kd.weightings.base import TellRule, has_label
+from lit_kd.weightings.base import TellRule, has_label, unaligned
 from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_rule, check_terms, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
 from lit_kd.weightings.manual import ManualOptimisation, learning_rate
@@ -45,7 +45,7 @@ class ALMKD(ManualOptimisation, Selective):
         **base: See `lit_kd.weightings.manual`, `lit_kd.weightings.selection` and `lit_kd.Distiller`.
     """
 
-    needs_meta = True
+    look_ahead: LookAhead | None = None
     table: SampleTable  # there in training, as are the terms
     terms: TermSet
 
@@ -69,8 +69,8 @@ class ALMKD(ManualOptimisation, Selective):
         self.rule: Rule = RULES[rule]() if isinstance(rule, str) else copy.deepcopy(rule)  # it holds a run's state
         self.meta_gradient, self.temperature = meta_gradient, temperature
         self.start_weights, self.revise = start_weights, revise
-        self.trains_on_meta = self.rule.trains_on_meta
-        self.student_taps = LOOK_AHEADS[meta_gradient].taps
+        self.trains_on_meta, self.needs_meta = self.rule.trains_on_meta, self.rule.looks_ahead
+        self.student_taps = LOOK_AHEADS[meta_gradient].taps if self.needs_meta else ()
 
     def default_term(self) -> Term:
         """KL divergence."""
@@ -86,7 +86,7 @@ class ALMKD(ManualOptimisation, Selective):
         if stage == "fit":
             check_rule(self)
             check_terms(self)
-            self.look_ahead, self._checked = LOOK_AHEADS[self.meta_gradient](self), False
+            self.look_ahead, self._checked = self._ahead(), False
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """The rule's columns."""
@@ -98,30 +98,37 @@ class ALMKD(ManualOptimisation, Selective):
         table["weights"][~has_label(data.labels), 0] = 0  # nothing to listen to
         warn_of_rule(self, epochs)
 
+    def _ahead(self) -> LookAhead | None:
+        return LOOK_AHEADS[self.meta_gradient](self) if self.needs_meta else None
+
     def on_train_epoch_start(self) -> None:
         """As in the base; the look-ahead starts anew, as it does for a run that is resumed here."""
         super().on_train_epoch_start()
-        self.look_ahead = LOOK_AHEADS[self.meta_gradient](self)
+        self.look_ahead = self._ahead()
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The meta-step, then the student's step with the table's weights."""
-        self.meta_batch = self.unpack(batch["meta"])
-        loss = super().training_step(batch["train"], batch_idx)
+        if self.needs_meta:
+            self.meta_batch, batch = self.unpack(batch["meta"]), batch["train"]
+        loss = super().training_step(batch, batch_idx)
         assert loss is not None
         return self.update(loss, batch_idx)
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """As in the base; then the look-ahead keeps what the student's pass depends on, random numbers too."""
         batch = super().prepare_batch(batch)
-        self.look_ahead.before()
+        if self.look_ahead is not None:
+            self.look_ahead.before()
         return batch
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """As in the base, after the meta-step; with an epoch's last batch the rule renews the table."""
+        batch = self.rule.revise(self.table, batch)
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
         losses = self.of_distilled(losses, batch)
-        self.meta_step(Seen(batch, student, sources, losses), teachers, self.meta_batch)
+        extra |= {name: batch.by_share(own) for name, own in self.rule.extra(self.table, student, batch).items()}
+        self.meta_step(Seen(batch, student, sources, losses), teachers)
         weights = self.weigh(student, sources, batch)
         self.terms.update(student, sources, batch)
         if self.trainer.is_last_batch:  # now, so that all checkpoints hold the renewed weights
@@ -131,17 +138,17 @@ class ALMKD(ManualOptimisation, Selective):
         return losses, weights, extra
 
     @torch.no_grad()
-    def meta_step(self, seen: Seen, teachers: list[Outputs], meta: Batch) -> None:
-        """Let the rule see how the batch's terms agree with the validation gradient."""
-        index, y = index_of(seen.train), seen.train.y
-        lr = learning_rate(self, self.look_ahead.parameter)
-        if not self._checked:
-            self.look_ahead.check(seen)
+    def meta_step(self, seen: Seen, teachers: list[Outputs]) -> None:
+        """Let the rule see the batch and, if it looks ahead, how the terms agree with the validation gradient."""
+        index, y, ahead = index_of(seen.train), seen.train.y, self.look_ahead
+        lr = learning_rate(self, ahead.parameter) if ahead else 0.0
+        if ahead and not self._checked:
+            ahead.check(seen)
             self._checked = True
         if self.rule.active(self.current_epoch):
             # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
             with torch.autocast(self.device.type, enabled=False):
-                align = self.look_ahead.align(seen, meta, all_rows(index))
+                align = ahead.align(seen, self.meta_batch, all_rows(index)) if ahead else unaligned
                 logits = seen.student.logits.float(), [t.logits.float() for t in teachers]
                 step = MetaStep(index, y, *logits, align, lr, len(y) * self.trainer.world_size)
                 self.rule.observe(self.table, step.of_rows(seen.train.pairs))
@@ -152,4 +159,4 @@ class ALMKD(ManualOptimisation, Selective):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The table's."""
-        return self.table["weights"][batch.index]
+        return self.rule.weights(self.table, index_of(batch))

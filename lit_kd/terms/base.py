@@ -51,7 +51,7 @@ class Term(nn.Module):
 
     def scaled(self, values: Tensor, batch: Batch) -> Tensor:
         """What `forward` gave, times the constant factor and, where inputs are mixed, the row's share."""
-        return self.weight * (values if batch.pairs is None else values * batch.pairs.share)
+        return self.weight * batch.by_share(values)
 
     @property
     def reads_features(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_kd.data.labels import check_matrix
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable, process
-from lit_kd.losses import corrected_cross_entropy, cross_entropy, overparameterized_loss
+from lit_kd.losses import corrected_cross_entropy, cross_entropy, early_learning, overparameterized_loss
 from lit_kd.terms.base import Term
 from lit_kd.terms.labels import LabelTerm
 from lit_kd.types import UNLABELED, Batch, Outputs, full, index_of
@@ -83,18 +83,18 @@ class ELR(RowTerm):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Cross-entropy, and the pull towards q."""
-        p, q = self._means(student, batch)
-        return cross_entropy(full(student.logits), batch.y) + self.strength * (1 - (q * p).sum(-1)).log()
+        pull = early_learning(student.logits, self._mean(student, batch))
+        return cross_entropy(full(student.logits), batch.y) + self.strength * pull
 
     def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
         """Keep q."""
-        self.table.write(index_of(batch), **{self.key: self._means(student, batch)[1]})
+        self.table.write(index_of(batch), **{self.key: self._mean(student, batch)})
 
-    def _means(self, student: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the student says, and the running mean with it, ``(B, C)``."""
-        p = full(student.logits).softmax(-1).clamp(1e-4, 1 - 1e-4)
-        new = p.detach() / p.detach().sum(-1, keepdim=True)
-        return p, self.decay * self.table[self.key][index_of(batch)] + (1 - self.decay) * new
+    def _mean(self, student: Outputs, batch: Batch) -> Tensor:
+        """The running mean with what the student says now, ``(B, C)``."""
+        p = full(student.logits.detach()).softmax(-1).clamp(1e-4, 1 - 1e-4)
+        new = p / p.sum(-1, keepdim=True)
+        return self.decay * self.table[self.key][index_of(batch)] + (1 - self.decay) * new
 
 
 class SOP(RowTerm):

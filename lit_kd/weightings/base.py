@@ -12,11 +12,16 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
-from lit_kd.types import UNLABELED, Pairs
+from lit_kd.types import UNLABELED, Batch, Outputs, Pairs
 
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
 learning rate; a rate of 0 takes none."""
+
+
+def unaligned(weights: Tensor, lr: float) -> Tensor:
+    """What a rule has that does not look ahead."""
+    raise NotImplementedError("expected a rule with looks_ahead, which asks for the meta-gradient")
 
 
 @dataclass
@@ -68,8 +73,8 @@ class Rule(ABC):
     wants_validation: ClassVar[bool] = False
     """Whether to call `validated`."""
 
-    late: ClassVar[bool] = False
-    """Whether what is observed in an epoch changes the weights of the next one only."""
+    looks_ahead: ClassVar[bool] = True
+    """Whether it needs the meta-gradient, and so meta batches."""
 
     @abstractmethod
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
@@ -90,6 +95,18 @@ class Rule(ABC):
     @abstractmethod
     def observe(self, table: SampleTable, step: MetaStep) -> None:
         """Take the meta-step for a training batch."""
+
+    def revise(self, table: SampleTable, batch: Batch) -> Batch:
+        """A training batch with the labels that are to be learned."""
+        return batch
+
+    def weights(self, table: SampleTable, index: Tensor) -> Tensor:
+        """How much the label, then each teacher counts, ``(B, K + 1)``."""
+        return table["weights"][index]
+
+    def extra(self, table: SampleTable, student: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Further terms of a training batch by name, ``(B,)`` each; before it is observed."""
+        return {}
 
     def renew(self, table: SampleTable, epoch: int) -> None:  # noqa: B027 - most rules are done in `observe`
         """Renew the weights after an epoch."""

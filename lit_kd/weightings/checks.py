@@ -24,7 +24,7 @@ def check_rule(module: ALMKD) -> None:
         raise ValueError(f"expected a rule of train_share 0 with mix, found {rule.train_share}: rows are taken apart")
     warn_of_absent_classes(module.data)
     rows, batch = len(module.data.labels), module.data.batch_size * module.trainer.world_size
-    if rule.trains_on_meta and batch >= rows:
+    if rule.trains_on_meta and rule.looks_ahead and batch >= rows:
         raise ValueError(
             f"expected batches smaller than the {rows} rows that are trained on, found {batch} rows: a meta row "
             "speaks for other batches' rows only, and there would be none. Lower the data's batch_size"
@@ -74,7 +74,7 @@ def warn_of_rule(module: ALMKD, epochs: int | None) -> None:
 def warn_if_unheard(module: ALMKD, epochs: int | None) -> None:
     """Say so where the student learns with the first weights alone, in a training of so many epochs."""
     rule, name = module.rule, type(module.rule).__name__
-    if epochs is not None and not any(map(rule.active, range(epochs - rule.late))):
+    if epochs is not None and not any(map(rule.active, range(epochs))):
         rank_zero_warn(
             f"the rule {name} learns nothing in {epochs} epochs that the student trains with: all are warm-up. Train "
             f"longer, or pass rule=lit_kd.weightings.{name}(warmup_epochs=...)"

@@ -1,0 +1,128 @@
+"""How likely is each label, and each teacher, to be right about a row? [ours]
+
+N rows, the trusted ones among them, C classes, K teachers. Equations: docs/methods/almkd.md, "The rule robust".
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_kd.types import UNLABELED
+
+LABEL_ROWS = 5.0  # pseudo-rows a class in the label's channel, eq. (3)
+TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows are few
+MORE_ERRORS = 1.0  # that the student must make, for a teacher to be heard, eq. (5)
+REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
+STEPS = 10  # of EM
+TINY = 1e-12
+
+
+class Belief(NamedTuple):
+    """What `believe` finds."""
+
+    classes: Tensor  # the most probable class of each row, (N,)
+    weights: Tensor  # how much to learn from that class, then from each teacher, (N, K + 1), of sum 0 to 1
+    clean: Tensor  # the probability that the label is right, (N,); 0 where there is none
+    channel: Tensor  # T[c, y], how often class c is labelled y, (C, C)
+    quality: Tensor  # how far each teacher is heard, (K,) in [0, 1]
+    false_doubt: Tensor  # the share of the doubt about labels that is taken for false, ()
+
+
+def believe(
+    student: Tensor, labels: Tensor, trusted: Tensor, said: Tensor, errors: Tensor | None = None, rest: float = 0.0
+) -> Belief:
+    """The posterior of the true class of each row, and what to learn from it.
+
+    Args:
+        student: The running mean of what the student said of each row, probabilities ``(N, C)``.
+        labels: Given labels, ``(N,)``; `UNLABELED` where there is none.
+        trusted: Which labels are known to be right, bool ``(N,)``.
+        said: The class that each teacher names, ``(N, K)``.
+        errors: How many validation rows the student, then each teacher, is wrong about, ``(K + 1,)``; ``None``: nobody
+            knows, and no teacher is heard.
+        rest: The part of the training that is left, in [0, 1]: how much a teacher teaches beside the class.
+    """
+    labelled = labels != UNLABELED
+    untrusted, y = labelled & ~trusted, labels.where(labelled, 0)
+    channel, posterior = label_channel(student, y, labelled, untrusted)
+    doubt = (1 - of(posterior, y)) * untrusted
+    quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
+    quality = quality * (1 - echoes(said, y, doubt) / REPEATED).clamp(min=0)
+    # teachers may have learned the same: all of them together say no more than the best
+    shares = quality * quality.amax(0) / quality.sum().clamp(min=TINY) if len(quality) else quality
+    for k, share in enumerate(shares):
+        confusion = channel_of(y[trusted], F.one_hot(said[trusted, k], student.shape[1]).to(student), TEACHER_ROWS)
+        posterior = normalised(posterior * confusion.T[said[:, k]] ** share)
+    false = false_doubt(1 - of(posterior, y), trusted & labelled, untrusted)
+    kept = torch.where(labelled, (1 - false) * frequency(y, labelled, student.shape[1])[y], 1.0).unsqueeze(1)
+    own = F.one_hot(y, student.shape[1]) * labelled.unsqueeze(1)
+    posterior = torch.where((trusted & labelled).unsqueeze(1), own, own + kept * (posterior - own))
+    probability, classes = posterior.max(1)
+    # what is hardly more probable than all else together is not learned
+    weights = (2 * probability - 1).clamp(min=0) * torch.where(labelled, 1.0, quality.sum().clamp(max=1))
+    beside = rest * shares * (said == classes.unsqueeze(1))
+    weights = weights.unsqueeze(1) * torch.cat([1 - beside.sum(1, keepdim=True), beside], dim=1)
+    return Belief(classes, weights, of(posterior, y) * labelled, channel, quality, false)
+
+
+def of(values: Tensor, y: Tensor) -> Tensor:
+    """Each row's value of its own class, ``(N,)``."""
+    return values.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+def normalised(values: Tensor) -> Tensor:
+    """Rows of sum 1."""
+    return values / values.sum(-1, keepdim=True).clamp(min=TINY)
+
+
+def channel_of(rows: Tensor, values: Tensor, prior: float) -> Tensor:
+    """How often each class goes with each other, ``(C, C)``, each row a distribution.
+
+    It is the sum of values ``(N, C)`` by class ``(N,)``, with pseudo-rows of which 70% are on the diagonal and the rest
+    is spread evenly.
+    """
+    classes = values.shape[1]
+    start = 0.7 * torch.eye(classes).to(values) + 0.3 / classes
+    return normalised(prior * start + values.new_zeros(classes, classes).index_add(0, rows, values))
+
+
+def label_channel(student: Tensor, y: Tensor, labelled: Tensor, untrusted: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels' channel by EM, eq. (3), ``(C, C)``, and the posterior given the labels, eq. (2), ``(N, C)``."""
+    said, given = student[untrusted], y[untrusted]
+    channel = channel_of(given[:0], said[:0], 1.0)
+    for _ in range(STEPS):
+        found = normalised(said * channel.T[given])
+        # by the label, as `channel_of` sums, then the other way round
+        counts = torch.zeros_like(channel).index_add(0, given, found).T
+        channel = normalised(LABEL_ROWS * channel_of(given[:0], said[:0], 1.0) + counts)
+    return channel, normalised(student * channel.T[y].where(labelled.unsqueeze(1), 1))
+
+
+def better(errors: Tensor) -> Tensor:
+    """How sure it is that each teacher errs less than the student, eq. (5), ``(K,)`` in [0, 1]."""
+    student, teachers = errors[0], errors[1:]
+    z = (student - teachers - MORE_ERRORS) / (student + teachers + 1).sqrt()
+    return torch.erf(z / 2**0.5).clamp(min=0)
+
+
+def echoes(said: Tensor, y: Tensor, doubt: Tensor) -> Tensor:
+    """Of the labels that are doubted the share that each teacher repeats, ``(K,)``: what it learned by heart."""
+    return ((said == y.unsqueeze(1)) * doubt.unsqueeze(1)).sum(0) / doubt.sum().clamp(min=TINY)
+
+
+def false_doubt(doubt: Tensor, trusted: Tensor, untrusted: Tensor) -> Tensor:
+    """The share of the doubt that is false, eq. (6), from the doubt about labels that are known to be right, ``()``.
+
+    To these a row in full doubt is added: the fewer they are, the greater is the burden of proof.
+    """
+    of_right = (1 + doubt[trusted].sum()) / (1 + trusted.sum())
+    of_others = doubt[untrusted].sum() / untrusted.sum().clamp(min=1)
+    return (of_right / of_others.clamp(min=TINY)).clamp(max=1)
+
+
+def frequency(y: Tensor, labelled: Tensor, classes: int) -> Tensor:
+    """How frequent each label is beside the mean, at most 1, ``(C,)``: rare classes are learned late."""
+    counts = torch.bincount(y[labelled], minlength=classes).to(torch.float32)
+    return (counts / counts.mean().clamp(min=TINY)).clamp(max=1)
