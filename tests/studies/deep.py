@@ -1,0 +1,178 @@
+"""Rules and rivals on convolutional networks: resnet8 taught by resnet20 on small images, with augmentation.
+
+One run is a scenario, a method and a seed; each result is kept as it comes, so run it again to go on. All methods train
+on the trusted rows, too. Accuracies are those of the last epoch. See docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule, Trainer, seed_everything
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from lit_kd import ALMKD, GLC, KD, Supervised
+from lit_kd.data import DataModule, Source, TensorRows
+from lit_kd.data.vision import ImageTransform
+from lit_kd.models import build_model
+from lit_kd.terms import ELR, GeneralizedCrossEntropy
+
+SCALE = ([0.49, 0.48, 0.45], [0.25, 0.24, 0.26])
+PAIRS = {0: 8, 1: 9, 2: 4, 3: 5, 4: 7, 5: 3, 6: 4, 7: 4, 8: 0, 9: 1}
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "sym20": {"noise": "symmetric", "noise_rate": 0.2},
+    "sym40": {"noise": "symmetric", "noise_rate": 0.4},
+    "sym60": {"noise": "symmetric", "noise_rate": 0.6},
+    "pair30": {"noise": "asymmetric", "noise_rate": 0.3, "pairs": PAIRS},
+    "pair40": {"noise": "asymmetric", "noise_rate": 0.4, "pairs": PAIRS},
+}
+METHODS: dict[str, Callable[..., LightningModule]] = {
+    "CE + meta": lambda teacher, **base: Supervised(**base),
+    "KD 0.5 + meta": lambda teacher, **base: KD(teacher=teacher, weight=0.5, **base),
+    "GCE + meta": lambda teacher, **base: Supervised(label_term=GeneralizedCrossEntropy(), **base),
+    "ELR + meta": lambda teacher, **base: Supervised(label_term=ELR(), **base),
+    "GLC, teacher's matrix": lambda teacher, **base: GLC(teacher=teacher, **base),
+    "ALM-KD robust": lambda teacher, **base: ALMKD(teacher=teacher, **base),
+    "ALM-KD paper": lambda teacher, **base: ALMKD(teacher=teacher, rule="paper", **base),
+    "ALM-KD amal": lambda teacher, **base: ALMKD(teacher=teacher, rule="amal", **base),
+}
+
+
+@cache
+def images(path: Path, part: str, size: int) -> tuple[Tensor, Tensor]:
+    """All images of a part in the file, bytes ``(n, 3, size, size)``, and labels."""
+    file = np.load(path)
+    data, starts = file[f"jpg_{part}"], file[f"off_{part}"]
+    pixels = np.stack(
+        [np.asarray(Image.open(io.BytesIO(data[a:b].tobytes())).convert("RGB")) for a, b in pairwise(starts)]
+    )
+    x = F.avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), 32 // size)
+    return x.round().byte(), torch.from_numpy(file[f"y_{part}"].astype(np.int64))
+
+
+class Images(DataModule):
+    """Some of the rows, which are the same under every seed of the split."""
+
+    num_classes = 10
+
+    def __init__(self, path: Path, rows: int, size: int, **shared: Any) -> None:
+        super().__init__(batch_size=128, meta=0.08, val=0.08, drop_last=True, **shared)
+        self.path, self.rows, self.size, self.input_shape = path, rows, size, (3, size, size)
+
+    def load(self) -> Source:
+        """Read the images."""
+        (x, y), (test, test_y) = (images(self.path, part, self.size) for part in ("train", "test"))
+        kept = torch.from_numpy(np.random.default_rng(0).permutation(len(y))[: self.rows])
+        plain = ImageTransform(*SCALE)
+        source = TensorRows(x[kept], ImageTransform(*SCALE, self.size // 8, flip=True)), TensorRows(x[kept], plain)
+        tests = TensorRows(test[:5000], plain), test_y[:5000].numpy()
+        return Source(*source, y[kept].numpy(), *tests, identity=f"{self.path.name} {self.rows}".encode())
+
+
+def fit(model: LightningModule, data: Images, epochs: int) -> float:
+    """Train, and give the test accuracy in percent."""
+    options: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
+    options |= {"max_epochs": epochs, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(**options)
+    trainer.fit(model, data)
+    return 100 * float(trainer.test(model, data, verbose=False)[0]["test/accuracy"])
+
+
+def run(scenario: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One training; the teacher of a scenario and a seed is kept."""
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    base: dict[str, Any] = {"num_classes": 10, "input_shape": [3, args.size, args.size], "optimizer": sgd}
+    base |= {"student": args.student, "lr_scheduler": "cosine"}
+    make = partial(Images, args.images, args.rows, args.size, seed=seed, **SCENARIOS[scenario])
+    kept = args.out / "teachers" / f"{scenario}-{seed}.pt"
+    teacher: nn.Module = build_model(args.teacher, 10, base["input_shape"])
+    if not kept.is_file():
+        seed_everything(seed, verbose=False)
+        learning = Supervised(**(base | {"student": teacher}))
+        accuracy = fit(learning, make(), args.epochs)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"net": teacher.state_dict(), "accuracy": accuracy}, kept)
+    told = torch.load(kept)
+    teacher.load_state_dict(told["net"])
+    seed_everything(seed, verbose=False)
+    model: Any = METHODS[method](teacher, **base)
+    data = make(train_on_meta=None if model.trains_on_meta else True)
+    result: dict[str, Any] = {"accuracy": fit(model, data, args.epochs), "teacher": told["accuracy"]}
+    noisy = data.noisy[: data.train_size].numpy()
+    if model.table is not None and "clean_probability" in model.table:
+        doubt = 1 - model.table["clean_probability"][: data.train_size].cpu().numpy()
+        result["noise"] = [float(noisy.mean()), float(model.table.shared["noise_rate"])]
+        result["auc"] = float(roc_auc_score(noisy, doubt)) if noisy.any() else None
+    return result
+
+
+def table(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
+    """Means and standard deviations over seeds, as markdown."""
+    lines = [["method", *args.scenarios], ["---"] * (1 + len(args.scenarios))]
+    for method in args.methods:
+        cells = []
+        for scenario in args.scenarios:
+            runs = [found[key] for seed in args.seeds if (key := f"{scenario} | {method} | {seed}") in found]
+            values = [one["accuracy"] for one in runs]
+            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            aucs = [one["auc"] for one in runs if one.get("auc")]
+            told = f" (AUC {mean(aucs):.2f})" if aucs else ""
+            cells.append(f"{mean(values):.1f}{spread}{told}" if values else "")
+        lines.append([method, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """See the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, help="an npz file of JPEG images: jpg_train, off_train, y_train, ...")
+    parser.add_argument("--out", type=Path, default=Path("runs/deep"))
+    parser.add_argument("--scenarios", nargs="+", default=["sym40", "pair30", "clean"], choices=SCENARIOS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS)[:6], choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--student", default="resnet8")
+    parser.add_argument("--teacher", default="resnet20")
+    parser.add_argument("--rows", type=int, default=9600)
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=15)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for logger in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "deep.json"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    for seed in args.seeds:
+        for scenario in args.scenarios:
+            for method in args.methods:
+                key = f"{scenario} | {method} | {seed}"
+                if key not in found:
+                    found[key] = run(scenario, method, seed, args)
+                    print(key, found[key], file=sys.stderr, flush=True)
+                    part = path.with_suffix(".part")
+                    part.write_text(json.dumps(found, indent=1))
+                    part.replace(path)
+    text = table(found, args)
+    path.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
