@@ -1,0 +1,253 @@
+"""Students trained side by side, and what each method makes of labels, teachers and trusted rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from mlps import BATCH, Mlps, cosine
+from scenarios import Data, Experiment
+from torch import Tensor
+
+from lit_kd import Batch
+from lit_kd.data import SampleTable
+from lit_kd.data.sampler import EpochSampler
+from lit_kd.data.seeds import derive_seed
+from lit_kd.trust import belief
+from lit_kd.trust.transition import gold_transition
+from lit_kd.weightings import Robust, robust
+from lit_kd.weightings.base import MetaStep, unaligned
+
+EPOCHS, HIDDEN, TEMPERATURE = 30, 32, 4.0
+
+
+class Runs:
+    """Experiments on one data set side by side, padded with rows that nobody sees, the last one always."""
+
+    def __init__(self, data: Data, experiments: list[Experiment]) -> None:
+        self.data, self.experiments, self.classes = data, experiments, data.classes
+        self.each = torch.arange(len(experiments)).unsqueeze(1)
+        self.x = self.stack([e.x for e in experiments])
+        self.onehot = self.stack([F.one_hot(e.y, data.classes).float() for e in experiments])
+
+    def stack(self, parts: list[Tensor]) -> Tensor:
+        """Values of each experiment's rows, ``(E, N, ...)``."""
+        size = max(len(e.y) for e in self.experiments) + 1
+        return torch.stack([torch.cat([p, p.new_zeros(size - len(p), *p.shape[1:])]) for p in parts])
+
+    def train(self, method: Method, meta: bool = True) -> Mlps:
+        """The nets after the last epoch."""
+        nets = Mlps([e.seed for e in self.experiments], self.x.shape[-1], HIDDEN, self.classes)
+        sizes = [len(e.y) if meta else e.rows for e in self.experiments]
+        samplers = [
+            EpochSampler(size, seed=derive_seed(e.seed, "order"))
+            for size, e in zip(sizes, self.experiments, strict=True)
+        ]
+        for epoch in range(EPOCHS):
+            order = torch.full((len(sizes), max(sizes)), -1)
+            for row, sampler in zip(order, samplers, strict=True):
+                sampler.set_epoch(epoch)
+                row[: len(sampler)] = torch.from_numpy(sampler.order())
+            logits = torch.zeros_like(self.onehot)  # as they were when the row was trained on
+            for index in torch.split(order, BATCH, dim=1):
+                x, rows = self.x[self.each, index], (index >= 0).sum(1)
+                hidden, z = nets.forward(x)
+                logits[self.each, index] = z
+                share = (index >= 0) / rows.clamp(min=1).unsqueeze(1)
+                dz = method.gradient(z, z.softmax(-1), index) * share.unsqueeze(-1)
+                nets.step(x, hidden, dz, cosine(epoch, EPOCHS), rows > 0)
+            method.renew(epoch, logits, nets)
+        return nets
+
+
+class Method:
+    """Cross-entropy with the labels, and the base of the others."""
+
+    def begin(self, runs: Runs) -> None:
+        """Start anew."""
+        self.runs = runs
+
+    def of(self, values: Tensor, index: Tensor) -> Tensor:
+        """Values of the rows of a batch, ``(E, B, ...)``."""
+        return values[self.runs.each, index]
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        """Of the loss of each row, by its logits z of probabilities p, ``(E, B, C)``."""
+        return p - self.of(self.runs.onehot, index)
+
+    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
+        """After an epoch."""
+
+    def doubt(self, i: int) -> Tensor | None:
+        """How probable it is that each label of experiment i is wrong."""
+        return None
+
+
+class KD(Method):
+    """Knowledge distillation with a fixed weight."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.soft = runs.stack([(e.teacher / TEMPERATURE).softmax(-1) for e in runs.experiments])
+
+    def taught(self, z: Tensor, index: Tensor) -> Tensor:
+        """The gradient of the teacher's part."""
+        return TEMPERATURE * ((z / TEMPERATURE).softmax(-1) - self.of(self.soft, index))
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        return (1 - self.weight) * super().gradient(z, p, index) + self.weight * self.taught(z, index)
+
+
+class GCE(Method):
+    """Generalised cross-entropy (arXiv 1805.07836), q = 0.7."""
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        onehot = self.of(self.runs.onehot, index)
+        return (p * onehot).sum(-1, keepdim=True) ** 0.7 * (p - onehot)
+
+
+def pull(p: Tensor, target: Tensor) -> Tensor:
+    """The gradient of `lit_kd.losses.early_learning`."""
+    inside = p.clamp(1e-4, 1 - 1e-4)
+    of_p = -target * (inside == p) / (1 - (target * inside).sum(-1, keepdim=True))
+    return p * (of_p - (p * of_p).sum(-1, keepdim=True))
+
+
+class ELR(Method):
+    """Early-learning regularisation (arXiv 2007.00151)."""
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.memory = torch.zeros_like(runs.onehot)
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        inside = p.clamp(1e-4, 1 - 1e-4)
+        target = 0.7 * self.of(self.memory, index) + 0.3 * inside / inside.sum(-1, keepdim=True)
+        self.memory[self.runs.each, index] = target
+        return super().gradient(z, p, index) + 3 * pull(p, target)
+
+
+class GLC(Method):
+    """Gold loss correction (arXiv 1802.05300); the student's own first training tells how labels are mistaken."""
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        plain = Method()
+        plain.begin(runs)
+        said = runs.train(plain, meta=False).forward(runs.x)[1].softmax(-1)
+        self.likelihood = runs.onehot.clone()
+        for i, e in enumerate(runs.experiments):
+            transition = gold_transition(said[i, e.rows : len(e.y)], e.y[e.rows :])
+            self.likelihood[i, : e.rows] @= transition.T
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        found = p * self.of(self.likelihood, index)
+        return p - found / found.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+class Trusting(KD):
+    """ALM-KD with the rule robust: the rule itself, asked after each epoch.
+
+    Args:
+        early: The share of the training that is early learning.
+        teachers: Whether anybody knows how good they are.
+        revision: Whether another class may take the label's place.
+        parts: What takes the place of parts of `lit_kd.trust.belief`.
+        **options: Of the rule.
+    """
+
+    def __init__(
+        self, early: float = 1 / 3, teachers: bool = True, revision: bool = True, parts: Any = None, **options: Any
+    ) -> None:
+        self.early, self.teachers, self.revision = max(1, round(early * EPOCHS)), teachers, revision
+        self.parts, self.options = parts or {}, options
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.rules, self.tables = [], []
+        for e in runs.experiments:
+            rule, table = Robust(early_epochs=self.early, **self.options), SampleTable(len(e.y), "")
+            table.add("memory", torch.zeros(runs.classes))
+            rule.start(table, 1, e.trusted, e.y, EPOCHS)
+            self.rules.append(rule)
+            self.tables.append(table)
+        self.read()
+
+    def read(self) -> None:
+        """What the student is to learn now."""
+        found: list[list[Tensor]] = []
+        for e, rule, table in zip(self.runs.experiments, self.rules, self.tables, strict=True):
+            index = torch.arange(len(e.y))
+            target = F.one_hot(rule.revise(table, Batch(e.x, e.y, index)).y, self.runs.classes).float()
+            found.append([rule.weights(table, index), target, table["strength"].unsqueeze(1), table["memory"]])
+        columns = [self.runs.stack(list(parts)) for parts in zip(*found, strict=True)]
+        self.weights, self.target, self.strength, self.memory = columns
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        weights = self.of(self.weights, index)
+        label, taught = p - self.of(self.target, index), self.taught(z, index)
+        learned = weights[..., :1] * label + weights[..., 1:] * taught
+        return learned + self.of(self.strength, index) * pull(p, self.of(self.memory, index))
+
+    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
+        val = nets.forward(torch.stack([e.val[0] for e in self.runs.experiments]))[1]
+        believing = {} if self.revision else {"believe": unrevised}
+        with patch.dict(vars(belief), self.parts), patch.dict(vars(robust), believing):
+            for i, (e, rule, table) in enumerate(zip(self.runs.experiments, self.rules, self.tables, strict=True)):
+                index = torch.arange(len(e.y))
+                said = logits[i, : len(e.y)], [e.teacher]
+                rule.observe(table, MetaStep(index, e.y, *said, unaligned, 0.0, len(e.y)))
+                rule.renew(table, epoch)
+                if self.teachers:
+                    wrong = torch.stack([val[i], e.teacher_val]).argmax(-1) != e.val[1]
+                    rule.validated(table, wrong.sum(1), torch.tensor(len(e.val[1])))
+        self.read()
+
+    def doubt(self, i: int) -> Tensor | None:
+        return 1 - self.tables[i]["clean_probability"]
+
+
+def unrevised(student: Tensor, labels: Tensor, *others: Any) -> belief.Belief:
+    """A row in whose label nobody believes is not learned."""
+    found = belief.believe(student, labels, *others)
+    return found._replace(weights=found.weights * (found.classes == labels).unsqueeze(1))
+
+
+def no_witness(student: Tensor, y: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    """In the place of the labels' channel one in which labels say nothing."""
+    return torch.full((student.shape[1],) * 2, 1 / student.shape[1]), belief.normalised(student)
+
+
+OURS = "robust"
+Maker = Callable[[], Method]
+RIVALS: dict[str, Maker] = {
+    "CE": Method,
+    **{f"KD {weight}": partial(KD, weight) for weight in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)},
+    "ELR": ELR,
+    "GLC": GLC,
+    "GCE": GCE,
+}
+ABLATIONS: dict[str, Maker] = {
+    "no early learning": partial(Trusting, strength=0.0),
+    "no label channel": partial(Trusting, parts={"label_channel": no_witness}),
+    "no false doubt": partial(Trusting, parts={"false_doubt": lambda *_: torch.zeros(())}),
+    "no frequency": partial(Trusting, parts={"frequency": lambda y, labelled, classes: torch.ones(classes)}),
+    "no teachers": partial(Trusting, teachers=False),
+    "no revision": partial(Trusting, revision=False),
+}
+METHODS = {**RIVALS, OURS: Trusting, **ABLATIONS}
+
+
+def changed(setting: str) -> Maker:
+    """The rule with another constant, such as ``"decay=0.5"``."""
+    name, value = setting.split("=")
+    if name.isupper():
+        return partial(Trusting, parts={name: type(getattr(belief, name))(value)})
+    return partial(Trusting, **{name: float(value)})
