@@ -89,11 +89,14 @@ def test_study_of_trust_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: py
         trust, "measure", lambda runs, method, own=trust.measure: trained.append(1) or own(runs, method)
     )
     chosen = ["--scenarios", "sym40, weak", "clean, long tail", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="found none: run without --report"):
+        trust.main(["--report", *chosen])
     trust.main(["--methods", "GCE", "--seeds", "0", *chosen])
     assert len(trained) == 2  # cross-entropy, to compare with, too
-    trust.main(["--methods", "GCE", "no teachers", "--set", "decay=0.5", "STEPS=1", "--seeds", "0", "1", *chosen])
+    more = ["--methods", "GCE", "no teachers", "--set", "decay=0.5", "STEPS=1", "--seeds", "0", "1", *chosen]
+    trust.main(more)
     assert len(trained) == 2 + 3 + 5  # three methods more, and five of another seed
-    trust.main(["--methods", "GCE", "no teachers", "--set", "decay=0.5", "STEPS=1", "--seeds", "0", "1", *chosen])
+    trust.main(more)
     assert len(trained) == 10
     known = json.loads((tmp_path / "trust_digits.json").read_text())
     of_seeds = [known["GCE"][seed]["sym40, weak"] for seed in ("0", "1")]
@@ -108,6 +111,24 @@ def test_study_of_trust_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: py
     text = (tmp_path / "trust.md").read_text()
     assert line["accuracy"] in text
     assert "| robust STEPS=1 |" in text
+
+
+@pytest.mark.usefixtures("_studies")
+def test_summary_of_the_study_of_trust() -> None:
+    """By hand: two cells, of two seeds and two classes."""
+    import trust
+
+    def found(*accuracies: float, classes: tuple[float, float]) -> dict[str, list]:
+        return {"accuracy": list(accuracies), "classes": [[classes[0], 0.5], [classes[1], 0.5]]}
+
+    noisy = {"CE": found(0.6, 0.8, classes=(0.9, 0.7)), "GCE": found(0.7, 0.9, classes=(0.9, 0.9))}
+    noisy["robust"] = found(0.798, 0.798, classes=(0.8, 0.7))
+    clean = {"CE": found(0.9, 0.9, classes=(0.9, 0.9)), "GCE": found(0.8, 0.8, classes=(0.8, 0.9))}
+    clean["robust"] = found(0.89, 0.9, classes=(1, 1))
+    *_, plain, rival, ours = trust.summary({("digits", "sym40, weak"): noisy, ("digits", "clean, weak"): clean})
+    assert plain == ["CE", "70.0", "80.0", "0.0", "100%", "50%", "0.0"]
+    assert rival == ["GCE", "80.0", "80.0", "-10.0", "50%", "50%", "-5.0"]
+    assert ours == ["robust", "79.8", "84.7", "-0.5", "50%", "50%", "-5.0"]
 
 
 def trainer(epochs: int) -> Trainer:

@@ -68,7 +68,8 @@ def read(names: list[str], methods: list[str], scenarios: list[str], seeds: list
     """What is known for each method, of the seeds that are done with all of them."""
     cells: Cells = {}
     for name in names:
-        known = json.loads((out / f"trust_{name}.json").read_text())
+        file = out / f"trust_{name}.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
         for scenario in scenarios:
             by_method = [[known.get(m, {}).get(str(s), {}).get(scenario) for s in seeds] for m in methods]
             full = [of_seed for of_seed in zip(*by_method, strict=True) if all(of_seed)]
@@ -76,6 +77,8 @@ def read(names: list[str], methods: list[str], scenarios: list[str], seeds: list
                 cells[name, scenario] = {
                     m: {key: [r[i][key] for r in full] for key in full[0][i]} for i, m in enumerate(methods)
                 }
+    if not cells:
+        raise SystemExit(f"expected in {out} a seed that is done with all methods, found none: run without --report")
     return cells
 
 
@@ -95,7 +98,7 @@ def summary(cells: Cells) -> list[list[str]]:
         own = means(cells, m)
         drop = min(classes_to_plain(cell, m) for cell in cells.values())
         line = [own[noisy].mean() if noisy.any() else np.nan, own.mean(), (own - plain).min()]
-        shares = [100 * (own >= other - 0.3).mean() for other in (plain, best)]
+        shares = [100 * (own >= other - 0.3 - 1e-9).mean() for other in (plain, best)]
         lines.append([m, *(f"{v:.1f}" for v in line), *(f"{v:.0f}%" for v in shares), f"{drop:.1f}"])
     return lines
 
@@ -129,12 +132,13 @@ def report(cells: Cells, out: Path) -> None:
                 if m == OURS:
                     doubt = [of_doubt[0], f"{of_doubt[1]} / {of_doubt[2]}"]
             lines.append([*line, *doubt])
-        text += f"## {name}\n\n{markdown(lines)}\n{markdown(summary(of_data))}\n"
+        seeds = len(next(iter(of_data.values()))[methods[0]]["accuracy"])
+        text += f"## {name}\n\nTest accuracy in % at the last epoch, mean ± standard deviation over {seeds} seeds.\n\n"
+        text += f"{markdown(lines)}\n{markdown(summary(of_data))}\n"
     text += f"## All data sets\n\n{markdown(summary(cells))}"
     (out / "trust.md").write_text(text)
     with (out / "trust.csv").open("w", newline="") as file:
         csv.writer(file).writerows(flat)
-    print(markdown(summary(cells)))
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -164,11 +168,13 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     methods = {m: METHODS[m] for m in dict.fromkeys(["CE", *args.methods])}
     methods |= {f"{OURS} {setting}": changed(setting) for setting in args.set}
-    names = [given.partition("=")[0] for given in args.data]
-    for i, given in enumerate(args.data):
+    paths = {name: Path(path) if path else None for name, _, path in (given.partition("=") for given in args.data)}
+    for name, path in paths.items():
         if not args.report:
-            run(names[i], Path(path) if (path := given.partition("=")[2]) else None, args.seeds, methods, args)
-        report(read(names[: i + 1], [*methods], args.scenarios, args.seeds, args.out), args.out)
+            run(name, path, args.seeds, methods, args)
+        cells = read([*paths], [*methods], args.scenarios, args.seeds, args.out)
+        report(cells, args.out)
+    print(markdown(summary(cells)))
 
 
 if __name__ == "__main__":
