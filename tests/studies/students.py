@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -204,14 +205,54 @@ class Trusting(KD):
                 index = torch.arange(len(e.y))
                 said = logits[i, : len(e.y)], [e.teacher]
                 rule.observe(table, MetaStep(index, e.y, *said, unaligned, 0.0, len(e.y)))
-                rule.renew(table, epoch)
+                with self.witness(i, table):
+                    rule.renew(table, epoch)
                 if self.teachers:
                     wrong = torch.stack([val[i], e.teacher_val]).argmax(-1) != e.val[1]
                     rule.validated(table, wrong.sum(1), torch.tensor(len(e.val[1])))
         self.read()
 
+    def witness(self, i: int, table: SampleTable) -> AbstractContextManager[None]:
+        """Nobody else."""
+        return nullcontext()
+
     def doubt(self, i: int) -> Tensor | None:
         return 1 - self.tables[i]["clean_probability"]
+
+
+class WithMetaGradient(Trusting):
+    """The meta-gradient of a label's weight, at the last layer, is a witness, too: it scales the odds of the label.
+
+    Args:
+        gain: Of the odds' logarithm, for each root mean square of the alignment.
+    """
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.trusted = runs.stack([e.trusted for e in runs.experiments]).unsqueeze(-1)
+        self.alignment = torch.zeros(runs.x.shape[:2])
+
+    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
+        hidden, z = nets.forward(self.runs.x)
+        error = z.softmax(-1) - self.runs.onehot
+        validation = error * self.trusted / self.trusted.sum(1, keepdim=True)
+        moved = hidden @ (validation.mT @ hidden).mT + validation.sum(1, keepdim=True)
+        found = (error * moved).sum(-1)
+        scale = found.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+        self.alignment.lerp_((found / scale).clamp(-3, 3), 0.2)
+        super().renew(epoch, logits, nets)
+
+    @contextmanager
+    def witness(self, i: int, table: SampleTable) -> Iterator[None]:
+        memory, rows = table["memory"], table.size
+        odds = torch.exp(self.gain * self.alignment[i, :rows]).unsqueeze(1)
+        table["memory"] = belief.normalised(memory * torch.where(self.runs.onehot[i, :rows] > 0, odds, 1.0))
+        yield
+        table["memory"] = memory
 
 
 def unrevised(student: Tensor, labels: Tensor, *others: Any) -> belief.Belief:
@@ -241,6 +282,8 @@ ABLATIONS: dict[str, Maker] = {
     "no frequency": partial(Trusting, parts={"frequency": lambda y, labelled, classes: torch.ones(classes)}),
     "no teachers": partial(Trusting, teachers=False),
     "no revision": partial(Trusting, revision=False),
+    "meta-gradient, too": WithMetaGradient,
+    "half of it, too": partial(WithMetaGradient, gain=0.5),
 }
 METHODS = {**RIVALS, OURS: Trusting, **ABLATIONS}
 
