@@ -45,7 +45,7 @@ def believe(
         rest: The part of the training that is left, in [0, 1]: how much a teacher teaches beside the class.
     """
     labelled = labels != UNLABELED
-    untrusted, y = labelled & ~trusted, labels.where(labelled, 0)
+    trusted, untrusted, y = labelled & trusted, labelled & ~trusted, labels.where(labelled, 0)
     channel, posterior = label_channel(student, y, labelled, untrusted)
     doubt = (1 - of(posterior, y)) * untrusted
     quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
@@ -55,13 +55,13 @@ def believe(
     for k, share in enumerate(shares):
         confusion = channel_of(y[trusted], F.one_hot(said[trusted, k], student.shape[1]).to(student), TEACHER_ROWS)
         posterior = normalised(posterior * confusion.T[said[:, k]] ** share)
-    false = false_doubt(1 - of(posterior, y), trusted & labelled, untrusted)
+    false = false_doubt(1 - of(posterior, y), trusted, untrusted)
     kept = torch.where(labelled, (1 - false) * frequency(y, labelled, student.shape[1])[y], 1.0).unsqueeze(1)
     own = F.one_hot(y, student.shape[1]) * labelled.unsqueeze(1)
-    posterior = torch.where((trusted & labelled).unsqueeze(1), own, own + kept * (posterior - own))
+    posterior = torch.where(trusted.unsqueeze(1), own, own + kept * (posterior - own))
     probability, classes = posterior.max(1)
     # what is hardly more probable than all else together is not learned
-    weights = (2 * probability - 1).clamp(min=0) * torch.where(labelled, 1.0, quality.sum().clamp(max=1))
+    weights = (2 * probability - 1).clamp(min=0) * torch.where(labelled, 1.0, shares.sum())
     beside = rest * shares * (said == classes.unsqueeze(1))
     weights = weights.unsqueeze(1) * torch.cat([1 - beside.sum(1, keepdim=True), beside], dim=1)
     return Belief(classes, weights, of(posterior, y) * labelled, channel, quality, false)
