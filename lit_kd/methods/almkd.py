@@ -1,20 +1,19 @@
 """ALM-KD: for every sample, learn how much to listen to the teacher and to the label."""
 
-import copy
 from typing import Any, Literal
 
 import torch
 
-from lit_kd.data.table import SampleTable, all_rows
+from lit_kd.data.table import SampleTable
 from lit_kd.distiller.optimisation import likely_length
 from lit_kd.models import Network
 from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
-from lit_kd.weightings import Amal, MetaStep, Paper, Robust, Rule
-from lit_kd.weightings.base import TellRule, has_label, unaligned
-from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_rule, check_terms, warn_of_rule
-from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen
-from lit_kd.weightings.manual import ManualOptimisation, learning_rate
+from lit_kd.weightings import Amal, Paper, Robust, Rule
+from lit_kd.weightings.base import TellRule, has_label
+from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_training, own_rule, warn_of_rule
+from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen, Unneeded
+from lit_kd.weightings.manual import ManualOptimisation
 from lit_kd.weightings.mean_teacher import check_eta, revised
 from lit_kd.weightings.sample_file import starting_weights
 from lit_kd.weightings.selection import Selective
@@ -27,17 +26,16 @@ LOOK_AHEADS: dict[str, type[LookAhead]] = {"last_layer": LastLayer, "exact": Exa
 class ALMKD(ManualOptimisation, Selective):
     """Adaptive loss mixing (arXiv 2202.03250): weights of label and teachers by sample, learned on a meta split.
 
-    The loss of sample i is ``lam_i0 label_i + sum_k lam_ik term_ik``. Each training step first asks how the loss on
-    trusted meta rows would change with the weights of its batch; the rule turns that into weights. Needs a data module
-    of `lit_kd.data`, or yours in `DistillationDataModule`. Costs and limits: docs/methods/almkd.md.
+    The loss of sample i is ``lam_i0 label_i + sum_k lam_ik term_ik``. A rule finds the weights: ours from what student,
+    label and teachers say of a row; the published ones ask in each step how the loss on trusted meta rows would change
+    with them. Needs a data module of `lit_kd.data`, or yours in `DistillationDataModule`. See docs/methods/almkd.md.
 
     Args:
         student: The network to train, a module or a name.
         teacher: One teacher or a list: modules or checkpoint paths.
-        rule: How weights follow: ``"robust"`` (ours), ``"paper"`` or ``"amal"`` (published), or a
-            `lit_kd.weightings.Rule` with constants of its own.
-        meta_gradient: At the ``"last_layer"`` [code], which must be linear, or through all layers: ``"exact"``
-            [derived], or ``"central"``, for operators without forward-mode differentiation.
+        rule: ``"robust"`` (ours), ``"paper"`` or ``"amal"`` (published), or a `lit_kd.weightings.Rule` of your own.
+        meta_gradient: Of published rules, at the ``"last_layer"`` [code], which must be linear, or through all layers:
+            ``"exact"`` [derived], or ``"central"``, for operators without forward-mode differentiation.
         temperature: T > 0 of the default term, dimensionless.
         start_weights: Weights before the rule's first update: the teachers' share in [0, 1], or a .csv, .parquet or
             .ckpt file, see `lit_kd.weightings.sample_file.starting_weights`.
@@ -45,8 +43,8 @@ class ALMKD(ManualOptimisation, Selective):
         **base: See `lit_kd.weightings.manual`, `lit_kd.weightings.selection` and `lit_kd.Distiller`.
     """
 
-    look_ahead: LookAhead | None = None
-    table: SampleTable  # there in training, as are the terms
+    look_ahead: LookAhead  # there in training, as are table and terms
+    table: SampleTable
     terms: TermSet
 
     def __init__(
@@ -63,14 +61,13 @@ class ALMKD(ManualOptimisation, Selective):
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)
         check_eta(revise, self.task)
-        if not isinstance(rule, Rule):
-            check_choice("rule", rule, RULES)
         check_choice("meta_gradient", meta_gradient, LOOK_AHEADS)
-        self.rule: Rule = RULES[rule]() if isinstance(rule, str) else copy.deepcopy(rule)  # it holds a run's state
+        self.rule = own_rule(rule, RULES)
         self.meta_gradient, self.temperature = meta_gradient, temperature
         self.start_weights, self.revise = start_weights, revise
         self.trains_on_meta, self.needs_meta = self.rule.trains_on_meta, self.rule.looks_ahead
-        self.student_taps = LOOK_AHEADS[meta_gradient].taps if self.needs_meta else ()
+        self._ahead = LOOK_AHEADS[meta_gradient] if self.needs_meta else Unneeded
+        self.student_taps = self._ahead.taps
 
     def default_term(self) -> Term:
         """KL divergence."""
@@ -84,9 +81,8 @@ class ALMKD(ManualOptimisation, Selective):
         """Refuse data, rules and terms that would be wrong."""
         super().setup(stage)
         if stage == "fit":
-            check_rule(self)
-            check_terms(self)
-            self.look_ahead, self._checked = self._ahead(), False
+            check_training(self)
+            self.look_ahead, self._checked = self._ahead(self), False
 
     def start_table(self, table: SampleTable, fresh: bool) -> None:
         """The rule's columns."""
@@ -98,13 +94,10 @@ class ALMKD(ManualOptimisation, Selective):
         table["weights"][~has_label(data.labels), 0] = 0  # nothing to listen to
         warn_of_rule(self, epochs)
 
-    def _ahead(self) -> LookAhead | None:
-        return LOOK_AHEADS[self.meta_gradient](self) if self.needs_meta else None
-
     def on_train_epoch_start(self) -> None:
         """As in the base; the look-ahead starts anew, as it does for a run that is resumed here."""
         super().on_train_epoch_start()
-        self.look_ahead = self._ahead()
+        self.look_ahead = self._ahead(self)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The meta-step, then the student's step with the table's weights."""
@@ -117,8 +110,7 @@ class ALMKD(ManualOptimisation, Selective):
     def prepare_batch(self, batch: Batch) -> Batch:
         """As in the base; then the look-ahead keeps what the student's pass depends on, random numbers too."""
         batch = super().prepare_batch(batch)
-        if self.look_ahead is not None:
-            self.look_ahead.before()
+        self.look_ahead.before()
         return batch
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
@@ -140,18 +132,13 @@ class ALMKD(ManualOptimisation, Selective):
     @torch.no_grad()
     def meta_step(self, seen: Seen, teachers: list[Outputs]) -> None:
         """Let the rule see the batch and, if it looks ahead, how the terms agree with the validation gradient."""
-        index, y, ahead = index_of(seen.train), seen.train.y, self.look_ahead
-        lr = learning_rate(self, ahead.parameter) if ahead else 0.0
-        if ahead and not self._checked:
-            ahead.check(seen)
+        if not self._checked:
+            self.look_ahead.check(seen)
             self._checked = True
         if self.rule.active(self.current_epoch):
             # float32: a look-ahead is a small change of the weights, which bfloat16 cannot hold
             with torch.autocast(self.device.type, enabled=False):
-                align = ahead.align(seen, self.meta_batch, all_rows(index)) if ahead else unaligned
-                logits = seen.student.logits.float(), [t.logits.float() for t in teachers]
-                step = MetaStep(index, y, *logits, align, lr, len(y) * self.trainer.world_size)
-                self.rule.observe(self.table, step.of_rows(seen.train.pairs))
+                self.rule.observe(self.table, self.look_ahead.step(seen, teachers))
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The teachers, revised by the label."""

@@ -131,7 +131,7 @@ class Distilled(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Keep the meta batch."""
-        if isinstance(self.distiller, ALMKD) and self.distiller.look_ahead is not None:
+        if isinstance(self.distiller, ALMKD) and self.distiller.needs_meta:
             meta = getattr(batch, "meta", None)
             if meta is None:
                 cure = "pass a data module of lit_kd.data, whose on_after_batch_transfer is not overridden"

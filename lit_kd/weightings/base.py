@@ -19,11 +19,6 @@ Align = Callable[[Tensor, float], Tensor]
 learning rate; a rate of 0 takes none."""
 
 
-def unaligned(weights: Tensor, lr: float) -> Tensor:
-    """What a rule has that does not look ahead."""
-    raise NotImplementedError("expected a rule with looks_ahead, which asks for the meta-gradient")
-
-
 @dataclass
 class MetaStep:
     """A training batch, and how its terms agree with the validation gradient; without gradients, in float32."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
@@ -9,14 +11,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_kd.data import UNLABELED, DataModule
 from lit_kd.data.table import SampleTable
+from lit_kd.types import check_choice
 from lit_kd.weightings.base import Rule
 
 if TYPE_CHECKING:
     from lit_kd.methods.almkd import ALMKD
 
 
-def check_rule(module: ALMKD) -> None:
-    """Refuse data that the rule is not made for; a ValueError."""
+def own_rule(rule: str | Rule, rules: Mapping[str, type[Rule]]) -> Rule:
+    """The rule of that name, or a copy of one, as it holds a run's state; a ValueError if there is none."""
+    if isinstance(rule, Rule):
+        return copy.deepcopy(rule)
+    check_choice("rule", rule, rules)
+    return rules[rule]()
+
+
+def check_training(module: ALMKD) -> None:
+    """Refuse data that the rule is not made for, and terms that cannot be weighed by sample; a ValueError."""
+    check_terms(module)
     rule, name, task = module.rule, type(module.rule).__name__, module.task.name
     if task not in rule.tasks:
         raise ValueError(f"the rule {name} needs one class a sample, found task {task!r}: use the rule paper or amal")
@@ -47,13 +59,13 @@ def check_terms(module: ALMKD) -> None:
     for term in module.terms.weighted:
         if term.couples_batch:
             reason, cure = "couples the rows of a batch", "pass it as extra"
-        elif term.reads_features and module.meta_gradient == "last_layer":
+        elif term.reads_features and module.needs_meta and module.meta_gradient == "last_layer":
             reason = "compares features, which the last layer's meta-gradient does not reach"
             cure = "set meta_gradient to exact, or pass it as extra"
         else:
             continue
         raise ValueError(f"ALMKD cannot weigh {type(term).__name__} by sample: it {reason}. Instead, {cure}")
-    if module.speed.compile and module.meta_gradient != "last_layer":
+    if module.speed.compile and module.needs_meta and module.meta_gradient != "last_layer":
         raise ValueError(f"expected compile=False with meta_gradient {module.meta_gradient!r}: take one of the two")
 
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_kd.data.table import all_sum
+from lit_kd.data.table import all_rows, all_sum
 from lit_kd.models import last_linear
 from lit_kd.models.taps import Tapped
 from lit_kd.terms.task import check_outputs
 from lit_kd.trust import exact
 from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, look_ahead
 from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating, full, index_of
-from lit_kd.weightings.base import Align
+from lit_kd.weightings.base import Align, MetaStep
+from lit_kd.weightings.manual import learning_rate
 
 if TYPE_CHECKING:
     from lit_kd.methods.almkd import ALMKD
@@ -35,7 +36,7 @@ class LookAhead(ABC):
     """How the meta-step of a method that is set up looks ahead; extra terms are no part of its step."""
 
     taps: ClassVar[tuple[str, ...]] = ()
-    parameter: Tensor
+    parameter: Tensor | None = None
     """Whose learning rate the look-ahead takes."""
 
     def __init__(self, module: ALMKD) -> None:
@@ -53,11 +54,37 @@ class LookAhead(ABC):
         check_outputs(self.module.task, y, {"student on meta rows": outputs}, self.module.num_classes, missing=True)
 
     @abstractmethod
-    def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
+    def align(self, seen: Seen) -> Align:
         """How well each term agrees with the validation gradient, on the meta batch of the same step.
 
-        A row must not vouch for itself: ``used`` holds the sample indices of the training batches of all processes.
+        A row must not vouch for itself: those in the training batch of any process do not count.
         """
+
+    def lr(self) -> float:
+        """Of a real step, now; a ValueError where the optimizer does not have the parameter."""
+        return 0.0 if self.parameter is None else learning_rate(self.module, self.parameter)
+
+    def step(self, seen: Seen, teachers: list[Outputs]) -> MetaStep:
+        """What a rule is told of a batch."""
+        module, index, y = self.module, index_of(seen.train), seen.train.y
+        logits = seen.student.logits.float(), [teacher.logits.float() for teacher in teachers]
+        step = MetaStep(index, y, *logits, self.align(seen), self.lr(), len(y) * module.trainer.world_size)
+        return step.of_rows(seen.train.pairs)
+
+
+class Unneeded(LookAhead):
+    """For a rule that does not look ahead."""
+
+    def check(self, seen: Seen) -> None:
+        """All are fine."""
+
+    def align(self, seen: Seen) -> Align:
+        """There are no meta batches."""
+
+        def align(weights: Tensor, lr: float) -> Tensor:
+            raise NotImplementedError("expected a rule with looks_ahead, which asks for the meta-gradient")
+
+        return align
 
 
 class LastLayer(LookAhead):
@@ -75,7 +102,8 @@ class LastLayer(LookAhead):
         """Features, labels and sample indices of each of the latest meta batches."""
 
     def check(self, seen: Seen) -> None:
-        """Does the layer taken for the last one really give the logits?"""
+        """Does the layer taken for the last one really give the logits, and is it trained?"""
+        self.lr()
         if not Head.of(self.layer).gives(seen.student.logits, seen.student.features.get(PENULTIMATE)):
             raise ValueError(
                 f"expected the student's logits to be the output of its last linear layer, {self.path!r}; found "
@@ -83,8 +111,9 @@ class LastLayer(LookAhead):
                 "meta_gradient: exact"
             )
 
-    def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
+    def align(self, seen: Seen) -> Align:
         """In closed form."""
+        meta, used = self.module.meta_batch, all_rows(index_of(seen.train))
         with evaluating(self.module.student):  # so that the meta rows leave no trace in running statistics
             outputs = Tapped(self.module.student, self.taps)(self.module.tapped_student.laid_out(meta.x))
         self.check_meta(outputs, meta.y)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.func import functional_call
 
-from lit_kd.data.table import all_sum
+from lit_kd.data.table import all_rows, all_sum
 from lit_kd.models.taps import Replay
 from lit_kd.trust import exact
 from lit_kd.types import Batch, evaluating, index_of
@@ -39,6 +39,7 @@ class Exact(LookAhead):
 
     def check(self, seen: Seen) -> None:
         """Do student and terms support the derivative, and can the pass be repeated?"""
+        self.lr()
         self._derivative(seen, self.replay.parameters)
         found = self.replay(self.module.tapped_student.laid_out(seen.train.x)).of(seen.train).logits
         logits = seen.student.logits
@@ -65,8 +66,9 @@ class Exact(LookAhead):
         # GPUs may round float32 in convolutions
         return exact.central_derivative(function, self.replay.parameters, direction, double=bool(self.replay.gpus))
 
-    def align(self, seen: Seen, meta: Batch, used: Tensor) -> Align:
+    def align(self, seen: Seen) -> Align:
         """By one directional derivative of the terms."""
+        meta, used = self.module.meta_batch, all_rows(index_of(seen.train))
         keep, every = ~torch.isin(index_of(meta), used), torch.ones_like(index_of(seen.train), dtype=torch.bool)
         trainable = {name: p for name, p in self.module.student.named_parameters() if p.requires_grad}
 
