@@ -1,299 +1,330 @@
-"""The rule robust: from hand-made readings to beliefs and weights, by hand."""
+"""The rule robust in trainings: what it finds, what it asks for, what it leaves alone."""
 
 from __future__ import annotations
 
-import numpy as np
+import warnings
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from lightning import seed_everything
+from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
+from sklearn.metrics import roc_auc_score
+from test_every_method import Each, noisy
+from torch import Tensor, nn
 
+from lit_kd import ALMKD, Batch, Outputs, Supervised
+from lit_kd.data import DigitsDataModule, Source, TensorRows
 from lit_kd.data.table import SampleTable
-from lit_kd.trust.evidence import fit_clean_probability
-from lit_kd.weightings import Robust
-from lit_kd.weightings.robust import memorization, teacher_quality, trust_to_weights
+from lit_kd.terms import Hint
+from lit_kd.types import UNLABELED
+from lit_kd.weightings import MetaStep, Robust
+from lit_kd.weightings.robust import compare_classes
 
-torch.set_num_threads(1)
-
-TRAIN, META, NUM_CLASSES = 600, 300, 10
-ROWS = TRAIN + META
-
-
-class Epochs:
-    """Hand-made readings: rows below 180 carry wrong labels; the student errs on 40% of the trusted rows."""
-
-    def __init__(self, wrong_of_teachers: list[float], seed: int = 0, warmup: int = 5) -> None:
-        self.rng, self.odds_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-        self.teachers = len(wrong_of_teachers)
-        self.noisy = np.arange(ROWS) < 180
-        self.labels = torch.from_numpy(self.rng.integers(0, NUM_CLASSES, ROWS))
-        self.rule = Robust(warmup_epochs=warmup)
-        self.table = SampleTable(ROWS, "test")
-        self.start()
-        self.fixed: dict[str, Tensor] = {}
-        """Readings that are the same in each epoch."""
-        self.drawn: list[tuple[Tensor, dict[str, Tensor]]] = []
-        trusted = np.arange(TRAIN, ROWS)
-        self.classes = [self.labels.clone() for _ in range(self.teachers + 1)]
-        for classes, rate in zip(self.classes, [0.4, *wrong_of_teachers], strict=True):
-            classes[:TRAIN] = torch.from_numpy(self.rng.integers(0, NUM_CLASSES, TRAIN))
-            wrong = trusted[: round(rate * META)]
-            classes[wrong] = (classes[wrong] + 1) % NUM_CLASSES
-
-    def start(self) -> None:
-        self.rule.start(self.table, self.teachers, torch.arange(ROWS) >= TRAIN, self.labels, 30)
-        even = torch.full((self.teachers, NUM_CLASSES, NUM_CLASSES), 1 / NUM_CLASSES)
-        self.table.shared.setdefault("teacher_channel", even)
-
-    def readings(self) -> dict[str, Tensor]:
-        alignment = 1.0 + 0.7 * self.rng.standard_t(3, size=ROWS)  # with outliers, to be clipped
-        alignment[self.noisy] -= 3.0
-        readings = {
-            "alignment": alignment,
-            "log_probability": -self.rng.gamma(2.0, 0.5 + 1.5 * self.noisy),
-            "teacher_log_probability": -self.rng.gamma(2.0, 1.0 + self.noisy),
-            "label_log_odds": self.odds_rng.normal(3.0 - 6.0 * self.noisy, 2.0),
-            "teacher_right": self.rng.uniform(0.5, 1.0, (ROWS, self.teachers)),
-        }
-        values = {name: torch.from_numpy(array).float() for name, array in readings.items()}
-        values["student_class"] = self.classes[0].float()
-        return values | {"teacher_class": torch.stack(self.classes[1:], dim=1).float()} | self.fixed
-
-    def validate(self, *errors: float) -> None:
-        """How often the student was wrong, then each teacher; of so many rows that what is added is nothing."""
-        self.rule.validated(self.table, torch.tensor([round(e * 10**12) for e in errors]), torch.tensor(10**12))
-
-    def run(self, epochs: int, scale: float = 1.0, seen: Tensor | None = None) -> SampleTable:
-        """Some epochs after the warm-up, in which the rows ``seen`` are."""
-        seen = torch.arange(ROWS) if seen is None else seen
-        for _ in range(epochs):
-            values = {name: rows[seen] for name, rows in self.readings().items()}
-            values["alignment"] = scale * values["alignment"]
-            self.table.write(seen, **values)
-            self.table.sync()
-            self.rule.renew(self.table, epoch=self.rule.warmup - 1 + len(self.drawn))
-            self.drawn.append((seen, values))
-        return self.table
+SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+DIGITS: dict[str, Any] = {
+    "num_classes": 10,
+    "input_shape": [1, 8, 8],
+    "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "lr_scheduler": "cosine",
+}
 
 
-@pytest.mark.parametrize("teachers", [1, 3])
-class TestRobust:
-    def test_the_gate_opens_for_clean_labels(self, teachers: int) -> None:
-        table = Epochs([0.4] * teachers).run(4)
-        clean = table["clean_probability"]
-        assert clean.shape == (ROWS,)
-        assert clean[:180].mean() < 0.1
-        assert clean[180:].mean() > 0.9
-        assert (clean[TRAIN:] == 1).all()
-        assert table["weights"][:180, 0].mean() < 0.15 * table["weights"][180:TRAIN, 0].mean()
-        assert table["weights"].shape == (ROWS, teachers + 1)
-        assert (table["weights"] >= 0).all()
+class Trusting(Supervised):
+    """Cross-entropy, on the meta rows, too."""
 
-    def test_the_noise_rate_is_too_large_rather_than_too_small(self, teachers: int) -> None:
-        """300 vouching rows leave it open where clean ends, and each slope more that is fitted to them, more so."""
-        rates = [Epochs([0.4] * teachers, seed).run(4).shared["noise_rate"].item() for seed in range(4)]
-        assert 180 / TRAIN - 0.01 < np.mean(rates) < 180 / TRAIN + 0.04
-
-    @pytest.mark.parametrize(("error", "quality"), [(0.4, 0.05), (0.41, 0), (0.36, 0.8)])
-    def test_a_teachers_share_follows_from_its_error(self, teachers: int, error: float, quality: float) -> None:
-        """Whatever class the teachers name: next to none for those that err as often as the student, in 0.4."""
-        e = Epochs([error] * teachers)
-        for classes in e.classes[1:]:
-            classes[300:450] = e.labels[300:450]
-            classes[450:TRAIN] = (e.labels[450:TRAIN] + 1) % NUM_CLASSES
-        e.fixed = {"teacher_right": torch.zeros(ROWS, teachers)}
-        assert (e.run(1)["weights"][:, 1:] == 0).all()  # epoch 4, and nobody has validated
-        e.validate(0.4, *[error] * teachers)
-        # before 1.6 times five epochs are over, after them, at 18 epochs from the end, and at the end
-        for epoch, share in (5, 0.0), (6, 0.0), (7, 0.66), (11, 0.54), (28, 0.03), (29, 0.03):
-            e.run(epoch - (3 + len(e.drawn)))
-            weights = e.table["weights"][300:].double()
-            expected = share * quality
-            found = weights[:, 1:].sum(1) / weights.sum(1)
-            torch.testing.assert_close(found, torch.full_like(found, expected), atol=1e-4, rtol=0)
-            torch.testing.assert_close(weights[:, 1:], weights[:, 1:2].expand(-1, teachers))
-
-    @pytest.mark.parametrize(("warmup", "first"), [(1, 2), (3, 5)])
-    def test_when_teachers_are_first_heard(self, teachers: int, warmup: int, first: int) -> None:
-        """Beside labels at all, and against them with full voice, from 1.6 warm-ups on."""
-        e = Epochs([0.4] * teachers, warmup=warmup)
-        for classes in e.classes[1:]:
-            classes[:180] = (e.labels[:180] + 1) % NUM_CLASSES
-        e.fixed = {"teacher_right": torch.ones(ROWS, teachers)}
-        e.validate(0.4, *[0.0] * teachers)
-        for epoch in range(warmup, first + 2):
-            table = e.run(1)
-            weights = table["weights"].double()
-            trust = weights[TRAIN:].sum(1)
-            share = weights[TRAIN:, 1:].sum(1) / trust
-            assert (share > 0.3).all() if epoch >= first else (share == 0).all()
-            clean = table["clean_probability"][:180].double()
-            voice = (weights[:180, 1:].sum(1) / trust[0] - share[0] * clean) / (1 - clean)
-            expected = 1.0 if epoch >= first else 0.3
-            torch.testing.assert_close(voice, torch.full_like(voice, expected), atol=1e-3, rtol=0)
-
-    @pytest.mark.parametrize(("own", "lasting"), [(0.5, 0), (0.27, 0.4875)])
-    def test_what_lasts_of_a_teachers_share(self, teachers: int, own: float, lasting: float) -> None:
-        """A student that errs on 40% of validation rows; what it errs on of rows that are not trusted is no matter."""
-        e = Epochs([0.4] * teachers)
-        e.fixed = {"teacher_right": torch.zeros(ROWS, teachers)}
-        e.validate(0.4, *[0.375] * teachers)  # a quality of a half
-        wrong = slice(TRAIN, TRAIN + round(own * META))
-        for epoch, part in (8, 9 / 30), (14, 15 / 30), (28, 29 / 30), (29, 29 / 30):
-            e.classes[0][TRAIN:] = e.labels[TRAIN:]
-            e.run(epoch - 1 - (3 + len(e.drawn)))  # by heart, and only the latest epoch counts
-            e.classes[0][wrong] = (e.labels[wrong] + 1) % NUM_CLASSES
-            e.run(1)
-            weights = e.table["weights"][TRAIN:].double()
-            found, expected = weights[:, 1:].sum(1) / weights.sum(1), 0.5 * 0.9 * (1 - (1 - lasting) * part)
-            torch.testing.assert_close(found, torch.full_like(found, expected), atol=1e-5, rtol=0)
-
-    def test_errors_of_the_two_latest_validations(self, teachers: int) -> None:
-        """The newer of two has as much to say as the older, and one before them nothing; five rows more are wrong."""
-        e = Epochs([0.4] * teachers)
-        for wrong in [0, 90], [120, 104], [110, 98]:
-            e.rule.validated(e.table, torch.tensor(wrong[:1] + wrong[1:] * teachers), torch.tensor(200))
-        # 120 and 106 of 200, five more included; of 226 errors half are one's alone, with a standard error of its root
-        ratio = (106 + 0.5 * 113**0.5) / 120
-        expected = torch.full((teachers,), 8 * (1 - ratio))
-        torch.testing.assert_close(teacher_quality(e.table), expected)
-
-    def test_labels_of_a_class_without_trusted_rows_are_believed(self, teachers: int) -> None:
-        """Nothing speaks against them; of other classes, wrong labels are found as before."""
-        e = Epochs([0.4] * teachers)
-        e.labels[TRAIN:][e.labels[TRAIN:] == 3] = 4
-        e.start()
-        clean = e.run(3)["clean_probability"]
-        absent, noisy = e.labels == 3, torch.from_numpy(e.noisy)
-        assert (clean[absent] == 1).all()
-        assert (clean[noisy & ~absent] < 0.1).float().mean() > 0.9
-        assert (clean[~noisy & ~absent] > 0.9).float().mean() > 0.9
-
-    def test_rows_not_seen_keep_their_evidence(self, teachers: int) -> None:
-        e = Epochs([0.4] * teachers)
-        e.run(2)
-        names = ["epochs", "evidence_mean", "evidence_square_mean", "log_probability_mean"]
-        names += ["label_log_odds_mean", "teacher_right_mean"]
-        before = {name: e.table[name].clone() for name in names}
-        table = e.run(1, seen=torch.arange(1, ROWS, 2))
-        for name in names:
-            torch.testing.assert_close(table[name][::2], before[name][::2], rtol=0, atol=0)
-            assert (table[name][1::2] != before[name][1::2]).all()
-        assert table["alignment"].isnan().all()  # ready for the next epoch
-        assert table["epochs"].tolist() == [2, 3] * (ROWS // 2)
-
-    def test_clean_probabilities_from_explicit_means(self, teachers: int) -> None:
-        """Recursions against weighted means written out in float64, some rows missing in some epochs."""
-        e = Epochs([0.4] * teachers)
-        rng = np.random.default_rng(5)
-        for _ in range(5):
-            e.run(1, seen=torch.from_numpy(rng.permutation(ROWS)[:500]))
-        table = e.run(1)
-        history: list[list[tuple[float, float, float]]] = [[] for _ in range(ROWS)]
-        for seen, values in e.drawn:
-            a = values["alignment"].double().numpy()
-            evidence = np.clip(a / np.sqrt((a**2).mean()), -3, 3)
-            means = (values[name].tolist() for name in ("log_probability", "label_log_odds"))
-            for row, *reading in zip(seen.tolist(), evidence, *means, strict=True):
-                history[row].append(tuple(reading))
-        features = np.empty((ROWS, 4))
-        for row, readings in enumerate(history):
-            ages = 0.9 ** np.arange(len(readings))[::-1]
-            x, log_p, odds = np.array(readings).T
-            mean = np.average(x, weights=ages)
-            variance = np.average((x - mean) ** 2, weights=ages)
-            features[row, :2] = mean * np.sqrt(ages.sum()) / np.sqrt(variance + 0.05), np.average(log_p, weights=ages)
-            features[row, 3] = np.average(odds, weights=ages)
-        features[:, 2] = e.drawn[-1][1]["teacher_log_probability"]
-        fit = fit_clean_probability(features, np.arange(ROWS) >= TRAIN)
-        assert 0.2 < fit.noise_rate < 0.4
-        np.testing.assert_allclose(table["clean_probability"][:TRAIN].numpy(), fit.clean[:TRAIN], atol=2e-3)
-
-    def test_rows_never_seen(self, teachers: int) -> None:
-        hidden = torch.tensor([0, 1, 300, TRAIN, ROWS - 1])
-        seen = torch.tensor(sorted(set(range(ROWS)) - set(hidden.tolist())))
-        table = Epochs([0.4] * teachers).run(3, seen=seen)
-        assert all(column.isfinite().all() for name, column in table.columns.items() if name != "alignment")
-        clean = table["clean_probability"]
-        assert clean[0].item() == pytest.approx(1 - table.shared["noise_rate"].item(), abs=0.01)
-        torch.testing.assert_close(clean[hidden], torch.tensor([clean[0]] * 3 + [1.0, 1.0]))
-
-    def test_an_epoch_without_trusted_rows(self, teachers: int) -> None:
-        """A short epoch (``limit_train_batches``) may hold none: nothing is proven, nothing breaks."""
-        e = Epochs([0.1] * teachers)
-        table = e.run(1, seen=torch.arange(64))
-        assert (table["clean_probability"] == 1).all()
-        assert (table["weights"][:, 1:] == 0).all()
-        e.validate(0.4, *[0.1] * teachers)
-        e.run(9)
-        weights = e.run(1, seen=torch.arange(64))["weights"]
-        assert weights.isfinite().all()
-        assert (weights[:, 1:] > 0).any()  # what was found before still counts
-
-    def test_goes_on_from_a_checkpoint(self, teachers: int) -> None:
-        whole, half = Epochs([0.3] * teachers), Epochs([0.3] * teachers)
-        for epochs in (whole, half):
-            epochs.run(6)
-            epochs.validate(0.5, *[0.2] * teachers)  # it errs on 0.4 of its own: a part lasts
-        whole.run(3)
-        half.run(1)
-        half.rule = Robust(warmup_epochs=5)
-        half.table = SampleTable.from_state_dict(half.table.state_dict())
-        half.start()
-        half.run(2)
-        for name, column in whole.table.columns.items():
-            torch.testing.assert_close(half.table[name], column, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(half.table.shared, whole.table.shared, rtol=0, atol=0)
+    trains_on_meta = True
 
 
-class TestRobustTeachers:
-    def test_against_a_wrong_label_the_right_teacher_is_heard(self) -> None:
-        e = Epochs([0.6, 0.6])
-        for k in (1, 2):
-            e.classes[k][:180] = (e.labels[:180] + k) % NUM_CLASSES
-        e.fixed = {"teacher_right": torch.tensor([[0.01, 0.97]]).expand(ROWS, 2)}
-        weights = e.run(6)["weights"][:180]
-        assert (weights[:, 1] == 0).all()
-        assert weights[:, 2].mean() > 3 * weights[:, 0].mean()
-        # without a validation a voice of 0.3, with a teacher much better than the student 1
-        e.validate(0.4, 0.9, 0.1)
-        wrong = e.table["clean_probability"][:180] < 0.01
-        heard = e.run(1)["weights"]
-        ratio = heard[:180][wrong, 2] / weights[wrong, 2]
-        assert ratio.mean().item() == pytest.approx(1 / 0.3, rel=0.05)
-        assert (heard[300:, 1] == 0).all()
-        assert (heard[300:, 2] > 0.5 * heard[300:].sum(1)).all()
+def fit(model: Any, seed: int, **noise: Any) -> tuple[Any, DigitsDataModule, float]:
+    """Train a little on digits; the model, its data, and the accuracy."""
+    data, fitted = DigitsDataModule(batch_size=64, seed=seed, **noise), trainer(max_epochs=12)
+    seed_everything(seed, verbose=False)
+    fitted.fit(model, data)
+    [measured] = fitted.test(model, data, verbose=False)
+    return model, data, measured["test/accuracy"]
 
-    def test_memorization_by_hand(self) -> None:
-        e = Epochs([0.4])
-        trusted = torch.arange(ROWS) >= ROWS - 10
-        assert memorization(e.table, e.labels, trusted) == 0  # nobody has validated
-        for wrong, rows in [90, 90], [3, 40], [16, 60]:
-            e.rule.validated(e.table, torch.tensor([wrong, 0]), torch.tensor(rows))
-        assert memorization(e.table, e.labels, torch.zeros(ROWS, dtype=torch.bool)) == 0
-        # 19 of the latest 100, and five more of each 50 on both sides: 0.29, against 0.1 and the errors among ten
-        for own, expected in (0, 1.0), (1, 3 * (1 - 0.2 / 0.29)), (2, 0.0), (10, 0.0):
-            e.table["student_class"] = e.labels.float()
-            e.table["student_class"][ROWS - own :] += 1
-            e.table["student_class"][:300] += 1
-            assert memorization(e.table, e.labels, trusted) == pytest.approx(expected, abs=1e-6)
 
-    def test_weights_by_hand(self) -> None:
-        """Every row and class by itself, from the words of the docstring."""
-        rng = np.random.default_rng(0)
-        rows, teachers, num_classes = 300, 4, 3
-        clean, right = rng.random(rows), rng.random((rows, teachers))
-        labels, classes = rng.integers(0, num_classes, rows), rng.integers(0, num_classes, (rows, teachers))
-        shares, voices = np.array([0.0, 0.2, 0.7, 0.5]), np.array([0.3, 0.6, 1.0, 0.0])
-        expected, trust = np.zeros((rows, teachers + 1)), 0.0
-        for i in range(rows):
-            expected[i, 0] = (1 - max(shares)) * clean[i]
-            trust += clean[i]
-            for k in range(teachers):
-                named = [j for j in range(teachers) if classes[i, j] == classes[i, k]]
-                expected[i, 1 + k] = clean[i] * max(shares) * shares[k] / sum(shares)
-                if classes[i, k] != labels[i]:
-                    own = (1 - clean[i]) * right[i, k] / len(named)
-                    expected[i, 1 + k] += voices[k] * own
-                    trust += own
-        found = trust_to_weights(*map(torch.from_numpy, (clean, right, classes, labels, shares, voices)))
-        np.testing.assert_allclose(found.numpy(), expected / (trust / rows), rtol=1e-6, atol=1e-9)
+def auc(model: Any, data: DigitsDataModule) -> float:
+    """Of wrong labels among the training rows, by the clean probability."""
+    wrong = (data.labels != data.clean_labels)[: data.train_size]
+    return float(roc_auc_score(wrong, 1 - model.table["clean_probability"][: data.train_size]))
+
+
+class TestDigits:
+    teacher = partial(nn.Sequential, nn.Flatten(), nn.Linear(64, 10))  # knows nothing
+
+    def test_wrong_labels_are_found(self) -> None:
+        model, data, _ = fit(ALMKD("mlp-64", self.teacher(), **DIGITS), 0, noise="symmetric", noise_rate=0.4)
+        assert auc(model, data) > 0.98
+        wrong, weights = (data.labels != data.clean_labels)[: data.train_size], model.table["weights"]
+        assert (model.table["clean_probability"][data.train_size :] == 1).all()
+        assert weights[: data.train_size][wrong, 0].mean() < 0.6 * weights[: data.train_size][~wrong, 0].mean()
+        assert 0.5 * wrong.float().mean() < model.table.shared["noise_rate"] < 1.1 * wrong.float().mean()
+
+    def test_pair_noise_does_less_harm_than_to_cross_entropy(self) -> None:
+        """Which learns from training and meta rows, too, and is the teacher."""
+        gains = []
+        for seed in range(3):
+            noise: dict[str, Any] = {"noise": "asymmetric", "noise_rate": 0.3}
+            teacher, _, plain = fit(Trusting("mlp-64", **DIGITS), seed, **noise)
+            model, data, accuracy = fit(ALMKD("mlp-64", teacher.student, **DIGITS), seed, **noise)
+            gains.append(accuracy - plain)
+            assert auc(model, data) > 0.98
+            assert not model.table["weights"][:, 1].any()  # it repeats wrong labels
+        assert sum(gains) / 3 > 0.01
+
+    def test_right_labels_are_left_alone(self) -> None:
+        model, _, accuracy = fit(ALMKD("mlp-64", self.teacher(), **DIGITS), 0)
+        assert (model.table["clean_probability"] > 0.999).all()
+        torch.testing.assert_close(model.table["weights"], torch.tensor([1.0, 0.0]).expand(model.table.size, -1))
+        assert not model.table["revised_weight"].any()
+        assert accuracy > 0.94
+
+
+def started(rows: int = 12, teachers: int = 1, rule: Robust | None = None, **shared: Any) -> tuple[Robust, SampleTable]:
+    """Before the first batch; the last third is trusted, and rows 0 and 1 have no label."""
+    rule, table = rule or Robust(), SampleTable(rows, "test")
+    labels = torch.arange(rows) % CLASSES
+    labels[:2] = UNLABELED
+    rule.start(table, teachers, torch.arange(rows) >= rows - rows // 3, labels, **({"epochs": 9} | shared))
+    return rule, table
+
+
+def seen(logits: Tensor, teachers: list[Tensor], index: Tensor | None = None) -> MetaStep:
+    """All rows, or some, in a batch."""
+    index = torch.arange(len(logits)) if index is None else index
+
+    def never(weights: Tensor, lr: float) -> Tensor:
+        raise AssertionError("it must not look ahead")
+
+    return MetaStep(index, torch.zeros_like(index), logits, teachers, never, 0.0, len(index))
+
+
+def outputs(logits: Tensor) -> Outputs:
+    return Outputs(logits, {})
+
+
+def batch_of(index: Tensor) -> Batch:
+    return Batch(torch.zeros(len(index), 1), index % CLASSES, index)
+
+
+class TestMemory:
+    def test_is_the_mean_of_what_was_said_the_latest_most(self) -> None:
+        rule, table = started(rule=Robust(decay=0.6))
+        draw, said = torch.Generator().manual_seed(0), []
+        for epoch in range(4):
+            logits = torch.randn(12, CLASSES, generator=draw)
+            rule.extra(table, outputs(logits), batch_of(torch.arange(12)))  # before the step, as in a training
+            rows = torch.arange(12) if epoch != 1 else torch.arange(6)  # half of them are not seen once
+            rule.observe(table, seen(logits[rows], [logits[rows]], rows))
+            said.append(logits.softmax(-1))
+        for row in range(12):
+            kept = [said[e][row] for e in range(4) if e != 1 or row < 6]
+            ages = torch.tensor([0.6 ** (len(kept) - 1 - k) for k in range(len(kept))])
+            expected = (torch.stack(kept) * ages.unsqueeze(1)).sum(0) / ages.sum()
+            torch.testing.assert_close(table["memory"][row], expected)
+        assert table["epochs"].tolist() == [4] * 6 + [3] * 6
+        torch.testing.assert_close(table["teacher_class"][:, 0], said[-1].argmax(1))
+
+    def test_early_learning_by_hand(self) -> None:
+        rule, table = started()
+        logits, index = torch.randn(4, CLASSES, requires_grad=True), torch.tensor([3, 0, 7, 11])
+        found = rule.extra(table, outputs(logits), batch_of(index))["early_learning"]
+        assert not found.any()  # strength is 0, before the first epoch is over
+        table["memory"] = torch.rand(12, CLASSES).softmax(-1)
+        table["strength"] = torch.arange(12) / 4
+        table["strength"][7] = 0
+        found = rule.extra(table, outputs(logits), batch_of(index))["early_learning"]
+        p = logits.softmax(-1)
+        expected = [i / 4 * torch.log(1 - table["memory"][i] @ p[k]) for k, i in enumerate([3, 0, 0, 11])]
+        expected[1] = expected[2] = torch.tensor(0.0)
+        torch.testing.assert_close(found, torch.stack(expected))
+        found.sum().backward()
+        assert logits.grad is not None
+        assert logits.grad[[0, 3]].any(1).all()
+        assert not logits.grad[[1, 2]].any()
+
+    def test_strength(self) -> None:
+        """Half of it for all rows up to the middle of early learning, then less; more for a row in doubt."""
+        for epoch, least in ((0, 0.5), (1, 0.5), (2, 0.25), (3, 0.0), (7, 0.0)):
+            rule, table, wrong = taught(Robust(early_epochs=4, strength=3.0), epochs=12)
+            rule.renew(table, epoch)
+            weights = rule.weights(table, torch.arange(300)).sum(1)
+            doubt = 1 - weights / weights[-1]  # a trusted row counts fully
+            assert (doubt[wrong] > 0.05).all()
+            assert doubt[wrong].max() > 0.3
+            expected = (3 * doubt.clamp(min=least)).index_fill(0, torch.tensor([0, 1]), 0)  # they have no label
+            torch.testing.assert_close(table["strength"], expected, atol=1e-5, rtol=1e-5)
+
+
+def taught(rule: Robust, says: float = 6.0, **shared: Any) -> tuple[Robust, SampleTable, Tensor]:
+    """A student that says the true class of 300 rows, a teacher that knows it; a tenth of the labels are wrong."""
+    rule, table = started(300, rule=rule, **shared)
+    truth, wrong = torch.arange(300) % CLASSES, torch.arange(300) % 10 == 3
+    wrong[200:] = False
+    rule.labels[wrong] = (truth[wrong] + 1) % CLASSES
+    logits = says * torch.eye(CLASSES)[truth]
+    logits[3] = 1.0 * torch.eye(CLASSES)[truth[3]]  # here it is unsure
+    rule.extra(table, outputs(logits), batch_of(torch.arange(300)))
+    rule.observe(table, seen(logits, [3 * logits]))
+    return rule, table, wrong
+
+
+class TestWeights:
+    def test_of_a_revised_label_are_the_learned_classs(self) -> None:
+        """The label has none, and what is learned in its place has all."""
+        rule, table, wrong = taught(Robust(early_epochs=1))
+        wrong[3] = False  # in doubt
+        rule.renew(table, 2)
+        batch = Batch(torch.zeros(300, 1), rule.labels, torch.arange(300))
+        before = table["weights"].clone()
+        learned, weights = rule.revise(table, batch).y, rule.weights(table, torch.arange(300))
+        torch.testing.assert_close(learned[4:], torch.arange(4, 300) % CLASSES)
+        assert (weights[wrong, 0] > 0.5).all()
+        assert not table["weights"][wrong, 0].any()
+        assert table["clean_probability"][wrong].max() < 0.3
+        assert (weights[:2] == 0).all()  # no teacher is heard
+        assert (learned[:2] == UNLABELED).all()
+        assert (table["weights"][200:, 0] > 0.9).all()
+        torch.testing.assert_close(table["weights"], before)  # what the table holds is left as it is
+        assert weights.sum(1).mean().item() == pytest.approx(1, abs=1e-5)
+
+    def test_a_teacher_is_heard_after_early_learning_and_less_to_the_end(self) -> None:
+        rule, table, _ = taught(Robust(), epochs=9)
+        heard = []
+        for epoch in range(9):
+            rule.validated(table, torch.tensor([80, 5]), torch.tensor(200))
+            rule.renew(table, epoch)
+            heard.append(float((table["weights"][200:, 1] / table["weights"][200:].sum(1)).mean()))
+            if epoch == 2:  # and says what rows are that have no label
+                batch = Batch(torch.zeros(2, 1), rule.labels[:2], torch.arange(2))
+                assert rule.revise(table, batch).y.tolist() == [0, 1]
+                assert (rule.weights(table, torch.arange(2)).sum(1) > 0.8).all()
+                assert not table["weights"][:2, 0].any()
+        assert heard[:2] == [0, 0]
+        assert 0.55 < heard[2] < 6 / 9  # two thirds of the training are left
+        parts = [heard[epoch] / heard[2] for epoch in range(2, 9)]
+        assert parts == pytest.approx([6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 1 / 6], rel=1e-4)  # never 0
+        for _ in range(2):  # of all validations the two latest count
+            rule.validated(table, torch.tensor([80, 80]), torch.tensor(200))
+        rule.renew(table, 7)
+        assert not table["weights"][:, 1].any()
+
+    def test_rows_that_were_not_seen_keep_what_they_have(self) -> None:
+        rule, table = started(30)
+        rule.renew(table, 0)  # none was seen
+        assert (table["weights"] == torch.tensor([1.0, 0.0])).all()
+        logits = torch.randn(20, CLASSES)
+        rule.extra(table, outputs(logits), batch_of(torch.arange(20)))
+        rule.observe(table, seen(logits, [logits], torch.arange(20)))
+        rule.renew(table, 3)
+        assert (table["weights"][20:] == torch.tensor([1.0, 0.0])).all()
+        assert all(column.isfinite().all() for column in table.columns.values())
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"early_epochs": 0}, "early_epochs of at least 1, or None; found 0"),
+            ({"decay": 1.0}, "found 1.0 and 2.0"),
+            ({"strength": -1.0}, "found 0.8 and -1.0"),
+        ],
+    )
+    def test_that_are_wrong(self, options: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            Robust(**options)
+
+    @pytest.mark.parametrize(
+        ("early", "epochs", "expected"), [(None, 30, (10, 30)), (None, 1, (1, 1)), (4, 30, (4, 30))]
+    )
+    def test_early_epochs(self, early: int | None, epochs: int, expected: tuple[int, int]) -> None:
+        rule, _ = started(rule=Robust(early), epochs=epochs)
+        assert (rule.early, rule.length) == expected
+
+    def test_a_training_of_unknown_length(self) -> None:
+        rule, _ = started(rule=Robust(4), epochs=None)
+        assert (rule.early, rule.length) == (4, 12)
+
+
+class TestTraining:
+    def test_asks_for_no_meta_batches_and_looks_at_no_layer(self) -> None:
+        student = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES), nn.Tanh())  # no linear layer at its end
+        model, shown = ALMKD(student, trained_teachers()[0], **SHAPED), []
+        watch = Each(lambda _, __, ___, batch, *____: shown.append(type(batch)), "on_train_batch_start")
+        trainer(callbacks=watch).fit(model, Blobs())
+        assert set(shown) == {Batch}
+        assert len(shown) == 2 * 72 // 8
+        assert (model.table["epochs"] == 2).all()  # meta rows, too
+
+    def test_terms_of_features_can_be_weighed(self) -> None:
+        model = ALMKD("mlp-16", trained_teachers()[1], term=Hint(), **SHAPED)
+        trainer().fit(model, Blobs())
+        assert model.table["weights"].isfinite().all()
+
+    @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+    def test_mixed_inputs(self, mix: Any) -> None:
+        """Each row is seen once in an epoch, where its share is greatest."""
+        model = ALMKD("cnn-2", trained_teachers(), mix=mix, **SHAPED)
+        trainer(max_epochs=4).fit(model, noisy())
+        assert (model.table["epochs"] == 4).all()
+        torch.testing.assert_close(model.table["memory"].sum(1), torch.ones(72))
+        assert model.table["weights"].isfinite().all()
+
+    @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+    def test_precision(self, precision: Any) -> None:
+        model = build("almkd-robust")
+        trainer(precision=precision, max_epochs=3).fit(model, noisy())
+        assert model.table is not None
+        assert model.table["weights"].isfinite().all()
+        assert len(model.table["memory"].unique(dim=0)) > 40
+
+    def test_rows_without_a_label_wait_for_a_teacher_that_is_better(self) -> None:
+        data, model = Blobs(labeled=0.5), build("almkd-robust")
+        trainer(max_epochs=4).fit(model, data)
+        assert model.table is not None
+        missing = data.labels == UNLABELED
+        assert missing.sum() == 24
+        assert (model.table["memory"][missing].max(1).values > 0.4).all()  # though they are seen
+        assert not model.table["weights"][missing].any()
+        assert (model.table["weights"][~missing, 0] > 0.5).all()
+
+
+class TestCompareClasses:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_usual_rows_are_fine(self, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
+        others, trusted = (torch.multinomial(shares, n, True, generator=draw) for n in (2000, 100))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compare_classes(others, trusted, 4)
+
+    def test_other_shares_are_told(self) -> None:
+        others, trusted = torch.arange(2000) % 4, torch.tensor([0] * 70 + [1] * 10 + [2] * 10 + [3] * 10)
+        with pytest.warns(UserWarning, match="such as 70 of class 0 where 25 are expected"):
+            compare_classes(others, trusted, 4)
+
+    @pytest.mark.parametrize("skewed", [False, True])
+    def test_in_a_training(self, skewed: bool) -> None:
+        """Once, when early learning is over: trusted rows of class 2 alone but one of each other."""
+
+        class Skewed(Blobs):
+            def load(self) -> Source:
+                x, y = blobs(240)
+                return Source(TensorRows(x), TensorRows(x), y.numpy(), test_size=24, identity=b"skewed")
+
+            @property
+            def trusted(self) -> Tensor:
+                rows = super().trusted
+                if skewed and self.trainer is not None:
+                    rows = rows & ((self.labels == 2) | ~rows.cumsum(0).gt(9))
+                return rows
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(max_epochs=6).fit(build("almkd-robust"), Skewed(meta=60, val=24, batch_size=16))
+        found = [one for one in caught if "other shares of the classes" in str(one.message)]
+        assert len(found) == skewed
