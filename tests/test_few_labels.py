@@ -300,9 +300,7 @@ class TestTraining:
 
 
 class TestALMKD:
-    @pytest.mark.parametrize(
-        ("method", "start"), [("almkd-robust", None), ("almkd-paper", None), ("almkd-amal", None), ("almkd-paper", 0.4)]
-    )
+    @pytest.mark.parametrize(("method", "start"), [("almkd-paper", None), ("almkd-amal", None), ("almkd-paper", 0.4)])
     def test_no_weight_for_missing_labels(self, method: str, start: float | None) -> None:
         data, model = Blobs(labeled=0.3, **NOISE), build(method, start_weights=start)
         trainer(max_epochs=6).fit(model, data)

@@ -204,7 +204,7 @@ class Wrapped(nn.Module):
 
 class TestHead:
     @pytest.mark.parametrize("kind", ["scaled", "small", "narrow"])
-    @pytest.mark.parametrize("rule", ["robust", "paper"])
+    @pytest.mark.parametrize("rule", ["amal", "paper"])
     def test_logits_must_come_from_the_last_linear(self, kind: str, rule: Any) -> None:
         student = Wrapped(kind)
         before = copy.deepcopy(student.state_dict())

@@ -227,7 +227,7 @@ class TestRefused:
                 return self.distillation(nn.functional.one_hot(batch[1], CLASSES).float(), batch).mean()
 
         with pytest.raises(ValueError, match="network has just run on this batch"):
-            trainer(max_epochs=1).fit(Lazy("robust"), noisy())
+            trainer(max_epochs=1).fit(Lazy("crd"), noisy())
 
 
 class TestBeyondOneFit:

@@ -270,7 +270,7 @@ def test_a_meta_step_reads_images_channels_last() -> None:
 
 def test_the_exact_meta_gradient_refuses_a_compiled_student() -> None:
     shapes: Any = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
-    model = ALMKD("mlp-8", trained_teachers()[0], meta_gradient="exact", compile=True, **shapes)
+    model = ALMKD("mlp-8", trained_teachers()[0], rule="paper", meta_gradient="exact", compile=True, **shapes)
     with pytest.raises(ValueError, match="compile=False"):
         trainer().fit(model, Blobs())
 

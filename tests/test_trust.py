@@ -149,8 +149,8 @@ def test_a_rule_that_never_acts_says_so() -> None:
         trainer(max_epochs=2).fit(model, Blobs())
 
 
-def test_unknown_length_needs_a_warm_up() -> None:
-    with pytest.raises(ValueError, match=r"expected to know how long the training is.*warmup_epochs"):
+def test_unknown_length_needs_early_epochs() -> None:
+    with pytest.raises(ValueError, match=r"expected to know how long the training is.*early_epochs"):
         trainer(max_epochs=-1).fit(build("almkd-robust"), Blobs())
 
 
@@ -159,16 +159,16 @@ def stops(after: int) -> EarlyStopping:
     return EarlyStopping("train/loss", min_delta=99.0, patience=after - 1, check_on_train_epoch_end=True)
 
 
-@pytest.mark.parametrize(("epochs", "warmup"), [(1000, 10), (-1, 10), (40, 4)])
-def test_a_training_that_may_stop_early_has_a_short_warm_up(epochs: int, warmup: int) -> None:
-    """A tenth of 100 epochs, not of those that nobody expects to see."""
+@pytest.mark.parametrize(("epochs", "early"), [(1000, 33), (-1, 33), (40, 13)])
+def test_a_training_that_may_stop_early_has_few_early_epochs(epochs: int, early: int) -> None:
+    """A third of 100 epochs, not of those that nobody expects to see."""
     for watch in {"callbacks": stops(2)}, {"max_time": {"seconds": 0}}:
         model = build("almkd-robust")
         trainer(max_epochs=epochs, **watch).fit(model, Blobs())
-        assert model.rule.warmup == warmup
+        assert model.rule.early == early
 
 
-@pytest.mark.parametrize("method", ["almkd-robust", "almkd-amal", "posterior", "weighted"])
+@pytest.mark.parametrize("method", ["almkd-amal", "posterior", "weighted"])
 def test_a_training_that_stops_within_the_warm_up_says_so(method: str) -> None:
     model = build(method)
     (model.rule if isinstance(model, ALMKD) else model).warmup_epochs = 3

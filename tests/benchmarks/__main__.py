@@ -99,15 +99,13 @@ def renewal(rows: int) -> float:
     """Seconds that the rule robust takes at the end of an epoch of so many rows, on the CPU."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(100, (rows,), generator=draw)
-    table, rule = SampleTable(rows, ""), Robust(warmup_epochs=1)
+    table, rule = SampleTable(rows, ""), Robust()
     trusted = torch.arange(rows) >= 0.9 * rows
     rule.start(table, 1, trusted, labels, 30)
-    clean = torch.rand(rows, generator=draw) < 0.7
-    table["alignment"] = torch.randn(rows, generator=draw) + clean
-    table["log_probability"] = -torch.rand(rows, generator=draw) - (~clean).float()
-    table["teacher_log_probability"] = -torch.rand(rows, generator=draw) - (~clean).float()
-    table["label_log_odds"] = torch.randn(rows, generator=draw) + 3.0 * clean
-    table.shared["teacher_channel"] = torch.eye(100).unsqueeze(0)
+    clean = torch.where(torch.rand(rows, generator=draw) < 0.7, labels, labels.roll(1))
+    table.add("memory", (torch.randn(rows, 100, generator=draw) + 3 * F.one_hot(clean, 100)).softmax(-1), rows=True)
+    table["epochs"], table["teacher_class"] = torch.ones(rows), labels.unsqueeze(1)
+    table.shared["errors"] = torch.tensor([[90.0, 10.0]])
     begin = time.process_time()
     rule.renew(table, 20)
     return time.process_time() - begin
@@ -136,7 +134,7 @@ def compare_steps(table: Table, setting: Setting, rounds: int, compiled: bool) -
         steps.append(enter("lit_kd, bf16 teacher", ours(setting, teacher_precision="bf16")))
     rules: list[tuple[str, Rule]] = [
         ("rule paper", Paper(warmup_epochs=0, every=1)),
-        ("rule robust", Robust(warmup_epochs=1)),
+        ("rule robust", Robust()),
     ]
     refreshes = [(enter(name, ours(setting, ALMKD, rule=rule)), kd, "<= 0.6") for name, rule in rules]
     refreshes += [

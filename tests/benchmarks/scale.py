@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lit_kd.data.table import SampleTable
 from lit_kd.trust.game import dep_round, rad_distribution, rad_marginals
@@ -34,21 +35,16 @@ Work = Callable[[], Any]
 def robust_table(n: int) -> tuple[Robust, SampleTable]:
     """A table of the robust rule in which each row was seen once, a third of the labels wrong."""
     draw = torch.Generator().manual_seed(0)
-    rule, table = Robust(warmup_epochs=1), SampleTable(n, "synthetic")
+    rule, table = Robust(), SampleTable(n, "synthetic")
     trusted = torch.arange(n) >= n - META
-    rule.start(table, 1, trusted, torch.randint(CLASSES, (n,), generator=draw), 10)
+    clean = torch.randint(CLASSES, (n,), generator=draw)
     wrong = (torch.rand(n, generator=draw) < 0.33) & ~trusted
-    for name, right in (
-        ("alignment", 1.0),
-        ("log_probability", -0.5),
-        ("teacher_log_probability", -0.5),
-        ("label_log_odds", 2.0),
-    ):
-        table[name] = torch.randn(n, generator=draw) + right - 2 * wrong
-    table["student_class"] = torch.randint(CLASSES, (n,), generator=draw).float()
-    table["teacher_class"] = torch.randint(CLASSES, (n, 1), generator=draw).float()
-    table["teacher_right"] = torch.rand(n, 1, generator=draw)
-    table.shared["teacher_channel"] = torch.eye(CLASSES).unsqueeze(0)
+    rule.start(table, 1, trusted, (clean + wrong) % CLASSES, 10)
+    table.add(
+        "memory", (torch.randn(n, CLASSES, generator=draw) + 3 * F.one_hot(clean, CLASSES)).softmax(-1), rows=True
+    )
+    table["epochs"], table["teacher_class"] = torch.ones(n), clean.unsqueeze(1)
+    table.shared["errors"] = torch.tensor([[90.0, 10.0]])
     return rule, table
 
 

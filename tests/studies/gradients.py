@@ -27,6 +27,7 @@ from lit_kd.models.taps import Tapped
 from lit_kd.trust.exact import exact_derivative, gradient
 from lit_kd.trust.meta import Head, MetaRows, alignment, last_layer_derivative, logit_gradient
 from lit_kd.types import PENULTIMATE
+from lit_kd.weightings import Paper
 
 
 def data(seed: int) -> DigitsDataModule:
@@ -110,9 +111,10 @@ def main() -> None:
 def seconds(name: str, teacher: torch.nn.Module, seed: int) -> list[float]:
     """An epoch with the meta-step at the last layer, through all layers, and of plain KD."""
     found = []
+    rule = Paper(warmup_epochs=0, every=1, repeats=1)
     for method, options in (
-        (ALMKD, {"meta_gradient": "last_layer"}),
-        (ALMKD, {"meta_gradient": "exact"}),
+        (ALMKD, {"rule": rule, "meta_gradient": "last_layer"}),
+        (ALMKD, {"rule": rule, "meta_gradient": "exact"}),
         (KD, {}),
     ):
         seed_everything(seed, verbose=False)
