@@ -99,8 +99,9 @@ class TestL2RW:
         """Through all layers, of the label alone, in float64; the student steps with the weights of its batch."""
 
         class Watched(L2RW):
-            def meta_step(self, seen: Any, teachers: Any, meta: Batch) -> None:
-                super().meta_step(seen, teachers, meta)
+            def meta_step(self, seen: Any, teachers: Any) -> None:
+                super().meta_step(seen, teachers)
+                meta = self.meta_batch
                 theta = {name: p.detach() for name, p in self.student.named_parameters()}
 
                 def losses(theta: dict[str, Tensor], batch: Batch) -> Tensor:
