@@ -134,7 +134,7 @@ class TestCombinations:
     )
     def test_what_almkd_cannot_weigh(self, term: Term, match: str) -> None:
         with pytest.raises(ValueError, match=f"ALMKD cannot weigh {type(term).__name__} by sample: it {match}"):
-            trainer().fit(ALMKD("mlp-8", trained_teachers()[0], term=term, **BASE), Blobs())
+            trainer().fit(ALMKD("mlp-8", trained_teachers()[0], rule="paper", term=term, **BASE), Blobs())
 
     def test_weights_by_sample_refuse_a_coupled_term(self) -> None:
         model = WeightedDistillation("mlp-8", trained_teachers()[0], term=Coupled(), **BASE)
