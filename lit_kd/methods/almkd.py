@@ -119,7 +119,6 @@ class ALMKD(ManualOptimisation, Selective):
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
         losses = self.of_distilled(losses, batch)
-        extra |= {name: batch.by_share(own) for name, own in self.rule.extra(self.table, student, batch).items()}
         self.meta_step(Seen(batch, student, sources, losses), teachers)
         weights = self.weigh(student, sources, batch)
         self.terms.update(student, sources, batch)

@@ -27,7 +27,7 @@ class Belief(NamedTuple):
     clean: Tensor  # the probability that the label is right, (N,); 0 where there is none
     channel: Tensor  # T[c, y], how often class c is labelled y, (C, C)
     quality: Tensor  # how far each teacher is heard, (K,) in [0, 1]
-    false_doubt: Tensor  # the share of the doubt about labels that is taken for false, ()
+    false_doubt: Tensor  # the share of each row's doubt that is taken for false, (N,)
 
 
 def believe(
@@ -47,7 +47,8 @@ def believe(
     labelled = labels != UNLABELED
     trusted, untrusted, y = labelled & trusted, labelled & ~trusted, labels.where(labelled, 0)
     channel, posterior = label_channel(student, y, labelled, untrusted)
-    doubt = (1 - of(posterior, y)) * untrusted
+    doubt = 1 - of(posterior, y)
+    doubt = doubt * (1 - false_doubt(doubt, trusted, untrusted)) * untrusted
     quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
     quality = quality * (1 - echoes(said, y, doubt) / REPEATED).clamp(min=0)
     # teachers may have learned the same: all of them together say no more than the best
@@ -113,13 +114,21 @@ def echoes(said: Tensor, y: Tensor, doubt: Tensor) -> Tensor:
 
 
 def false_doubt(doubt: Tensor, trusted: Tensor, untrusted: Tensor) -> Tensor:
-    """The share of the doubt that is false, eq. (6), from the doubt about labels that are known to be right, ``()``.
+    """For each row the share of the doubt as great as its own, or greater, that is false, eq. (6), ``(N,)``.
 
-    To these a row in full doubt is added: the fewer they are, the greater is the burden of proof.
+    It is a false discovery rate, from how often labels that are known to be right are doubted as much. To these a row
+    in full doubt is added: the fewer they are, the greater is the burden of proof.
     """
-    of_right = (1 + doubt[trusted].sum()) / (1 + trusted.sum())
-    of_others = doubt[untrusted].sum() / untrusted.sum().clamp(min=1)
-    return (of_right / of_others.clamp(min=TINY)).clamp(max=1)
+    of_right = (1 + at_least(doubt, doubt[trusted])) / (1 + trusted.sum())
+    of_others = at_least(doubt, doubt[untrusted]).clamp(min=1) / untrusted.sum().clamp(min=1)
+    order = doubt.argsort()
+    falling = (of_right / of_others)[order].cummin(0).values  # a greater doubt is false no more often
+    return falling[order.argsort()].clamp(max=1)
+
+
+def at_least(values: Tensor, of: Tensor) -> Tensor:
+    """How many of some numbers are as great as each value, or greater, ``(N,)``."""
+    return len(of) - torch.searchsorted(of.sort().values, values)
 
 
 def frequency(y: Tensor, labelled: Tensor, classes: int) -> Tensor:

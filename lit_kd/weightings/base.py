@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
-from lit_kd.types import UNLABELED, Batch, Outputs, Pairs
+from lit_kd.types import UNLABELED, Batch, Pairs
 
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
@@ -98,10 +98,6 @@ class Rule(ABC):
     def weights(self, table: SampleTable, index: Tensor) -> Tensor:
         """How much the label, then each teacher counts, ``(B, K + 1)``."""
         return table["weights"][index]
-
-    def extra(self, table: SampleTable, student: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Further terms of a training batch by name, ``(B,)`` each; before it is observed."""
-        return {}
 
     def renew(self, table: SampleTable, epoch: int) -> None:  # noqa: B027 - most rules are done in `observe`
         """Renew the weights after an epoch."""

@@ -1,4 +1,4 @@
-"""The default rule: believe a label or a teacher only as far as early learning and trusted rows speak for it."""
+"""The default rule: believe a label or a teacher only as far as the student, early, and trusted rows speak for it."""
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -6,9 +6,8 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from lit_kd.data.table import SampleTable
-from lit_kd.losses import early_learning
 from lit_kd.trust.belief import believe
-from lit_kd.types import UNLABELED, Batch, Outputs, index_of
+from lit_kd.types import UNLABELED, Batch, index_of
 from lit_kd.weightings.base import MetaStep, Rule
 
 VALIDATIONS = 2  # how many of the latest ones are compared: an older student says little
@@ -20,15 +19,14 @@ class Robust(Rule):
 
     Networks learn what most labels agree on before they learn single wrong ones by heart. So what the student said of a
     row, on average, is a witness to its true class. The label is another one, and so is a teacher that is better than
-    the student. The student learns the most probable class, the more the surer it is. A row in doubt is held to what
-    was said of it before. Trusted rows are trained on, and tell which part of the doubt is false. No look-ahead is
-    taken. Equations, ablations, limits: docs/methods/almkd.md, "The rule robust".
+    the student. The student learns the most probable class, the more the surer it is. Trusted rows are trained on, and
+    tell how much of the doubt about labels is false. No look-ahead is taken. Equations, ablations, limits:
+    docs/methods/almkd.md, "The rule robust".
 
     Args:
-        early_epochs: Epochs in which all rows are held to early learning, less and less, and no teacher is heard;
-            ``None``: a third of the training, or of 100 epochs if it is longer and may stop early.
+        early_epochs: Epochs until teachers are heard; ``None``: a third of the training, or of 100 epochs if it is
+            longer and may stop early.
         decay: Of the running mean of what the student says, by epoch, in [0, 1).
-        strength: Of the early-learning regularisation of a row that is doubted, and half of it at the start for all.
     """
 
     looks_ahead = False
@@ -36,26 +34,26 @@ class Robust(Rule):
     wants_validation = True
     tasks = ("classification",)
 
-    def __init__(self, early_epochs: int | None = None, decay: float = 0.8, strength: float = 2.0) -> None:
+    def __init__(self, early_epochs: int | None = None, decay: float = 0.8) -> None:
         if early_epochs is not None and early_epochs < 1:
             raise ValueError(f"expected early_epochs of at least 1, or None; found {early_epochs}")
-        if not 0 <= decay < 1 or strength < 0:
-            raise ValueError(f"expected a decay in [0, 1) and a strength of at least 0, found {decay} and {strength}")
-        self.early_epochs, self.decay, self.strength = early_epochs, decay, strength
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected a decay in [0, 1), found {decay}")
+        self.early_epochs, self.decay = early_epochs, decay
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights, and what student and teachers say."""
         length = epochs or 3 * (self.early_epochs or 0)
         if not length:
             raise ValueError(
-                "expected to know how long the training is, as its first third is early learning: set the trainer's "
+                "expected to know how long the training is, as teachers are heard after a third: set the trainer's "
                 "max_epochs or max_steps, or pass rule=lit_kd.weightings.Robust(early_epochs=...)"
             )
         self.length, self.early = length, self.early_epochs or max(1, round(length / 3))
         self.trusted, self.labels = trusted, labels
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", torch.ones(()))
-        for name in ("revised_weight", "strength", "epochs"):
+        for name in ("revised_weight", "epochs"):
             table.add(name, torch.zeros(()))
         table.add("learned_class", torch.zeros((), dtype=torch.int64))
         table.add("teacher_class", torch.zeros(teachers, dtype=torch.int64))
@@ -76,15 +74,10 @@ class Robust(Rule):
         weights[:, 0] += table["revised_weight"][index]
         return weights
 
-    def extra(self, table: SampleTable, student: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Early-learning regularisation, eq. (1), by the row's strength."""
-        if "memory" not in table:
-            table.add("memory", torch.zeros(student.logits.shape[1], device=student.logits.device))
-        index = index_of(batch)
-        return {"early_learning": table["strength"][index] * early_learning(student.logits, table["memory"][index])}
-
     def observe(self, table: SampleTable, step: MetaStep) -> None:
         """Remember what was said."""
+        if "memory" not in table:
+            table.add("memory", torch.zeros(step.logits.shape[1], device=step.logits.device))
         epochs, memory = table["epochs"][step.index] + 1, table["memory"][step.index]
         new = (1 - self.decay) / (1 - self.decay**epochs)  # all of it, the first time
         memory = memory + new.unsqueeze(1) * (step.logits.softmax(-1) - memory)
@@ -109,14 +102,12 @@ class Robust(Rule):
         errors = None if counts is None or epoch + 1 < self.early else counts.mean(0)
         found = believe(memory, labels, trusted, said, errors, 1 - done)
         total, labelled = found.weights.sum(1), labels != UNLABELED
-        early = max(0.0, min(1.0, 2 - 2 * (epoch + 1) / self.early)) / 2
         weights = found.weights / total.mean().clamp(min=0.05)
         revised = weights[:, 0] * (found.classes != labels)
         values = {
             "weights": torch.cat([(weights[:, 0] - revised).unsqueeze(1), weights[:, 1:]], dim=1),
             "revised_weight": revised,
             "learned_class": found.classes,
-            "strength": self.strength * (1 - total).clamp(min=early) * labelled,
             "clean_probability": found.clean,
         }
         for name, value in values.items():

@@ -21,7 +21,7 @@ from lit_kd.data.seeds import derive_seed
 from lit_kd.trust import belief
 from lit_kd.trust.transition import gold_transition
 from lit_kd.weightings import Robust, robust
-from lit_kd.weightings.base import MetaStep, unaligned
+from lit_kd.weightings.base import MetaStep
 
 EPOCHS, HIDDEN, TEMPERATURE = 30, 32, 4.0
 
@@ -157,7 +157,7 @@ class Trusting(KD):
     """ALM-KD with the rule robust: the rule itself, asked after each epoch.
 
     Args:
-        early: The share of the training that is early learning.
+        early: The share of the training until teachers are heard.
         teachers: Whether anybody knows how good they are.
         revision: Whether another class may take the label's place.
         parts: What takes the place of parts of `lit_kd.trust.belief`.
@@ -175,7 +175,6 @@ class Trusting(KD):
         self.rules, self.tables = [], []
         for e in runs.experiments:
             rule, table = Robust(early_epochs=self.early, **self.options), SampleTable(len(e.y), "")
-            table.add("memory", torch.zeros(runs.classes))
             rule.start(table, 1, e.trusted, e.y, EPOCHS)
             self.rules.append(rule)
             self.tables.append(table)
@@ -187,15 +186,13 @@ class Trusting(KD):
         for e, rule, table in zip(self.runs.experiments, self.rules, self.tables, strict=True):
             index = torch.arange(len(e.y))
             target = F.one_hot(rule.revise(table, Batch(e.x, e.y, index)).y, self.runs.classes).float()
-            found.append([rule.weights(table, index), target, table["strength"].unsqueeze(1), table["memory"]])
-        columns = [self.runs.stack(list(parts)) for parts in zip(*found, strict=True)]
-        self.weights, self.target, self.strength, self.memory = columns
+            found.append([rule.weights(table, index), target])
+        self.weights, self.target = (self.runs.stack(list(parts)) for parts in zip(*found, strict=True))
 
     def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
         weights = self.of(self.weights, index)
         label, taught = p - self.of(self.target, index), self.taught(z, index)
-        learned = weights[..., :1] * label + weights[..., 1:] * taught
-        return learned + self.of(self.strength, index) * pull(p, self.of(self.memory, index))
+        return weights[..., :1] * label + weights[..., 1:] * taught
 
     def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
         val = nets.forward(torch.stack([e.val[0] for e in self.runs.experiments]))[1]
@@ -204,7 +201,7 @@ class Trusting(KD):
             for i, (e, rule, table) in enumerate(zip(self.runs.experiments, self.rules, self.tables, strict=True)):
                 index = torch.arange(len(e.y))
                 said = logits[i, : len(e.y)], [e.teacher]
-                rule.observe(table, MetaStep(index, e.y, *said, unaligned, 0.0, len(e.y)))
+                rule.observe(table, MetaStep(index, e.y, *said, lambda weights, lr: weights, 0.0, len(e.y)))
                 with self.witness(i, table):
                     rule.renew(table, epoch)
                 if self.teachers:
@@ -276,9 +273,8 @@ RIVALS: dict[str, Maker] = {
     "GCE": GCE,
 }
 ABLATIONS: dict[str, Maker] = {
-    "no early learning": partial(Trusting, strength=0.0),
     "no label channel": partial(Trusting, parts={"label_channel": no_witness}),
-    "no false doubt": partial(Trusting, parts={"false_doubt": lambda *_: torch.zeros(())}),
+    "no false doubt": partial(Trusting, parts={"false_doubt": lambda doubt, *_: torch.zeros_like(doubt)}),
     "no frequency": partial(Trusting, parts={"frequency": lambda y, labelled, classes: torch.ones(classes)}),
     "no teachers": partial(Trusting, teachers=False),
     "no revision": partial(Trusting, revision=False),
