@@ -34,7 +34,7 @@ class Robust(Rule):
     wants_validation = True
     tasks = ("classification",)
 
-    def __init__(self, early_epochs: int | None = None, decay: float = 0.8) -> None:
+    def __init__(self, early_epochs: int | None = None, decay: float = 0.6) -> None:
         if early_epochs is not None and early_epochs < 1:
             raise ValueError(f"expected early_epochs of at least 1, or None; found {early_epochs}")
         if not 0 <= decay < 1:
