@@ -94,8 +94,19 @@ class TestLabelChannel:
         np.testing.assert_allclose(found.numpy(), counts / counts.sum(1, keepdims=True), atol=1e-12)
 
 
+def false_rates(doubt: Array, trusted: NDArray[np.bool_], untrusted: NDArray[np.bool_]) -> Array:
+    """Of each untrusted row the lowest rate of all bounds at which it is doubted, and 1 for the others."""
+    found = np.ones(len(doubt))
+    for i in np.flatnonzero(untrusted):
+        for bound in doubt[untrusted]:
+            if bound <= doubt[i]:
+                right = (1 + sum(d >= bound for d in doubt[trusted])) / (1 + trusted.sum())
+                found[i] = min(found[i], right / np.mean([d >= bound for d in doubt[untrusted]]))
+    return found
+
+
 def by_bayes(r: Rows, quality: list[float]) -> tuple[Array, Array]:
-    """The posterior of each row, from student, channel and teachers' confusions; then its own share of the doubt."""
+    """The posterior of each row, from student, channel and teachers' confusions; then the rate of false doubt."""
     student, labels, said = r.student.numpy(), r.labels.numpy(), r.said.numpy()
     trusted, labelled = r.trusted.numpy(), labels != UNLABELED
     n, teachers = said.shape
@@ -112,16 +123,15 @@ def by_bayes(r: Rows, quality: list[float]) -> tuple[Array, Array]:
                 posterior[i, c] *= ((prior + named) / (10 + of_class)) ** share
         posterior[i] /= posterior[i].sum()
     doubt = np.array([1 - posterior[i, labels[i]] for i in range(n)])
-    right = (1 + doubt[trusted].sum()) / (1 + trusted.sum())
-    false = min(1.0, right / doubt[labelled & ~trusted].mean())
+    false = false_rates(doubt, trusted, labelled & ~trusted)
     frequent = [min(1.0, CLASSES * np.mean(labels[labelled] == c)) for c in range(CLASSES)]
     for i in range(n):
         own = np.eye(CLASSES)[labels[i]]
         if trusted[i]:
             posterior[i] = own
         elif labelled[i]:
-            posterior[i] = own + (1 - false) * frequent[labels[i]] * (posterior[i] - own)
-    return posterior, np.array(false)
+            posterior[i] = own + (1 - false[i]) * frequent[labels[i]] * (posterior[i] - own)
+    return posterior, false
 
 
 def no_echo(r: Rows) -> Rows:
@@ -144,8 +154,9 @@ class TestBelieve:
         quality = found.quality.tolist()  # for which there are tests of their own
         assert all(0.1 < q <= 1 for q in quality)
         posterior, false = by_bayes(r, quality)
-        assert 0 < false < 1
-        assert found.false_doubt.item() == pytest.approx(false, abs=1e-9)
+        untrusted = (r.labels != UNLABELED) & ~r.trusted
+        assert false.min() < 0.5 < false.max()
+        np.testing.assert_allclose(found.false_doubt[untrusted].numpy(), false[untrusted.numpy()], atol=1e-6)
         # float32 where frequencies are
         np.testing.assert_array_equal(found.classes.numpy(), posterior.argmax(1))
         labels = r.labels.numpy()
@@ -218,7 +229,7 @@ class TestBelieve:
     def test_nobody_vouches_or_everybody_is_vouched_for(self) -> None:
         r = rows(1, n=40)
         without, alone = (r._replace(trusted=torch.full((40,), all_of_them)) for all_of_them in (False, True))
-        assert without.beliefs().false_doubt == 1
+        assert (without.beliefs().false_doubt == 1).all()
         for found in without.beliefs(), alone.beliefs():
             assert torch.equal(found.classes[5:], r.labels[5:])
             assert (found.clean[5:] == 1).all()
@@ -231,7 +242,7 @@ class TestBelieve:
         order, names = torch.randperm(300), torch.randperm(CLASSES)
         found, expected = r._replace(**{n: getattr(r, n)[order] for n in Rows._fields if n != "errors"}), r.beliefs(0.5)
         mixed = found.beliefs(0.5)
-        for name in ("classes", "weights", "clean"):
+        for name in ("classes", "weights", "clean", "false_doubt"):
             torch.testing.assert_close(getattr(mixed, name), getattr(expected, name)[order])
         student = torch.empty_like(r.student).index_copy(1, names, r.student)
         labels = torch.where(r.labels == UNLABELED, UNLABELED, names[r.labels])
@@ -302,23 +313,37 @@ class TestEchoes:
 
 class TestFalseDoubt:
     def test_by_hand(self) -> None:
-        doubt, trusted = torch.tensor([0.1, 0.3, 0.8, 0.6]), torch.tensor([True, True, False, False])
-        assert false_doubt(doubt, trusted, ~trusted).item() == pytest.approx((1.4 / 3) / 0.7)
-        assert false_doubt(0.1 * doubt, trusted, ~trusted) == 1
+        """5, 4, 3, 2, 1 of five others have at least the doubt of each, and 3, 2, 1, 0, 0 of three right ones."""
+        others, right = [0.0, 0.2, 0.4, 0.6, 0.8], [0.0, 0.3, 0.5]
+        doubt, trusted = torch.tensor(others + right), torch.arange(8) >= 5
+        found = false_doubt(doubt, trusted, ~trusted)
+        rates = [1, (3 / 4) / (4 / 5), (2 / 4) / (3 / 5), (1 / 4) / (2 / 5), (1 / 4) / (1 / 5)]
+        assert found[:5].tolist() == pytest.approx([*rates[:4], rates[3]])  # the last one is above 1
 
-    @given(
-        st.lists(st.floats(0, 1), min_size=1, max_size=20),
-        st.lists(st.floats(0, 0.5), max_size=20),
-    )
-    def test_each_further_row_that_vouches_lowers_it(self, others: list[float], vouching: list[float]) -> None:
-        """A row in less doubt than those so far: it is never more than 1, which nothing is doubted at."""
-        before = 1.0
-        for used in range(len(vouching) + 1):
-            doubt = torch.tensor(others + [min(vouching)] * used if used else others)
+    @given(st.lists(st.tuples(st.floats(0, 1, width=32), st.sampled_from(["trusted", "other", "none"])), max_size=20))
+    def test_against_a_loop(self, drawn: list[tuple[float, str]]) -> None:
+        doubt = torch.tensor([d for d, _ in drawn])
+        trusted, untrusted = (torch.tensor([who == kind for _, who in drawn]).bool() for kind in ("trusted", "other"))
+        found = false_doubt(doubt, trusted, untrusted)
+        expected = false_rates(doubt.numpy(), trusted.numpy(), untrusted.numpy())
+        np.testing.assert_allclose(found[untrusted].numpy(), expected[untrusted.numpy()], rtol=1e-6)
+        assert ((found >= 0) & (found <= 1)).all()
+        assert (found[doubt.argsort()].diff() <= 0).all()  # a greater doubt is false no more often
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.lists(st.floats(0, 1), max_size=20))
+    def test_each_right_label_without_a_doubt_lowers_it(self, others: list[float], right: list[float]) -> None:
+        before = torch.ones(len(others))
+        for more in range(4):
+            doubt = torch.tensor(others + right + [0.0] * more)
             trusted = torch.arange(len(doubt)) >= len(others)
-            found = false_doubt(doubt, trusted, ~trusted).item()
-            assert found == 1 if not used else 0 <= found <= before + 1e-6
+            found = false_doubt(doubt, trusted, ~trusted)[: len(others)]
+            assert (found <= before + 1e-6).all()
             before = found
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+    def test_where_no_label_is_known_to_be_right_all_doubt_is_false(self, others: list[float]) -> None:
+        trusted = torch.zeros(len(others), dtype=torch.bool)
+        assert (false_doubt(torch.tensor(others), trusted, ~trusted) == 1).all()
 
 
 def test_frequency_of_rare_classes_by_hand() -> None:

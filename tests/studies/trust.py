@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=[*RIVALS, OURS], choices=METHODS, metavar="METHOD", help=f"{[*METHODS]}"
     )
-    text = "also the rule with one constant changed: decay, strength, early, or one of lit_kd.trust.belief"
+    text = "also the rule with one constant changed: decay, early, or one of lit_kd.trust.belief"
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=text)
     parser.add_argument(
         "--scenarios", nargs="+", default=[str(s) for s in SCENARIOS], help="of the table; all by default"
