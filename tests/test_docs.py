@@ -74,7 +74,7 @@ def test_the_methods_and_terms_of_writing_a_method_train(tmp_path: Path, monkeyp
         my.SureKD(student="mlp-8", teacher=teachers, power=2.0, **options),
         ALMKD("mlp-8", teachers, term=my.LogitError(), **options),
         KD("mlp-8", teachers, term=my.Direction(), **options),
-        Supervised("mlp-8", label_term=my.ELR(), **options),
+        Supervised("mlp-8", label_term=my.OwnELR(), **options),
         KD("mlp-8", teachers, extra=[my.SimilarityPreserving(weight=10.0)], **options),
     ]
     for model in models:

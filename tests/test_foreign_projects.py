@@ -84,7 +84,7 @@ class TestLabels:
             return (x + x.roll(1, 0)) / 2, (soft + soft.roll(1, 0)) / 2
 
         data = wrapped(DataLoader(numbered(), 5, collate_fn=mix))
-        with pytest.raises(ValueError, match=r"the label that row .* has, .*mix mixes rows, mix in on_after_batch"):
+        with pytest.raises(ValueError, match=r"the label that row .* has, .*mix mixes rows, let the method do so"):
             next(iter(data.train_dataloader()))
 
     def test_trusted_rows_are_not_mixed_either(self) -> None:

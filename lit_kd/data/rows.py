@@ -97,8 +97,9 @@ class ItemRows:
             raise ValueError(
                 f"expected in a batch the label that row {positions[row]} of {type(self.dataset).__name__} has, "
                 f"{expected[row].tolist()}, found {y[row].tolist()}. If the collate function {collate} mixes rows, let "
-                "the method do so, mix='mixup' or 'cutmix', or train without the wrapper. If items have other labels than "
-                "the attribute targets or labels of their data set, rename that. Else let an item's label never change"
+                "the method do so, mix='mixup' or 'cutmix', or train without the wrapper. If items have other labels "
+                "than the attribute targets or labels of their data set, rename that. Else let an item's label never "
+                "change"
             )
 
 
