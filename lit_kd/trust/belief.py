@@ -92,12 +92,11 @@ def channel_of(rows: Tensor, values: Tensor, prior: float) -> Tensor:
 def label_channel(student: Tensor, y: Tensor, labelled: Tensor, untrusted: Tensor) -> tuple[Tensor, Tensor]:
     """The labels' channel by EM, eq. (3), ``(C, C)``, and the posterior given the labels, eq. (2), ``(N, C)``."""
     said, given = student[untrusted], y[untrusted]
-    channel = channel_of(given[:0], said[:0], 1.0)
+    channel = start = channel_of(given[:0], said[:0], 1.0)
     for _ in range(STEPS):
         found = normalised(said * channel.T[given])
-        # by the label, as `channel_of` sums, then the other way round
-        counts = torch.zeros_like(channel).index_add(0, given, found).T
-        channel = normalised(LABEL_ROWS * channel_of(given[:0], said[:0], 1.0) + counts)
+        counts = torch.zeros_like(start).index_add(0, given, found).T
+        channel = normalised(LABEL_ROWS * start + counts)
     return channel, normalised(student * channel.T[y].where(labelled.unsqueeze(1), 1))
 
 

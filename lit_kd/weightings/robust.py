@@ -117,7 +117,7 @@ class Robust(Rule):
         others = labelled & ~trusted
         table.shared["noise_rate"] = (1 - found.clean[others]).sum() / others.sum().clamp(min=1)
         if epoch + 1 == self.early:
-            compare_classes(found.classes[~trusted], labels[trusted], memory.shape[1])
+            compare_classes(found.classes[~trusted], labels[trusted & labelled], memory.shape[1])
 
 
 def compare_classes(others: Tensor, trusted: Tensor, classes: int) -> None:
