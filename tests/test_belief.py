@@ -55,7 +55,7 @@ def rows(teachers: int = 1, n: int = 60, seed: int = 0, dtype: torch.dtype = tor
 
 
 def em(student: Array, y: Array, known: Array, pseudo: float = 5.0) -> Array:
-    """The channel after ten steps from the diagonal, one row at a time."""
+    """The channel after ten steps from the diagonal, one row at a time, from the squares of what the student says."""
     classes = student.shape[1]
     start = [[0.7 * (c == d) + 0.3 / classes for d in range(classes)] for c in range(classes)]
     channel = [list(row) for row in start]
@@ -63,7 +63,7 @@ def em(student: Array, y: Array, known: Array, pseudo: float = 5.0) -> Array:
         counts = [[pseudo * value for value in row] for row in start]
         for p, label, counted in zip(student, y, known, strict=True):
             if counted:
-                joint = [p[c] * channel[c][label] for c in range(classes)]
+                joint = [p[c] ** 2 * channel[c][label] for c in range(classes)]
                 for c in range(classes):
                     counts[c][label] += joint[c] / sum(joint)
         channel = [[value / sum(row) for value in row] for row in counts]
@@ -293,7 +293,7 @@ class TestEchoes:
     def test_by_hand(self) -> None:
         said, y = torch.tensor([[0, 1], [1, 1], [2, 0], [0, 0]]), torch.tensor([0, 0, 2, 0])
         found = echoes(said, y, torch.tensor([0.5, 1.0, 0.25, 0.25]))
-        torch.testing.assert_close(found, torch.tensor([1.0 / 2, 0.25 / 2]))
+        torch.testing.assert_close(found, torch.tensor([1.0 / 2.2, 0.25 / 2.2]))  # 0.2 is a twentieth of the rows
         torch.testing.assert_close(echoes(said, y, torch.zeros(4)), torch.zeros(2))  # nothing is doubted
 
     def test_who_repeats_wrong_labels_is_not_heard(self) -> None:

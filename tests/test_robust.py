@@ -153,7 +153,7 @@ class TestWeights:
         assert weights.sum(1).mean().item() == pytest.approx(1, abs=1e-5)
 
     def test_a_teacher_is_heard_after_early_learning_and_less_to_the_end(self) -> None:
-        rule, table, _ = taught(Robust(), epochs=9)
+        rule, table, _ = taught(Robust(3), epochs=9)
         heard = []
         for epoch in range(9):
             rule.validated(table, torch.tensor([80, 5]), torch.tensor(200))
@@ -198,7 +198,7 @@ class TestOptions:
             Robust(**options)
 
     @pytest.mark.parametrize(
-        ("early", "epochs", "expected"), [(None, 30, (10, 30)), (None, 1, (1, 1)), (4, 30, (4, 30))]
+        ("early", "epochs", "expected"), [(None, 30, (3, 30)), (None, 1, (1, 1)), (4, 30, (4, 30))]
     )
     def test_early_epochs(self, early: int | None, epochs: int, expected: tuple[int, int]) -> None:
         rule, _ = started(rule=Robust(early), epochs=epochs)
@@ -206,7 +206,7 @@ class TestOptions:
 
     def test_a_training_of_unknown_length(self) -> None:
         rule, _ = started(rule=Robust(4), epochs=None)
-        assert (rule.early, rule.length) == (4, 12)
+        assert (rule.early, rule.length) == (4, 40)
 
 
 class TestTraining:

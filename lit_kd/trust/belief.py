@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lit_kd.types import UNLABELED
 
+SHARPER = 2.0  # power of what the student says, for the channel alone, eq. (3): it has learned some of the noise
 LABEL_ROWS = 5.0  # pseudo-rows a class in the label's channel, eq. (3)
 TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows are few
 MORE_ERRORS = 1.0  # that the student must make, for a teacher to be heard, eq. (5)
 REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
+FEW = 0.05  # of the rows; where fewer labels are wrong, it matters less who repeats them, eq. (5)
 STEPS = 10  # of EM
 TINY = 1e-12
 
@@ -91,7 +93,7 @@ def channel_of(rows: Tensor, values: Tensor, prior: float) -> Tensor:
 
 def label_channel(student: Tensor, y: Tensor, labelled: Tensor, untrusted: Tensor) -> tuple[Tensor, Tensor]:
     """The labels' channel by EM, eq. (3), ``(C, C)``, and the posterior given the labels, eq. (2), ``(N, C)``."""
-    said, given = student[untrusted], y[untrusted]
+    said, given = normalised(student[untrusted] ** SHARPER), y[untrusted]
     channel = start = channel_of(given[:0], said[:0], 1.0)
     for _ in range(STEPS):
         found = normalised(said * channel.T[given])
@@ -109,7 +111,7 @@ def better(errors: Tensor) -> Tensor:
 
 def echoes(said: Tensor, y: Tensor, doubt: Tensor) -> Tensor:
     """Of the labels that are doubted the share that each teacher repeats, ``(K,)``: what it learned by heart."""
-    return ((said == y.unsqueeze(1)) * doubt.unsqueeze(1)).sum(0) / doubt.sum().clamp(min=TINY)
+    return ((said == y.unsqueeze(1)) * doubt.unsqueeze(1)).sum(0) / (doubt.sum() + FEW * len(doubt)).clamp(min=TINY)
 
 
 def false_doubt(doubt: Tensor, trusted: Tensor, untrusted: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Robust(Rule):
     docs/methods/almkd.md, "The rule robust".
 
     Args:
-        early_epochs: Epochs until teachers are heard; ``None``: a third of the training, or of 100 epochs if it is
+        early_epochs: Epochs until teachers are heard; ``None``: a tenth of the training, or of 100 epochs if it is
             longer and may stop early.
         decay: Of the running mean of what the student says, by epoch, in [0, 1).
     """
@@ -43,13 +43,13 @@ class Robust(Rule):
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights, and what student and teachers say."""
-        length = epochs or 3 * (self.early_epochs or 0)
+        length = epochs or 10 * (self.early_epochs or 0)
         if not length:
             raise ValueError(
-                "expected to know how long the training is, as teachers are heard after a third: set the trainer's "
+                "expected to know how long the training is, as teachers are heard after a tenth: set the trainer's "
                 "max_epochs or max_steps, or pass rule=lit_kd.weightings.Robust(early_epochs=...)"
             )
-        self.length, self.early = length, self.early_epochs or max(1, round(length / 3))
+        self.length, self.early = length, self.early_epochs or max(1, round(length / 10))
         self.trusted, self.labels = trusted, labels
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", torch.ones(()))
@@ -116,7 +116,7 @@ class Robust(Rule):
             table[name] = column
         others = labelled & ~trusted
         table.shared["noise_rate"] = (1 - found.clean[others]).sum() / others.sum().clamp(min=1)
-        if epoch + 1 == self.early:
+        if epoch + 1 == max(self.early, round(self.length / 3)):  # by then wrong labels are known
             compare_classes(found.classes[~trusted], labels[trusted & labelled], memory.shape[1])
 
 

@@ -165,7 +165,7 @@ class Trusting(KD):
     """
 
     def __init__(
-        self, early: float = 1 / 3, teachers: bool = True, revision: bool = True, parts: Any = None, **options: Any
+        self, early: float = 0.1, teachers: bool = True, revision: bool = True, parts: Any = None, **options: Any
     ) -> None:
         self.early, self.teachers, self.revision = max(1, round(early * EPOCHS)), teachers, revision
         self.parts, self.options = parts or {}, options
