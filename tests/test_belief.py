@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_kd.trust.belief import Belief, believe, better, echoes, false_doubt, frequency, label_channel
+from lit_kd.trust.belief import Belief, believe, better, echoes, false_doubt, frequency, label_channel, mostly_right
 from lit_kd.types import UNLABELED
 
 Array = NDArray[np.float64]
@@ -125,6 +125,9 @@ def by_bayes(r: Rows, quality: list[float]) -> tuple[Array, Array]:
     doubt = np.array([1 - posterior[i, labels[i]] for i in range(n)])
     false = false_rates(doubt, trusted, labelled & ~trusted)
     frequent = [min(1.0, CLASSES * np.mean(labels[labelled] == c)) for c in range(CLASSES)]
+    for c in range(CLASSES):
+        of_label = sum((posterior[i] for i in range(n) if labels[i] == c and not trusted[i]), np.zeros(CLASSES))
+        frequent[c] *= of_label[c] >= max(of_label)
     for i in range(n):
         own = np.eye(CLASSES)[labels[i]]
         if trusted[i]:
@@ -163,7 +166,7 @@ class TestBelieve:
         for i in range(len(labels)):
             own = posterior[i, labels[i]] if labels[i] != UNLABELED else 0
             assert found.clean[i].item() == pytest.approx(own, abs=1e-6)
-            sure = max(0.0, 2 * posterior[i].max() - 1)
+            sure = posterior[i].max() ** 3
             sure *= 1 if labels[i] != UNLABELED else max(quality, default=0)
             beside = [
                 rest * quality[k] * max(quality) / sum(quality) * (r.said[i, k].item() == posterior[i].argmax())
@@ -350,3 +353,25 @@ def test_frequency_of_rare_classes_by_hand() -> None:
     y = torch.tensor([0] * 6 + [1] * 2 + [2] * 4)
     labelled = torch.arange(12) > 1  # four of class 0, two of 1, four of 2, none of 3
     torch.testing.assert_close(frequency(y, labelled, 4), torch.tensor([1, 2 / 2.5, 1, 0]))
+
+
+class TestMostlyRight:
+    def test_by_hand(self) -> None:
+        posterior = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0]])
+        y, untrusted = torch.tensor([0, 1, 1, 1]), torch.tensor([True, True, True, False])
+        assert mostly_right(posterior, y, untrusted).tolist() == [True, True, True]  # 0.9 of 0, that of 1 against 0.8
+        posterior[1] = torch.tensor([0.31, 0.5, 0.19])
+        assert mostly_right(posterior, y, untrusted).tolist() == [True, False, True]  # 0.9 against 0.91; 2 has no label
+
+    def test_a_class_that_the_student_has_lost_keeps_its_labels(self) -> None:
+        """No trusted row has class 3, and for all of its rows the student says 0; other wrong labels are found."""
+        truth = torch.arange(CLASSES).repeat(150)
+        wrong = torch.arange(600) % 7 == 0
+        labels, trusted = torch.where(wrong, (truth + 1) % CLASSES, truth), (truth < 3) & (torch.arange(600) >= 480)
+        labels = torch.where(trusted, truth, labels)
+        student = 0.02 + 0.92 * torch.eye(CLASSES)[torch.where(truth == 3, 0, truth)]
+        found = believe(student, labels, trusted, truth[:, None][:, :0])
+        lost, others = (truth == 3) & ~wrong, (truth < 2) & wrong & ~trusted  # 2 was taken for 3
+        assert torch.equal(found.classes[lost], truth[lost])
+        assert found.clean[lost].min() > 0.99
+        assert torch.equal(found.classes[others], truth[others])

@@ -229,6 +229,14 @@ class TestRecipes:
         job = self.jobs(recipe)["Own"]
         assert (job.config["model"]["init_args"]["teacher"], job.teachers) == ("own.ckpt", ())
 
+    def test_methods_without_a_teacher(self) -> None:
+        recipe = copy.deepcopy(CHAIN)
+        recipe["methods"]["None"] = {"model": {"class_path": "L2RW"}, "teacher": []}
+        recipe["methods"]["Never"] = {"model": {"class_path": "CoTeaching"}}
+        jobs = self.jobs(recipe)
+        assert jobs["None"].teachers == jobs["Never"].teachers == ()
+        assert "teacher" not in str(jobs["None"].config | jobs["Never"].config)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -237,7 +245,6 @@ class TestRecipes:
             ({"teachers": {"big": {"model": {}}}}, "teacher big: expected a model.class_path such as KD; found none"),
             ({"teachers": {"Big": CHAIN["teachers"]["big"], **CHAIN["teachers"]}}, "differ in letters and digits"),
             ({"methods": {"M": {"model": KD, "teacher": "bog"}}}, r"M: .* some of \['big', 'small', 'other'\].*'bog'"),
-            ({"methods": {"M": {"model": KD, "teacher": []}}}, "M: expected as teacher one or some of"),
             ({"methods": {"M": {"model": SUPERVISED, "teacher": "big"}}}, "M: expected no teacher for Supervised"),
             ({"teachers": {"a": {"model": KD, "teacher": "b"}, "b": {"model": KD, "teacher": "a"}}},  # a circle
              r"teacher a: expected as teacher one or some of \[\], those above it; found \['b'\]"),

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 Array = NDArray[np.float64]
 
 
-def started(rule: Rule, rows: int, teachers: int, trusted: int = 0, epochs: int = 30) -> SampleTable:
+def started(rule: Rule, rows: int, teachers: int, trusted: int = 0, epochs: int | None = 30) -> SampleTable:
     """A table whose last rows are trusted."""
     table = SampleTable(rows, "test")
     rule.start(table, teachers, torch.arange(rows) >= rows - trusted, torch.zeros(rows, dtype=torch.int64), epochs)
@@ -179,6 +179,14 @@ class TestPublished:
 
     def test_schedule(self) -> None:
         assert [e for e in range(45) if Paper().active(e)] == [10, 20, 30, 40]
+        for epochs, expected in {
+            200: range(10, 200, 10),
+            30: range(2, 30, 2),
+            5: range(1, 5),
+            None: range(10, 50, 10),
+        }.items():
+            started(rule := Paper(), 4, 1, epochs=epochs)
+            assert [e for e in range(epochs or 50) if rule.active(e)] == [*expected]
         often = Amal(warmup_epochs=3, every=2)
         assert [e for e in range(10) if often.active(e)] == [3, 5, 7, 9]
 

@@ -159,9 +159,9 @@ def stops(after: int) -> EarlyStopping:
     return EarlyStopping("train/loss", min_delta=99.0, patience=after - 1, check_on_train_epoch_end=True)
 
 
-@pytest.mark.parametrize(("epochs", "early"), [(1000, 33), (-1, 33), (40, 13)])
+@pytest.mark.parametrize(("epochs", "early"), [(1000, 10), (-1, 10), (40, 4)])
 def test_a_training_that_may_stop_early_has_few_early_epochs(epochs: int, early: int) -> None:
-    """A third of 100 epochs, not of those that nobody expects to see."""
+    """A tenth of 100 epochs, not of those that nobody expects to see."""
     for watch in {"callbacks": stops(2)}, {"max_time": {"seconds": 0}}:
         model = build("almkd-robust")
         trainer(max_epochs=epochs, **watch).fit(model, Blobs())

@@ -1,6 +1,7 @@
 """Recipes: which teachers and which methods to compare, on which data."""
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from jsonargparse import dict_to_namespace
 
+import lit_kd
 from lit_kd.models.files import parse_yaml, read_yaml
 from lit_kd.report.runs import TEACHER, Config, Job, slug
 
@@ -45,7 +47,7 @@ def read_recipe(path: Path) -> Recipe:
 
     ``teacher``, and each entry of ``teachers`` and ``methods``, holds what differs from the defaults, in the form of a
     config for ``lit-kd fit``. Of several teachers an entry may name its ``teacher``, or a list of them; a teacher may
-    name those above it. A method that names none learns from all.
+    name those above it. A method learns from all if it names none, and takes one; with ``teacher: []`` from none.
     """
     content = _mapping(read_yaml(path), {"name", "seeds", "defaults", TEACHER, "teachers", "methods"}, f"{path}")
     defaults = _mapping(content.get("defaults") or {}, _PARTS, f"{path}, defaults")
@@ -91,13 +93,18 @@ def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: 
     model = config.get("model", {})
     if "class_path" not in model:
         raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
-    learns = model["class_path"].split(".")[-1] != "Supervised" and TEACHER not in model.get("init_args", {})
+    name = model["class_path"].split(".")[-1]
+    method = getattr(lit_kd, name, None)  # None: another package's
+    takes = method is None or TEACHER in inspect.signature(method).parameters
+    learns = takes and TEACHER not in model.get("init_args", {})
     if asked is None:
         return tuple(known.values()) if learns and not is_teacher else ()
+    if asked == []:
+        return ()
     if not learns:
-        raise ValueError(f"{where}: expected no teacher for Supervised or beside init_args.teacher; found {asked!r}")
+        raise ValueError(f"{where}: expected no teacher for {name} or beside init_args.teacher; found {asked!r}")
     asked = asked if isinstance(asked, list) else [asked]
-    if not asked or not all(str(name) in known for name in asked):
+    if not all(str(name) in known for name in asked):
         raise ValueError(f"{where}: expected as teacher one or some of {list(known)}, those above it; found {asked!r}")
     return tuple(known[str(name)] for name in asked)
 

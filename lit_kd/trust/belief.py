@@ -17,6 +17,7 @@ TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows ar
 MORE_ERRORS = 1.0  # that the student must make, for a teacher to be heard, eq. (5)
 REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
 FEW = 0.05  # of the rows; where fewer labels are wrong, it matters less who repeats them, eq. (5)
+SURE = 3  # power of a class's probability, for how much to learn from it, eq. (7): what is unsure teaches little
 STEPS = 10  # of EM
 TINY = 1e-12
 
@@ -59,12 +60,12 @@ def believe(
         confusion = channel_of(y[trusted], F.one_hot(said[trusted, k], student.shape[1]).to(student), TEACHER_ROWS)
         posterior = normalised(posterior * confusion.T[said[:, k]] ** share)
     false = false_doubt(1 - of(posterior, y), trusted, untrusted)
-    kept = torch.where(labelled, (1 - false) * frequency(y, labelled, student.shape[1])[y], 1.0).unsqueeze(1)
+    credible = (frequency(y, labelled, student.shape[1]) * mostly_right(posterior, y, untrusted))[y]
+    kept = torch.where(labelled, (1 - false) * credible, 1.0).unsqueeze(1)
     own = F.one_hot(y, student.shape[1]) * labelled.unsqueeze(1)
     posterior = torch.where(trusted.unsqueeze(1), own, own + kept * (posterior - own))
     probability, classes = posterior.max(1)
-    # what is hardly more probable than all else together is not learned
-    weights = (2 * probability - 1).clamp(min=0) * torch.where(labelled, 1.0, shares.sum())
+    weights = probability**SURE * torch.where(labelled, 1.0, shares.sum())
     beside = rest * shares * (said == classes.unsqueeze(1))
     weights = weights.unsqueeze(1) * torch.cat([1 - beside.sum(1, keepdim=True), beside], dim=1)
     return Belief(classes, weights, of(posterior, y) * labelled, channel, quality, false)
@@ -136,3 +137,13 @@ def frequency(y: Tensor, labelled: Tensor, classes: int) -> Tensor:
     """How frequent each label is beside the mean, at most 1, ``(C,)``: rare classes are learned late."""
     counts = torch.bincount(y[labelled], minlength=classes).to(torch.float32)
     return (counts / counts.mean().clamp(min=TINY)).clamp(max=1)
+
+
+def mostly_right(posterior: Tensor, y: Tensor, untrusted: Tensor) -> Tensor:
+    """Whether the labels of a class seem right more often than a mistake for any other, bool ``(C,)``.
+
+    If they do not, the student has lost the class, and its doubt is not to be believed.
+    """
+    classes = posterior.shape[1]
+    found = posterior.new_zeros(classes, classes).index_add(0, y[untrusted], posterior[untrusted])
+    return found.diagonal() >= found.amax(1)

@@ -24,8 +24,9 @@ class Amal(Rule):
         step_size: At a batch of 128; it scales with the batch, as the meta-gradient of a sample carries 1 / B.
         repeats: Steps a batch; each look-ahead starts from the same student.
         train_share: The training loss's part in the gradient, in [0, 1]; the validation loss has the rest.
-        warmup_epochs: Epochs before the first update.
-        every: Updates in one epoch of so many.
+        warmup_epochs: Epochs before the first update; ``None``: a twentieth of the training, as the authors' 10 of 200,
+            and 10 where nobody knows how long it is.
+        every: Updates in one epoch of so many; ``None``: of a twentieth of the training, too.
     """
 
     meta_rows = 1000
@@ -37,8 +38,8 @@ class Amal(Rule):
         step_size: float | None = None,
         repeats: int | None = None,
         train_share: float | None = None,
-        warmup_epochs: int = 10,
-        every: int = 10,
+        warmup_epochs: int | None = None,
+        every: int | None = None,
     ) -> None:
         check_choice("version", version, ("amal", "first"))
         own = (0.9, 1500.0, 5, 0.0) if version == "amal" else (None, 2000.0, 10, 0.25)
@@ -48,6 +49,7 @@ class Amal(Rule):
         self.train_share = own[3] if train_share is None else train_share
         self.warmup_epochs = warmup_epochs
         self.every = every
+        self.twentieth = 10
 
     def first_weights(self, shares: Tensor) -> Tensor:
         """Weights before the first update, ``(N, K + 1)``, from the weight of a teacher alone, ``(N, K)``."""
@@ -59,6 +61,7 @@ class Amal(Rule):
 
     def start(self, table: SampleTable, teachers: int, trusted: Tensor, labels: Tensor, epochs: int | None) -> None:
         """Add the weights."""
+        self.twentieth = max(1, round((epochs or 200) / 20))
         fresh = "weights" not in table
         table.add("weights", torch.zeros(teachers + 1))
         if fresh:
@@ -69,7 +72,8 @@ class Amal(Rule):
 
     def active(self, epoch: int) -> bool:
         """After the warm-up, one epoch of ``every``."""
-        return epoch >= self.warmup_epochs and (epoch - self.warmup_epochs) % self.every == 0
+        first = self.twentieth if self.warmup_epochs is None else self.warmup_epochs
+        return epoch >= first and (epoch - first) % (self.every or self.twentieth) == 0
 
     def observe(self, table: SampleTable, step: MetaStep) -> None:
         """Repeated steps on the weights of the batch."""
