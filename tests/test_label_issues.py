@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cleanlab.count import compute_confident_joint
+from cleanlab.filter import find_label_issues
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
@@ -106,6 +108,20 @@ class TestConfidentLearning:
         joint = confident_joint(labels, p)
         assert joint[2].tolist() == joint[:, 2].tolist() == [0, 0, 0]
         assert not label_issues(labels, p).any()
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_as_cleanlab_does(self, seed: int) -> None:
+        """It rounds the joint to whole rows in a way of its own, so that counts may differ by one."""
+        rng = np.random.default_rng(seed)
+        truth = rng.integers(0, 5, 500)
+        p = rng.dirichlet(np.full(5, 0.3), 500) + 2 * np.eye(5)[truth] * rng.random((500, 1))
+        p /= p.sum(1, keepdims=True)
+        labels = np.where(rng.random(500) < 0.3, rng.integers(0, 5, 500), truth)
+        joint, expected = confident_joint(torch.tensor(labels), torch.tensor(p)), compute_confident_joint(labels, p)
+        assert np.abs(joint.numpy() - expected).max() < 1
+        wrong = find_label_issues(labels, p, filter_by="prune_by_noise_rate", n_jobs=1)
+        assert 100 < wrong.sum() < 200
+        assert (label_issues(torch.tensor(labels), torch.tensor(p)).numpy() != wrong).sum() <= 4
 
 
 class TestLossDivider:

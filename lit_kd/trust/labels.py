@@ -36,7 +36,7 @@ def confident_joint(labels: Tensor, probabilities: Tensor) -> Tensor:
 
     A row may be of class j if its probability of j is at least the mean of that over rows with label j. Of such classes
     it counts as of the likeliest. Each row of the matrix is scaled to the number of rows with that label, and the
-    diagonal has at least one count before, so that no row is empty [memory].
+    diagonal has at least one count before, so that no row is empty [code].
 
     Args:
         labels: Given ones, ``(N,)``, in [0, C).
@@ -58,7 +58,7 @@ def label_issues(labels: Tensor, probabilities: Tensor) -> Tensor:
     """Which labels are wrong, bool ``(N,)``: confident learning's "prune by noise rate", of `confident_joint`.
 
     For each pair of classes i and j, of the rows with label i, as many as the joint says are truly j: those whose
-    probability of j exceeds that of i the most. A label that is the likeliest class is never wrong [memory].
+    probability of j exceeds that of i the most. A label that is the likeliest class is never wrong [code].
     """
     joint = confident_joint(labels, probabilities).round().long()
     wrong = torch.zeros_like(labels, dtype=torch.bool)

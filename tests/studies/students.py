@@ -276,6 +276,9 @@ ABLATIONS: dict[str, Maker] = {
     "no label channel": partial(Trusting, parts={"label_channel": no_witness}),
     "no false doubt": partial(Trusting, parts={"false_doubt": lambda doubt, *_: torch.zeros_like(doubt)}),
     "no frequency": partial(Trusting, parts={"frequency": lambda y, labelled, classes: torch.ones(classes)}),
+    "lost classes doubted": partial(
+        Trusting, parts={"mostly_right": lambda posterior, *_: torch.ones(posterior.shape[1])}
+    ),
     "no teachers": partial(Trusting, teachers=False),
     "no revision": partial(Trusting, revision=False),
     "meta-gradient, too": WithMetaGradient,
