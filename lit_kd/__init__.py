@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SLaM,
         Supervised,
         WeightedDistillation,
+        cross_predict,
     )
     from lit_kd.types import Batch, Outputs
 
@@ -57,6 +58,7 @@ __all__ = [
     "Supervised",
     "WeightedDistillation",
     "__version__",
+    "cross_predict",
 ]
 
 

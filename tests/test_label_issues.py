@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lit_kd import LossDivider
+from lit_kd import LossDivider, Supervised, cross_predict
+from lit_kd.data import DigitsDataModule
+from lit_kd.terms import Weights
 from lit_kd.trust.labels import clean_by_loss, confident_joint, label_issues
-from lit_kd.types import UNLABELED
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 
@@ -147,3 +150,49 @@ class TestLossDivider:
     def test_refused(self) -> None:
         with pytest.raises(ValueError, match="warmup_epochs of at least 1, found 0"):
             LossDivider("mlp-8", warmup_epochs=0, **BASE)
+
+
+class Seeing(Supervised):
+    """Keeps which rows it was trained on."""
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__("mlp-64", **base)
+        self.seen: set[int] = set()
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        assert batch.index is not None
+        self.seen |= set(batch.index.tolist())
+        return super().weigh(student, sources, batch)
+
+
+class TestCrossPredict:
+    @pytest.mark.parametrize("meta", [False, True])
+    def test_no_row_is_predicted_by_who_saw_it(self, meta: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        models: list[Seeing] = []
+        asked: list[list[int]] = []
+        predict = Seeing.predict_rows
+        monkeypatch.setattr(
+            Seeing,
+            "predict_rows",
+            lambda self, rows, **o: asked.append(rows.indices.tolist()) or predict(self, rows, **o),
+        )
+        data = Blobs(train_on_meta=meta, labeled=40)
+        found = cross_predict(lambda: models.append(Seeing(**BASE)) or models[-1], data, trainer, folds=3)
+        assert found.shape == (48, CLASSES)
+        torch.testing.assert_close(found.sum(1), torch.ones(48))
+        assert sorted(i for fold in asked for i in fold) == [*range(48)]
+        labelled = set((data.labels != UNLABELED).nonzero().flatten().tolist())
+        for model, fold in zip(models, asked, strict=True):
+            assert model.seen == {i for i in labelled if i < (72 if meta else 48)} - set(fold)
+
+    def test_finds_labels_that_a_student_learns_by_heart(self) -> None:
+        make = partial(Supervised, "mlp-64", num_classes=10, input_shape=[1, 8, 8])
+        data = DigitsDataModule(noise="symmetric", noise_rate=0.3, seed=0)
+        p = cross_predict(make, data, lambda: trainer(max_epochs=10), folds=3)
+        noisy, wrong = data.noisy[: data.train_size], label_issues(data.labels[: data.train_size], p)
+        assert (wrong & noisy).sum() > 0.9 * noisy.sum()
+        assert (wrong & noisy).sum() > 0.85 * wrong.sum()
+
+    def test_one_fold(self) -> None:
+        with pytest.raises(ValueError, match="expected at least 2 folds, found 1"):
+            cross_predict(lambda: Seeing(**BASE), Blobs(), trainer, folds=1)

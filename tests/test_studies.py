@@ -13,7 +13,7 @@ import torch
 from lightning import Trainer, seed_everything
 from sklearn.metrics import roc_auc_score
 
-from lit_kd import ALMKD, GLC, KD, Distiller, Supervised
+from lit_kd import ALMKD, GLC, KD, CoTeaching, Distiller, Supervised
 from lit_kd.data import DigitsDataModule
 from lit_kd.terms import ELR, GeneralizedCrossEntropy
 
@@ -23,9 +23,10 @@ ALIKE: dict[str, Callable[..., Distiller]] = {
     "ELR": lambda student, teacher, first, **base: Supervised(student, label_term=ELR(), **base),
     "GCE": lambda student, teacher, first, **base: Supervised(student, label_term=GeneralizedCrossEntropy(), **base),
     "GLC": lambda student, teacher, first, **base: GLC(student, first, **base),
+    "Co-teaching": lambda student, teacher, first, **base: CoTeaching(student, peers=[first], noise_rate=0.4, **base),
     "robust": lambda student, teacher, first, **base: ALMKD(student, teacher, **base),
 }
-"""Methods of the study as those of lit_kd; first is what GLC trains first."""
+"""Methods of the study as those of lit_kd; first is what GLC trains first, or the peer."""
 
 
 @pytest.fixture
@@ -64,9 +65,11 @@ def test_students_side_by_side_are_trained_as_by_lit_kd(monkeypatch: pytest.Monk
     for name, make in ALIKE.items():
         method = students.METHODS[name]()
         method.begin(runs)
+        method.noise = torch.tensor([0.4, 0.4])
+        others = [getattr(method, "peers", first).module(i) for i in range(2)]
         nets = runs.train(method)
         for i, data in enumerate(datas):
-            student, before = (torch.nn.Sequential(torch.nn.Flatten(), n.module(i)) for n in (beginning, first))
+            student, before = (torch.nn.Sequential(torch.nn.Flatten(), n) for n in (beginning.module(i), others[i]))
             model = make(student, teachers[i], before, **base)
             data.train_on_meta = True
             trainer(9).fit(model, data)

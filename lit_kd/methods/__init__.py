@@ -2,6 +2,7 @@
 
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.crd import CRD
+from lit_kd.methods.cross import cross_predict
 from lit_kd.methods.dkd import DKD
 from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.glc import GLC
@@ -42,4 +43,5 @@ __all__ = [
     "SimKD",
     "Supervised",
     "WeightedDistillation",
+    "cross_predict",
 ]

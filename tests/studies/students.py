@@ -20,7 +20,7 @@ from lit_kd.data.sampler import EpochSampler
 from lit_kd.data.seeds import derive_seed
 from lit_kd.trust import belief
 from lit_kd.trust.transition import gold_transition
-from lit_kd.weightings import Robust, robust
+from lit_kd.weightings import Amal, Paper, Robust, robust
 from lit_kd.weightings.base import MetaStep
 
 EPOCHS, HIDDEN, TEMPERATURE = 30, 32, 4.0
@@ -42,7 +42,7 @@ class Runs:
 
     def train(self, method: Method, meta: bool = True) -> Mlps:
         """The nets after the last epoch."""
-        nets = Mlps([e.seed for e in self.experiments], self.x.shape[-1], HIDDEN, self.classes)
+        self.nets = nets = Mlps([e.seed for e in self.experiments], self.x.shape[-1], HIDDEN, self.classes)
         sizes = [len(e.y) if meta else e.rows for e in self.experiments]
         samplers = [
             EpochSampler(size, seed=derive_seed(e.seed, "order"))
@@ -151,6 +151,73 @@ class GLC(Method):
     def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
         found = p * self.of(self.likelihood, index)
         return p - found / found.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+class CoTeaching(Method):
+    """Co-teaching (arXiv 1804.06872), told the true share of wrong labels."""
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        seeds = [derive_seed(e.seed, "peer") for e in runs.experiments]
+        self.peers, self.epoch = Mlps(seeds, runs.x.shape[-1], HIDDEN, runs.classes), 0
+        self.noise = torch.tensor([float((e.y != e.true).float().mean()) for e in runs.experiments])
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        x, onehot, shown = self.of(self.runs.x, index), self.of(self.runs.onehot, index), index >= 0
+        hidden, other = self.peers.forward(x)
+        kept = ((1 - self.noise * min(self.epoch / 10, 1)) * shown.sum(1)).round().clamp(min=1).unsqueeze(1)
+        mine, theirs = p - onehot, other.softmax(-1) - onehot
+        small = []
+        for logits in z, other:
+            losses = -(logits.log_softmax(-1) * onehot).sum(-1)
+            order = losses.masked_fill(~shown, torch.inf).argsort(dim=1, stable=True).argsort(1)
+            small.append((order < kept).float() / kept * shown)
+        self.peers.step(x, hidden, theirs * small[0].unsqueeze(-1), cosine(self.epoch, EPOCHS), shown.any(1))
+        return mine * small[1].unsqueeze(-1) * shown.sum(1).view(-1, 1, 1)
+
+    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
+        self.epoch = epoch + 1
+
+
+class Published(KD):
+    """ALM-KD with a published rule. It sees all trusted rows at once, the library those of the latest batches."""
+
+    def __init__(self, rule: Amal) -> None:
+        super().__init__(0)
+        self.rule = rule
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.rule.start(SampleTable(1, ""), 1, torch.ones(1, dtype=torch.bool), torch.zeros(1), EPOCHS)
+        self.weights = self.rule.first_weights(torch.full((1, 1), 0.9)).repeat(*runs.x.shape[:2], 1)
+        self.trusted, self.epoch = runs.stack([e.trusted for e in runs.experiments]).float(), 0
+
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        terms = torch.stack([super().gradient(z, p, index), self.taught(z, index)], dim=2)
+        if self.rule.active(self.epoch):
+            self.weights[self.runs.each, index] = self.moved(terms, index)
+        return (self.of(self.weights, index).unsqueeze(-1) * terms).sum(2)
+
+    def moved(self, terms: Tensor, index: Tensor) -> Tensor:
+        """Weights after the steps of a batch, ``(E, B, 2)``, from the gradients of label and teacher."""
+        nets, weights, lr = self.runs.nets, self.of(self.weights, index), cosine(self.epoch, EPOCHS)
+        hidden, all_hidden = (nets.forward(x)[0] for x in (self.of(self.runs.x, index), self.runs.x))
+        rows = (index >= 0).sum(1).view(-1, 1, 1)
+        shares = (index >= 0).unsqueeze(-1) / rows.clamp(min=1)
+        vouching = self.trusted.clone()
+        vouching[self.runs.each, index] = 0  # no row vouches for itself
+        vouching /= vouching.sum(1, keepdim=True).clamp(min=1)
+        for _ in range(self.rule.repeats):
+            pull = (weights.unsqueeze(-1) * terms).sum(2) * shares
+            w, b = nets.parameters[2] - lr * hidden.mT @ pull, nets.parameters[3] - lr * pull.sum(1, keepdim=True)
+            error = ((all_hidden @ w + b).softmax(-1) - self.runs.onehot) * vouching.unsqueeze(-1)
+            moved = hidden @ (all_hidden.mT @ error) + error.sum(1, keepdim=True)
+            gradient = -lr * shares * (terms * moved.unsqueeze(2)).sum(-1) * self.rule.step_size * rows / 128
+            weights = self.rule.move(weights.flatten(0, 1), gradient.flatten(0, 1), 1.0).view_as(weights)
+        return weights
+
+    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
+        self.epoch = epoch + 1
 
 
 class Trusting(KD):
@@ -271,6 +338,9 @@ RIVALS: dict[str, Maker] = {
     "ELR": ELR,
     "GLC": GLC,
     "GCE": GCE,
+    "Co-teaching": CoTeaching,
+    "paper": lambda: Published(Paper()),
+    "amal": lambda: Published(Amal()),
 }
 ABLATIONS: dict[str, Maker] = {
     "no label channel": partial(Trusting, parts={"label_channel": no_witness}),
