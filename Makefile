@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## Compare methods on digits with 30% pair noise: table and pictures in runs/digits_pair
-	$(BIN)/lit-kd compare configs/recipes/digits_pair.yaml
+	$(BIN)/lit-kd compare configs/recipes/digits_pair.yaml --seeds 0
 
 test: $(READY)  ## Run the tests
 	$(BIN)/pytest -n 2

@@ -127,7 +127,8 @@ def by_bayes(r: Rows, quality: list[float]) -> tuple[Array, Array]:
     frequent = [min(1.0, CLASSES * np.mean(labels[labelled] == c)) for c in range(CLASSES)]
     for c in range(CLASSES):
         of_label = sum((posterior[i] for i in range(n) if labels[i] == c and not trusted[i]), np.zeros(CLASSES))
-        frequent[c] *= of_label[c] >= max(of_label)
+        said = [int(student[i].argmax()) == c for i in range(n) if labels[i] == c and trusted[i]]
+        frequent[c] *= of_label[c] >= max(of_label) or sum(said) > len(said) / 2
     for i in range(n):
         own = np.eye(CLASSES)[labels[i]]
         if trusted[i]:
@@ -295,9 +296,12 @@ class TestBetter:
 class TestEchoes:
     def test_by_hand(self) -> None:
         said, y = torch.tensor([[0, 1], [1, 1], [2, 0], [0, 0]]), torch.tensor([0, 0, 2, 0])
-        found = echoes(said, y, torch.tensor([0.5, 1.0, 0.25, 0.25]))
+        untrusted = torch.tensor([True, True, True, True])  # the others add nothing
+        found = echoes(said, y, torch.tensor([0.5, 1.0, 0.25, 0.25]), untrusted)
         torch.testing.assert_close(found, torch.tensor([1.0 / 2.2, 0.25 / 2.2]))  # 0.2 is a twentieth of the rows
-        torch.testing.assert_close(echoes(said, y, torch.zeros(4)), torch.zeros(2))  # nothing is doubted
+        torch.testing.assert_close(echoes(said, y, torch.zeros(4), untrusted), torch.zeros(2))  # nothing is doubted
+        few = torch.tensor([True, True, False, False])  # labels that could be doubted at all
+        torch.testing.assert_close(echoes(said, y, torch.tensor([0.5, 1.0, 0, 0]), few), torch.tensor([0.5 / 1.6, 0.0]))
 
     def test_who_repeats_wrong_labels_is_not_heard(self) -> None:
         r = rows(2, n=400)
@@ -375,3 +379,20 @@ class TestMostlyRight:
         assert torch.equal(found.classes[lost], truth[lost])
         assert found.clean[lost].min() > 0.99
         assert torch.equal(found.classes[others], truth[others])
+
+    def test_a_rare_class_of_which_most_labels_are_wrong(self) -> None:
+        """Trusted rows tell that the student knows it, so its labels may be doubted."""
+        truth = torch.cat([torch.arange(3).repeat_interleave(300), torch.full((60,), 3)])
+        rng = torch.Generator().manual_seed(0)
+        order = torch.randperm(960, generator=rng)
+        truth, wrong = truth[order], torch.rand(960, generator=rng) < 0.4
+        trusted = torch.arange(960) >= 860
+        labels = torch.where(wrong & ~trusted, torch.randint(4, (960,), generator=rng), truth)
+        student = 0.02 + 0.92 * torch.eye(CLASSES)[truth]
+        mistaken = (labels == 3) & (truth != 3)
+        assert mistaken.sum() > (labels == 3).sum() / 2
+        knows = believe(student, labels, trusted, truth[:, None][:, :0])
+        other = torch.where(truth == 3, 0, truth)  # does not
+        lost = believe(0.02 + 0.92 * torch.eye(CLASSES)[other], labels, trusted, truth[:, None][:, :0])
+        assert knows.clean[mistaken].mean() < 0.75  # rare classes are doubted less
+        assert (lost.clean[mistaken & ~trusted] == 1).all()

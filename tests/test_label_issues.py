@@ -193,6 +193,7 @@ class TestCrossPredict:
         assert (wrong & noisy).sum() > 0.9 * noisy.sum()
         assert (wrong & noisy).sum() > 0.85 * wrong.sum()
 
-    def test_one_fold(self) -> None:
-        with pytest.raises(ValueError, match="expected at least 2 folds, found 1"):
-            cross_predict(lambda: Seeing(**BASE), Blobs(), trainer, folds=1)
+    @pytest.mark.parametrize("folds", [1, 49])
+    def test_numbers_of_folds(self, folds: int) -> None:
+        with pytest.raises(ValueError, match=f"from 2 folds to one a row, found folds={folds} and 48 rows"):
+            cross_predict(lambda: Seeing(**BASE), Blobs(), trainer, folds=folds)

@@ -204,6 +204,10 @@ class TestOptions:
         rule, _ = started(rule=Robust(early), epochs=epochs)
         assert (rule.early, rule.length) == expected
 
+    def test_teachers_that_are_never_heard(self) -> None:
+        with pytest.warns(UserWarning, match="never heard: 30 epochs end before early_epochs=50"):
+            started(rule=Robust(50), epochs=30)
+
     def test_a_training_of_unknown_length(self) -> None:
         rule, _ = started(rule=Robust(4), epochs=None)
         assert (rule.early, rule.length) == (4, 40)
@@ -269,7 +273,7 @@ class TestCompareClasses:
 
     @pytest.mark.parametrize("skewed", [False, True])
     def test_in_a_training(self, skewed: bool) -> None:
-        """Once, when early learning is over: trusted rows of class 2 alone but one of each other."""
+        """Once, after a third of the training: trusted rows of class 2 alone but one of each other."""
 
         class Skewed(Blobs):
             def load(self) -> Source:

@@ -47,7 +47,8 @@ def read_recipe(path: Path) -> Recipe:
 
     ``teacher``, and each entry of ``teachers`` and ``methods``, holds what differs from the defaults, in the form of a
     config for ``lit-kd fit``. Of several teachers an entry may name its ``teacher``, or a list of them; a teacher may
-    name those above it. A method learns from all if it names none, and takes one; with ``teacher: []`` from none.
+    name those above it. A method that takes a teacher learns from all, or from those that it names; ``teacher: []``:
+    from none.
     """
     content = _mapping(read_yaml(path), {"name", "seeds", "defaults", TEACHER, "teachers", "methods"}, f"{path}")
     defaults = _mapping(content.get("defaults") or {}, _PARTS, f"{path}, defaults")
@@ -94,17 +95,18 @@ def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: 
     if "class_path" not in model:
         raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
     name = model["class_path"].split(".")[-1]
-    method = getattr(lit_kd, name, None)  # None: another package's
-    takes = method is None or TEACHER in inspect.signature(method).parameters
+    path = model["class_path"]
+    ours = getattr(lit_kd, name, None) if path == name or path.startswith("lit_kd.") else None
+    takes = ours is None or TEACHER in inspect.signature(ours).parameters
     learns = takes and TEACHER not in model.get("init_args", {})
     if asked is None:
         return tuple(known.values()) if learns and not is_teacher else ()
-    if asked == []:
+    if asked == [] and not getattr(ours, "needs_teacher", False):
         return ()
     if not learns:
         raise ValueError(f"{where}: expected no teacher for {name} or beside init_args.teacher; found {asked!r}")
     asked = asked if isinstance(asked, list) else [asked]
-    if not all(str(name) in known for name in asked):
+    if not asked or not all(str(name) in known for name in asked):
         raise ValueError(f"{where}: expected as teacher one or some of {list(known)}, those above it; found {asked!r}")
     return tuple(known[str(name)] for name in asked)
 

@@ -16,9 +16,9 @@ def cross_predict(
 ) -> Tensor:
     """What students say of training rows that they were not trained on, probabilities ``(N, C)``.
 
-    The rows are drawn into folds, and for each fold a student is trained without it. So no student has learned a wrong
-    label by heart that it is asked about: with `lit_kd.trust.labels.label_issues` this is confident learning (arXiv
-    1911.00068).
+    The rows are drawn into folds, and for each fold a student is trained without it. So no student is asked about a
+    label that it may have learned by heart: with `lit_kd.trust.labels.label_issues` this is confident learning (arXiv
+    1911.00068). Rows without a label are predicted, too.
 
     Args:
         make: Makes a method to train, such as ``lambda: Supervised("cnn-16")``.
@@ -26,12 +26,14 @@ def cross_predict(
         trainer: Makes the trainer of a fold.
         folds: How many parts, at least 2.
     """
-    if folds < 2:
-        raise ValueError(f"expected at least 2 folds, found {folds}: each student must have rows to learn from")
     data.setup()
-    n, draw = data.train_size, torch.Generator().manual_seed(derive_seed(resolve_seed(None), "folds"))
+    n = data.train_size
+    if not 2 <= folds <= n or data.multilabel:
+        given = "several labels a sample" if data.multilabel else f"folds={folds} and {n} rows"
+        raise ValueError(f"expected one class a sample, and from 2 folds to one a row, found {given}")
+    draw = torch.Generator().manual_seed(derive_seed(resolve_seed(None), "folds"))
     said = torch.zeros(n, data.num_classes)
-    for fold in torch.randperm(n, generator=draw).chunk(folds):
+    for fold in torch.randperm(n, generator=draw).tensor_split(folds):
         model = make()
         _leave_out(model, fold, len(data.labels) if model.trains_on_meta or data.train_on_meta else n)
         trainer().fit(model, data)

@@ -78,8 +78,8 @@ def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: P
     label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
     batches = torch.split(torch.arange(data.train_size), data.batch_size)
     found = [model.predict_rows(data.parts.rows(index)).teachers for index in batches]
-    by_teacher = [torch.cat([teacher.logits.argmax(-1) for teacher in each]) for each in zip(*found, strict=True)]
-    said = torch.stack([torch.zeros_like(data.labels[rows]), *(c.cpu() for c in by_teacher)], dim=1)[:, 1:].numpy()
+    classes = [torch.cat([teacher.logits.argmax(-1) for teacher in each]) for each in zip(*found, strict=True)]
+    said = torch.stack(classes, dim=1).cpu().numpy() if classes else np.zeros((len(label), 0), dtype=np.int64)
     columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
     shown, pixels = distrusted_by(model, SHOWN)
     if shown:

@@ -16,8 +16,8 @@ LABEL_ROWS = 5.0  # pseudo-rows a class in the label's channel, eq. (3)
 TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows are few
 MORE_ERRORS = 1.0  # that the student must make, for a teacher to be heard, eq. (5)
 REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
-FEW = 0.05  # of the rows; where fewer labels are wrong, it matters less who repeats them, eq. (5)
-SURE = 3  # power of a class's probability, for how much to learn from it, eq. (7): what is unsure teaches little
+FEW = 0.05  # of the labels; where fewer are wrong, it matters less who repeats them, eq. (5)
+SURE = 3.0  # power of a class's probability, for how much to learn from it, eq. (7): what is unsure teaches little
 STEPS = 10  # of EM
 TINY = 1e-12
 
@@ -53,14 +53,15 @@ def believe(
     doubt = 1 - of(posterior, y)
     doubt = doubt * (1 - false_doubt(doubt, trusted, untrusted)) * untrusted
     quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
-    quality = quality * (1 - echoes(said, y, doubt) / REPEATED).clamp(min=0)
+    quality = quality * (1 - echoes(said, y, doubt, untrusted) / REPEATED).clamp(min=0)
     # teachers may have learned the same: all of them together say no more than the best
     shares = quality * quality.amax(0) / quality.sum().clamp(min=TINY) if len(quality) else quality
     for k, share in enumerate(shares):
         confusion = channel_of(y[trusted], F.one_hot(said[trusted, k], student.shape[1]).to(student), TEACHER_ROWS)
         posterior = normalised(posterior * confusion.T[said[:, k]] ** share)
     false = false_doubt(1 - of(posterior, y), trusted, untrusted)
-    credible = (frequency(y, labelled, student.shape[1]) * mostly_right(posterior, y, untrusted))[y]
+    found = mostly_right(posterior, y, untrusted) | known(student, y, trusted)
+    credible = (frequency(y, labelled, student.shape[1]) * found)[y]
     kept = torch.where(labelled, (1 - false) * credible, 1.0).unsqueeze(1)
     own = F.one_hot(y, student.shape[1]) * labelled.unsqueeze(1)
     posterior = torch.where(trusted.unsqueeze(1), own, own + kept * (posterior - own))
@@ -110,9 +111,10 @@ def better(errors: Tensor) -> Tensor:
     return torch.erf(z / 2**0.5).clamp(min=0)
 
 
-def echoes(said: Tensor, y: Tensor, doubt: Tensor) -> Tensor:
+def echoes(said: Tensor, y: Tensor, doubt: Tensor, untrusted: Tensor) -> Tensor:
     """Of the labels that are doubted the share that each teacher repeats, ``(K,)``: what it learned by heart."""
-    return ((said == y.unsqueeze(1)) * doubt.unsqueeze(1)).sum(0) / (doubt.sum() + FEW * len(doubt)).clamp(min=TINY)
+    repeated = ((said == y.unsqueeze(1)) * doubt.unsqueeze(1)).sum(0)
+    return repeated / (doubt.sum() + FEW * untrusted.sum()).clamp(min=TINY)
 
 
 def false_doubt(doubt: Tensor, trusted: Tensor, untrusted: Tensor) -> Tensor:
@@ -128,9 +130,9 @@ def false_doubt(doubt: Tensor, trusted: Tensor, untrusted: Tensor) -> Tensor:
     return falling[order.argsort()].clamp(max=1)
 
 
-def at_least(values: Tensor, of: Tensor) -> Tensor:
+def at_least(values: Tensor, others: Tensor) -> Tensor:
     """How many of some numbers are as great as each value, or greater, ``(N,)``."""
-    return len(of) - torch.searchsorted(of.sort().values, values)
+    return len(others) - torch.searchsorted(others.sort().values, values)
 
 
 def frequency(y: Tensor, labelled: Tensor, classes: int) -> Tensor:
@@ -140,10 +142,17 @@ def frequency(y: Tensor, labelled: Tensor, classes: int) -> Tensor:
 
 
 def mostly_right(posterior: Tensor, y: Tensor, untrusted: Tensor) -> Tensor:
-    """Whether the labels of a class seem right more often than a mistake for any other, bool ``(C,)``.
+    """Whether labels of a class seem right more often than a mistake for any other, bool ``(C,)``.
 
-    If they do not, the student has lost the class, and its doubt is not to be believed.
+    If they do not, the student may have lost the class, and its doubt is not to be believed.
     """
     classes = posterior.shape[1]
     found = posterior.new_zeros(classes, classes).index_add(0, y[untrusted], posterior[untrusted])
     return found.diagonal() >= found.amax(1)
+
+
+def known(student: Tensor, y: Tensor, trusted: Tensor) -> Tensor:
+    """Whether the student is right about most trusted rows of a class, bool ``(C,)``."""
+    rows, classes = y[trusted], student.shape[1]
+    right = rows[student[trusted].argmax(1) == rows]
+    return 2 * torch.bincount(right, minlength=classes) > torch.bincount(rows, minlength=classes)

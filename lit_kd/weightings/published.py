@@ -14,9 +14,9 @@ from lit_kd.weightings.base import MetaStep, Rule, has_label
 class Amal(Rule):
     """Independent weights in [0, 2] (AMAL, AAAI 2023) [code]: a sample can be switched off.
 
-    ``None`` takes a constant of AMAL's code: 0.9, 1500, 5 and 0; with ``version="first"`` that of arXiv 2202.03250 v1:
-    random, 2000, 10 and 0.25. There, weights are updated in a separate pass in eval mode; here, in the training steps
-    of the same epochs [ours].
+    For the first four, ``None`` takes a constant of AMAL's code: 0.9, 1500, 5 and 0; with ``version="first"`` that of
+    arXiv 2202.03250 v1: random, 2000, 10 and 0.25. There, weights are updated in a separate pass in eval mode; here, in
+    the training steps of the same epochs [ours].
 
     Args:
         version: ``"amal"`` or ``"first"``.
@@ -24,9 +24,9 @@ class Amal(Rule):
         step_size: At a batch of 128; it scales with the batch, as the meta-gradient of a sample carries 1 / B.
         repeats: Steps a batch; each look-ahead starts from the same student.
         train_share: The training loss's part in the gradient, in [0, 1]; the validation loss has the rest.
-        warmup_epochs: Epochs before the first update; ``None``: a twentieth of the training, as the authors' 10 of 200,
-            and 10 where nobody knows how long it is.
-        every: Updates in one epoch of so many; ``None``: of a twentieth of the training, too.
+        warmup_epochs: Epochs before the first update; ``None``: a twentieth of the training, or of 100 epochs if it is
+            longer and may stop early; 10 if its length is unknown. The authors take 10 of 200 [ours].
+        every: Weights are updated in one of so many epochs; ``None``: as many as the default of ``warmup_epochs``.
     """
 
     meta_rows = 1000

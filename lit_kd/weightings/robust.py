@@ -50,6 +50,8 @@ class Robust(Rule):
                 "max_epochs or max_steps, or pass rule=lit_kd.weightings.Robust(early_epochs=...)"
             )
         self.length, self.early = length, self.early_epochs or max(1, round(length / 10))
+        if self.early >= length > 1:
+            rank_zero_warn(f"teachers are never heard: {length} epochs end before early_epochs={self.early}. Lower it")
         self.trusted, self.labels = trusted, labels
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", torch.ones(()))
@@ -77,7 +79,7 @@ class Robust(Rule):
     def observe(self, table: SampleTable, step: MetaStep) -> None:
         """Remember what was said."""
         if "memory" not in table:
-            table.add("memory", torch.zeros(step.logits.shape[1], device=step.logits.device))
+            table.add("memory", step.logits.new_zeros(step.logits.shape[1]))
         epochs, memory = table["epochs"][step.index] + 1, table["memory"][step.index]
         new = (1 - self.decay) / (1 - self.decay**epochs)  # all of it, the first time
         memory = memory + new.unsqueeze(1) * (step.logits.softmax(-1) - memory)
@@ -116,7 +118,7 @@ class Robust(Rule):
             table[name] = column
         others = labelled & ~trusted
         table.shared["noise_rate"] = (1 - found.clean[others]).sum() / others.sum().clamp(min=1)
-        if epoch + 1 == max(self.early, round(self.length / 3)):  # by then wrong labels are known
+        if epoch + 1 == max(1, round(self.length / 3)):  # by then wrong labels are known
             compare_classes(found.classes[~trusted], labels[trusted & labelled], memory.shape[1])
 
 

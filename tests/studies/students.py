@@ -189,11 +189,13 @@ class Published(KD):
     def begin(self, runs: Runs) -> None:
         super().begin(runs)
         self.rule.start(SampleTable(1, ""), 1, torch.ones(1, dtype=torch.bool), torch.zeros(1), EPOCHS)
-        self.weights = self.rule.first_weights(torch.full((1, 1), 0.9)).repeat(*runs.x.shape[:2], 1)
+        self.weights = self.rule.first_weights(torch.full((1, 1), self.rule.start_weight or 0.5)).repeat(
+            *runs.x.shape[:2], 1
+        )
         self.trusted, self.epoch = runs.stack([e.trusted for e in runs.experiments]).float(), 0
 
     def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
-        terms = torch.stack([super().gradient(z, p, index), self.taught(z, index)], dim=2)
+        terms = torch.stack([Method.gradient(self, z, p, index), self.taught(z, index)], dim=2)
         if self.rule.active(self.epoch):
             self.weights[self.runs.each, index] = self.moved(terms, index)
         return (self.of(self.weights, index).unsqueeze(-1) * terms).sum(2)
@@ -208,8 +210,8 @@ class Published(KD):
         vouching[self.runs.each, index] = 0  # no row vouches for itself
         vouching /= vouching.sum(1, keepdim=True).clamp(min=1)
         for _ in range(self.rule.repeats):
-            pull = (weights.unsqueeze(-1) * terms).sum(2) * shares
-            w, b = nets.parameters[2] - lr * hidden.mT @ pull, nets.parameters[3] - lr * pull.sum(1, keepdim=True)
+            ahead = lr * (weights.unsqueeze(-1) * terms).sum(2) * shares
+            w, b = nets.parameters[2] - hidden.mT @ ahead, nets.parameters[3] - ahead.sum(1, keepdim=True)
             error = ((all_hidden @ w + b).softmax(-1) - self.runs.onehot) * vouching.unsqueeze(-1)
             moved = hidden @ (all_hidden.mT @ error) + error.sum(1, keepdim=True)
             gradient = -lr * shares * (terms * moved.unsqueeze(2)).sum(-1) * self.rule.step_size * rows / 128
@@ -344,6 +346,9 @@ RIVALS: dict[str, Maker] = {
 }
 ABLATIONS: dict[str, Maker] = {
     "no label channel": partial(Trusting, parts={"label_channel": no_witness}),
+    "no sharpening": partial(Trusting, parts={"SHARPER": 1.0}),
+    "no echoes": partial(Trusting, parts={"echoes": lambda said, *_: torch.zeros(said.shape[1])}),
+    "all learned alike": partial(Trusting, parts={"SURE": 0.0}),
     "no false doubt": partial(Trusting, parts={"false_doubt": lambda doubt, *_: torch.zeros_like(doubt)}),
     "no frequency": partial(Trusting, parts={"frequency": lambda y, labelled, classes: torch.ones(classes)}),
     "lost classes doubted": partial(
@@ -352,7 +357,7 @@ ABLATIONS: dict[str, Maker] = {
     "no teachers": partial(Trusting, teachers=False),
     "no revision": partial(Trusting, revision=False),
     "meta-gradient, too": WithMetaGradient,
-    "half of it, too": partial(WithMetaGradient, gain=0.5),
+    "half the meta-gradient, too": partial(WithMetaGradient, gain=0.5),
 }
 METHODS = {**RIVALS, OURS: Trusting, **ABLATIONS}
 
