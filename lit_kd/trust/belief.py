@@ -17,7 +17,7 @@ TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows ar
 MORE_ERRORS = 1.0  # that the student must make, for a teacher to be heard, eq. (5)
 REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
 FEW = 0.05  # of the labels; where fewer are wrong, it matters less who repeats them, eq. (5)
-SURE = 3.0  # power of a class's probability, for how much to learn from it, eq. (7): what is unsure teaches little
+SURE = 3.0  # power of a class's probability, for how much to learn from it, eq. (8): what is unsure teaches little
 STEPS = 10  # of EM
 TINY = 1e-12
 
