@@ -352,7 +352,7 @@ ABLATIONS: dict[str, Maker] = {
     "no false doubt": partial(Trusting, parts={"false_doubt": lambda doubt, *_: torch.zeros_like(doubt)}),
     "no frequency": partial(Trusting, parts={"frequency": lambda y, labelled, classes: torch.ones(classes)}),
     "lost classes doubted": partial(
-        Trusting, parts={"mostly_right": lambda posterior, *_: torch.ones(posterior.shape[1])}
+        Trusting, parts={"mostly_right": lambda posterior, *_: torch.ones(posterior.shape[1]).bool()}
     ),
     "no teachers": partial(Trusting, teachers=False),
     "no revision": partial(Trusting, revision=False),
