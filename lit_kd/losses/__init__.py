@@ -3,6 +3,7 @@
 Shapes: B samples, C classes. Logits are unnormalised, temperatures T > 0 dimensionless, losses ``(B,)``, in nats.
 """
 
+from lit_kd.losses.divergences import correlation_loss, divergence, normalised_kd_loss, standardised
 from lit_kd.losses.features import contrastive_loss, hint_loss
 from lit_kd.losses.labels import (
     corrected_cross_entropy,
@@ -33,18 +34,22 @@ __all__ = [
     "contradicts",
     "contrastive_loss",
     "corrected_cross_entropy",
+    "correlation_loss",
     "cross_entropy",
     "decoupled_kd_loss",
+    "divergence",
     "early_learning",
     "generalized_cross_entropy",
     "hint_loss",
     "kd_loss",
     "mean_teacher",
+    "normalised_kd_loss",
     "overparameterized_loss",
     "revise_labels",
     "revised_teacher",
     "slam_loss",
     "slam_mix",
+    "standardised",
     "superloss",
     "taylor_cross_entropy",
     "teacher_labels",

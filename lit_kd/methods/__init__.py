@@ -3,6 +3,7 @@
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.crd import CRD
 from lit_kd.methods.cross import cross_predict
+from lit_kd.methods.dist import DIST
 from lit_kd.methods.dkd import DKD
 from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.glc import GLC
@@ -12,6 +13,7 @@ from lit_kd.methods.loss_divider import LossDivider
 from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.mutual import MutualLearning
+from lit_kd.methods.nkd import NKD
 from lit_kd.methods.posterior import PosteriorDistillation
 from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
@@ -20,14 +22,18 @@ from lit_kd.methods.slam import SLaM
 from lit_kd.methods.small_loss import CoTeaching, JoCoR
 from lit_kd.methods.supervised import Supervised
 from lit_kd.methods.weighted import WeightedDistillation
+from lit_kd.methods.wsld import WSLD
 
 __all__ = [
     "ALMKD",
     "CRD",
+    "DIST",
     "DKD",
     "GLC",
     "KD",
     "L2RW",
+    "NKD",
+    "WSLD",
     "CoTeaching",
     "Distilled",
     "FitNet",

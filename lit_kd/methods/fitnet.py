@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from lit_kd.distiller import Distiller
 from lit_kd.models import Network
-from lit_kd.terms import Hint, Term, Weights
-from lit_kd.types import PENULTIMATE, Batch, Outputs
+from lit_kd.terms import Hint, Term
+from lit_kd.types import PENULTIMATE
+from lit_kd.weightings.mean_teacher import Beside
 
 
-class FitNet(Distiller):
+class FitNet(Beside):
     """Hints (FitNet, arXiv 1412.6550): cross-entropy, and the error of inner features through a trained adapter.
 
     Both are learned at once, as in the field's benchmarks [code]; in the paper, hints come first. Several teachers have
@@ -21,7 +21,7 @@ class FitNet(Distiller):
             linear layer reads.
         teacher_tap: The same of the teacher.
         weight: What the hints count, beside 1 for the label; 100 in the benchmarks.
-        **base: See `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
     """
 
     def __init__(
@@ -34,15 +34,9 @@ class FitNet(Distiller):
         weight: float = 100.0,
         **base: Any,
     ) -> None:
-        super().__init__(student=student, teacher=teacher, **base)
-        if weight < 0:
-            raise ValueError(f"expected a weight of at least 0, found {weight}")
-        self.student_tap, self.teacher_tap, self.weight = student_tap, teacher_tap, weight
+        super().__init__(student=student, teacher=teacher, weight=weight, **base)
+        self.student_tap, self.teacher_tap = student_tap, teacher_tap
 
     def default_term(self) -> Term:
         """Hints."""
         return Hint(self.student_tap, self.teacher_tap)
-
-    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
-        """1 for the label, and the weight."""
-        return [1.0, *[self.weight / len(sources)] * len(sources)]

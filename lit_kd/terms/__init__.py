@@ -14,7 +14,19 @@ from lit_kd.terms.labels import (
     SuperLoss,
     TaylorCrossEntropy,
 )
-from lit_kd.terms.logits import KL, BernoulliKL, DecoupledKL, HardLabel, LogitTerm, Mixed, Revised, TeacherLabel
+from lit_kd.terms.logits import (
+    KL,
+    BatchCorrelation,
+    BernoulliKL,
+    Correlation,
+    DecoupledKL,
+    HardLabel,
+    LogitTerm,
+    Mixed,
+    NormalisedKL,
+    Revised,
+    TeacherLabel,
+)
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
 from lit_kd.terms.task import TASKS, Task
 
@@ -23,9 +35,11 @@ __all__ = [
     "KL",
     "SOP",
     "TASKS",
+    "BatchCorrelation",
     "BernoulliCrossEntropy",
     "BernoulliKL",
     "Contrastive",
+    "Correlation",
     "CrossEntropy",
     "DecoupledKL",
     "ForwardCorrection",
@@ -35,6 +49,7 @@ __all__ = [
     "LabelTerm",
     "LogitTerm",
     "Mixed",
+    "NormalisedKL",
     "Revised",
     "SoftTarget",
     "SuperLoss",

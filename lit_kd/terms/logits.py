@@ -2,21 +2,27 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.losses import (
     bernoulli_kd_loss,
     contradicts,
+    correlation_loss,
     cross_entropy,
     decoupled_kd_loss,
+    divergence,
     kd_loss,
+    normalised_kd_loss,
     revise_labels,
     revised_teacher,
     slam_loss,
     slam_mix,
+    standardised,
     teacher_labels,
 )
+from lit_kd.losses.divergences import Kind
 from lit_kd.terms.base import Term
 from lit_kd.trust.reliability import MixingRates, class_ranks, margin
 from lit_kd.types import Batch, Outputs, check_choice, class_labels
@@ -28,15 +34,17 @@ class LogitTerm(Term):
     Args:
         temperature: T > 0, dimensionless.
         weight: A constant factor.
+        standardise: Compare logits of mean 0 and standard deviation 1, so that neither network's scale counts (arXiv
+            2403.01427, whose code has T = 2 and weights of 9 for what is distilled and 0.1 for the label).
     """
 
     tasks = ("classification",)
 
-    def __init__(self, temperature: float = 4.0, weight: float = 1.0) -> None:
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0, standardise: bool = False) -> None:
         super().__init__(weight)
         if not temperature > 0:
             raise ValueError(f"expected a temperature above 0, found {temperature}")
-        self.temperature = temperature
+        self.temperature, self.standardise = temperature, standardise
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """The loss of each sample, ``(B,)``, from logits ``(B, C)`` and labels."""
@@ -45,15 +53,39 @@ class LogitTerm(Term):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """See `loss`."""
         assert teacher is not None
-        return self.loss(student.logits, teacher.logits, batch.y)
+        z, t = student.logits, teacher.logits
+        if self.standardise:
+            z, t = standardised(z), standardised(t)
+        return self.loss(z, t, batch.y)
 
 
 class KL(LogitTerm):
-    """``T^2 KL(teacher || student)`` (Hinton et al., 2015), see `lit_kd.losses.kd_loss`."""
+    """``T^2 KL(teacher || student)`` (Hinton et al., 2015), or another divergence in its place.
+
+    Args:
+        temperature: T > 0, dimensionless.
+        weight: A constant factor.
+        divergence: See `lit_kd.losses.divergence`.
+        beta: Of those that mix both distributions, in (0, 1).
+        standardise: See `LogitTerm`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        weight: float = 1.0,
+        divergence: Kind = "forward",
+        beta: float = 0.5,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__(temperature, weight, standardise)
+        self.divergence, self.beta = divergence, beta
+        self.loss(torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1))  # refuses what is not known
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
-        """KL divergence."""
-        return kd_loss(student, teacher, self.temperature)
+        """The divergence."""
+        q, p = ((logits / self.temperature).log_softmax(-1) for logits in (student, teacher))
+        return self.temperature**2 * divergence(p, q, self.divergence, self.beta)
 
 
 class HardLabel(LogitTerm):
@@ -88,15 +120,73 @@ class DecoupledKL(LogitTerm):
         beta: Weight of the distribution over the others. In the authors' code 8, and 2 to 6 for some pairs.
         temperature: T > 0, dimensionless.
         weight: A constant factor.
+        standardise: See `LogitTerm`.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, weight: float = 1.0) -> None:
-        super().__init__(temperature, weight)
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        temperature: float = 4.0,
+        weight: float = 1.0,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__(temperature, weight, standardise)
         self.alpha, self.beta = alpha, beta
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Both parts."""
         return decoupled_kd_loss(student, teacher, class_labels(y), self.alpha, self.beta, self.temperature)
+
+
+class NormalisedKL(LogitTerm):
+    """The label's class, and the others apart from it (NKD, arXiv 2303.13005); see `lit_kd.losses.normalised_kd_loss`.
+
+    Of a soft label, the most probable class counts [code].
+
+    Args:
+        gamma: Weight of the distribution over the others: 1.5 on ImageNet, 3.5 at T = 3 on CIFAR-100 [code].
+        temperature: T > 0, dimensionless.
+        weight: A constant factor.
+        standardise: See `LogitTerm`.
+    """
+
+    def __init__(
+        self, gamma: float = 1.5, temperature: float = 1.0, weight: float = 1.0, standardise: bool = False
+    ) -> None:
+        super().__init__(temperature, weight, standardise)
+        self.gamma = gamma
+
+    def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        """Both parts."""
+        return normalised_kd_loss(student, teacher, class_labels(y), self.gamma, self.temperature)
+
+
+class Correlation(LogitTerm):
+    """How well probabilities agree but for scale and shift, ``T^2 (1 - Pearson's correlation)`` of each sample.
+
+    It is the inter-class part of DIST (arXiv 2205.10536), see `lit_kd.losses.correlation_loss`.
+    """
+
+    def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        """Over the classes."""
+        return self.temperature**2 * self.correlations(
+            *((z / self.temperature).softmax(-1) for z in (student, teacher))
+        )
+
+    def correlations(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of probabilities ``(B, C)``."""
+        return correlation_loss(student, teacher)
+
+
+class BatchCorrelation(Correlation):
+    """The same over the samples of the batch, the mean of all classes: the intra-class part of DIST."""
+
+    couples_batch = True
+
+    def correlations(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of the transposes, one number."""
+        return correlation_loss(student.mT, teacher.mT).mean()
 
 
 class BernoulliKL(LogitTerm):

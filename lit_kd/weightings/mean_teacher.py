@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
 from lit_kd.losses import mean_teacher, revised_teacher
-from lit_kd.terms import Task
+from lit_kd.terms import Task, Weights
 from lit_kd.types import Batch, Outputs, check_choice, class_labels
 
 
@@ -89,3 +89,23 @@ class MeanTeacher(Distiller):
             heard = [teacher for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
             teachers = [as_one(heard, self.terms.temperature, self.average)]
         return revised(teachers, batch.y, self.revise, self.terms.temperature)
+
+
+class Beside(MeanTeacher):
+    """The label counts one fixed weight and what is distilled another, which several sources share.
+
+    Args:
+        weight: What is distilled, at least 0.
+        label_weight: The label, at least 0.
+        **base: See `MeanTeacher` and `lit_kd.Distiller`.
+    """
+
+    def __init__(self, *, weight: float, label_weight: float = 1.0, **base: Any) -> None:
+        super().__init__(**base)
+        if min(weight, label_weight) < 0:
+            raise ValueError(f"expected weight and label_weight of at least 0, found {weight} and {label_weight}")
+        self.weight, self.label_weight = weight, label_weight
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """The same for every sample."""
+        return [self.label_weight, *[self.weight / len(sources)] * len(sources)]
