@@ -81,7 +81,7 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "glc": lambda student, teachers, **base: GLC(student, **base),
     "dkd": lambda student, teachers, **base: DKD(student, teachers[0], beta=0.5, warmup_epochs=1, **base),
     "nkd": lambda student, teachers, **base: NKD(student, teachers, **base),
-    "dist": lambda student, teachers, **base: DIST(student, teachers, **base),
+    "dist": lambda student, teachers, **base: DIST(student, teachers, **({"weight": 0.1} | base)),
     "wsld": lambda student, teachers, **base: WSLD(student, teachers, **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
     "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),

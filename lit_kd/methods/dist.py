@@ -4,10 +4,10 @@ from typing import Any
 
 from lit_kd.models import Network
 from lit_kd.terms import BatchCorrelation, Correlation, Term
-from lit_kd.weightings.mean_teacher import Beside
+from lit_kd.weightings.mean_teacher import Beside, MeanTeacher
 
 
-class DIST(Beside):
+class DIST(Beside, MeanTeacher):
     """Correlations in the place of KL (DIST, arXiv 2205.10536): ``CE + weight T^2 (inter + intra)``.
 
     *Inter* correlates the classes of each sample, and can be weighed by sample: `lit_kd.terms.Correlation` is a term
@@ -19,7 +19,7 @@ class DIST(Beside):
         weight: What is distilled, beside 1 for the label.
         intra: What the intra-class part counts beside the inter-class part.
         temperature: T > 0, dimensionless: 4 on CIFAR, 1 on ImageNet [code].
-        **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.mean_teacher.MeanTeacher` and `lit_kd.Distiller`.
     """
 
     def __init__(

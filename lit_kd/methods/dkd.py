@@ -5,10 +5,10 @@ from typing import Any
 from lit_kd.models import Network
 from lit_kd.terms import DecoupledKL, Term, Weights
 from lit_kd.types import Batch, Outputs
-from lit_kd.weightings.mean_teacher import Beside
+from lit_kd.weightings.mean_teacher import MeanTeacher
 
 
-class DKD(Beside):
+class DKD(MeanTeacher):
     """Decoupled distillation (DKD, arXiv 2203.08679): ``CE + w T^2 (alpha TCKD + beta NCKD)``, see `lit_kd.terms`.
 
     w rises from 1 / warm-up to 1 [code]. Where labels are wrong, beta amplifies the teacher on exactly these rows.
@@ -20,7 +20,7 @@ class DKD(Beside):
         beta: Weight of the distribution over the others. In the authors' code 8, and 2 to 6 for some pairs.
         temperature: T > 0, dimensionless.
         warmup_epochs: Epochs until w is 1; 20 of 240 in the authors' code.
-        **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.mean_teacher.MeanTeacher` and `lit_kd.Distiller`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DKD(Beside):
         warmup_epochs: int = 20,
         **base: Any,
     ) -> None:
-        super().__init__(student=student, teacher=teacher, weight=1.0, **base)
+        super().__init__(student=student, teacher=teacher, **base)
         if min(alpha, beta, warmup_epochs) < 0:
             raise ValueError(f"expected alpha, beta and warmup_epochs >= 0, found {alpha}, {beta} and {warmup_epochs}")
         self.alpha, self.beta, self.temperature, self.warmup_epochs = alpha, beta, temperature, warmup_epochs
@@ -45,5 +45,5 @@ class DKD(Beside):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """1, and w, which several sources share."""
-        self.weight = min((self.current_epoch + 1) / max(1, self.warmup_epochs), 1.0)
-        return super().weigh(student, sources, batch)
+        w = min((self.current_epoch + 1) / max(1, self.warmup_epochs), 1.0)
+        return [1.0] + [w / len(sources)] * len(sources)

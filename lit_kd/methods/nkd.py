@@ -4,10 +4,10 @@ from typing import Any
 
 from lit_kd.models import Network
 from lit_kd.terms import NormalisedKL, Term
-from lit_kd.weightings.mean_teacher import Beside
+from lit_kd.weightings.mean_teacher import Beside, MeanTeacher
 
 
-class NKD(Beside):
+class NKD(Beside, MeanTeacher):
     """Normalised distillation (NKD, arXiv 2303.13005): cross-entropy, and `lit_kd.terms.NormalisedKL`.
 
     Args:
@@ -16,7 +16,7 @@ class NKD(Beside):
         gamma: Weight of the classes that are not the label's: 1.5 on ImageNet, 3.5 at T = 3 on CIFAR-100 [code].
         temperature: Of these classes, T > 0, dimensionless.
         weight: What is distilled, beside 1 for the label.
-        **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.mean_teacher.MeanTeacher` and `lit_kd.Distiller`.
     """
 
     def __init__(

@@ -8,10 +8,10 @@ from lit_kd.losses import cross_entropy
 from lit_kd.models import Network
 from lit_kd.terms import KL, Term, Weights
 from lit_kd.types import Batch, Outputs, class_labels
-from lit_kd.weightings.mean_teacher import Beside
+from lit_kd.weightings.mean_teacher import Beside, MeanTeacher
 
 
-class WSLD(Beside):
+class WSLD(Beside, MeanTeacher):
     """Weighted soft labels (WSLD, arXiv 2102.00650): ``CE + weight w T^2 KL``, w by sample from both losses.
 
     ``w = 1 - exp(-CE(student) / CE(teacher))`` at temperature 1: near 0 where the student already has the label, near 1
@@ -24,7 +24,7 @@ class WSLD(Beside):
         teacher: One teacher or a list: modules or checkpoint paths.
         weight: What is distilled, beside 1 for the label: 2.5 on ImageNet, 2.25 at T = 4 on CIFAR-100 [code].
         temperature: T > 0, dimensionless.
-        **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
+        **base: See `lit_kd.weightings.mean_teacher.MeanTeacher` and `lit_kd.Distiller`.
     """
 
     tasks = ("classification",)

@@ -91,21 +91,20 @@ class MeanTeacher(Distiller):
         return revised(teachers, batch.y, self.revise, self.terms.temperature)
 
 
-class Beside(MeanTeacher):
-    """The label counts one fixed weight and what is distilled another, which several sources share.
+class Beside(Distiller):
+    """The label counts 1, and what is distilled a fixed weight, which several sources share.
 
     Args:
         weight: What is distilled, at least 0.
-        label_weight: The label, at least 0.
-        **base: See `MeanTeacher` and `lit_kd.Distiller`.
+        **base: See `lit_kd.Distiller`.
     """
 
-    def __init__(self, *, weight: float, label_weight: float = 1.0, **base: Any) -> None:
+    def __init__(self, *, weight: float, **base: Any) -> None:
         super().__init__(**base)
-        if min(weight, label_weight) < 0:
-            raise ValueError(f"expected weight and label_weight of at least 0, found {weight} and {label_weight}")
-        self.weight, self.label_weight = weight, label_weight
+        if weight < 0:
+            raise ValueError(f"expected a weight of at least 0, found {weight}")
+        self.weight = weight
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The same for every sample."""
-        return [self.label_weight, *[self.weight / len(sources)] * len(sources)]
+        return [1.0, *[self.weight / len(sources)] * len(sources)]
