@@ -28,7 +28,7 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Kind = "forward", beta: float
     Examples:
         >>> p, q = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
         >>> [round(divergence(p, q, kind).item(), 4) for kind in KINDS]
-        [0.3681, 0.5108, 0.1018, 0.4, 0.0798, 0.1308]
+        [0.3681, 0.5108, 0.1017, 0.4, 0.1163, 0.0872]
     """
     check_choice("divergence", kind, KINDS)
     if kind == "forward":
