@@ -94,8 +94,8 @@ def _teachers(config: Config, asked: Any, known: Mapping[str, str], is_teacher: 
     model = config.get("model", {})
     if "class_path" not in model:
         raise ValueError(f"{where}: expected a model.class_path such as KD; found none")
-    name = model["class_path"].split(".")[-1]
     path = model["class_path"]
+    name = path.split(".")[-1]
     ours = getattr(lit_kd, name, None) if path == name or path.startswith("lit_kd.") else None
     takes = ours is None or TEACHER in inspect.signature(ours).parameters
     learns = takes and TEACHER not in model.get("init_args", {})

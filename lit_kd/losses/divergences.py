@@ -11,6 +11,7 @@ from lit_kd.types import UNLABELED, check_choice
 
 Kind = Literal["forward", "reverse", "jensen_shannon", "total_variation", "skewed", "skewed_reverse"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+TINY = 1e-30  # the least square of a norm: the root of 0 has no gradient
 
 
 def divergence(log_p: Tensor, log_q: Tensor, kind: Kind = "forward", beta: float = 0.5) -> Tensor:
@@ -86,6 +87,3 @@ def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
     norms = student.square().sum(-1).clamp(min=TINY).sqrt() * teacher.square().sum(-1).clamp(min=TINY).sqrt()
     return 1 - (student * teacher).sum(-1) / (norms + 1e-8)
-
-
-TINY = 1e-30
