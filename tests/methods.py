@@ -33,7 +33,6 @@ from lit_kd import (
     MixKD,
     MutualLearning,
     Outputs,
-    PosteriorDistillation,
     RobustActiveDistillation,
     SimKD,
     SLaM,
@@ -56,7 +55,6 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "label-revision-selected": lambda student, teachers, **base: LabelRevision(
         student, teachers, form="kl", cross_entropy="all", select=0.7, **base
     ),
-    "posterior": lambda student, teachers, **base: PosteriorDistillation(student, teachers[0], **base),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
     "almkd-paper": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base

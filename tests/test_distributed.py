@@ -42,7 +42,6 @@ CASES: dict[str, dict[str, Any]] = {
     "weighted, few": {"labeled": 0.5},
     "slam, few": {"labeled": 0.5},
     "kd-revised": {},
-    "posterior": {},
     "almkd-robust": {},
     "almkd-paper": {},
     "almkd-paper, exact": {},
@@ -72,12 +71,11 @@ CASES: dict[str, dict[str, Any]] = {
     "almkd-robust, uneven": {"val": 22, "drop_last": True},
     "almkd-paper, uneven": {"val": 22, "drop_last": True},
     "weighted, uneven": {"val": 22, "labeled": 0.5},
-    "posterior, uneven": {"val": 22, "drop_last": True},
 }
 SIZES = {
     2: [name for name in CASES if "uneven" not in name],
     3: ["kd, uneven", "almkd-robust, uneven", "almkd-paper, uneven"],
-    4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven", "posterior, uneven"],
+    4: ["kd, uneven", "almkd-robust, uneven", "weighted, uneven"],
 }
 PADDED = {case for case, options in CASES.items() if "uneven" in case and "drop_last" not in options}
 TIMEOUT = 300.0

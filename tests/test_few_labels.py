@@ -225,9 +225,7 @@ class Choosing(Supervised):
 
 
 class TestTraining:
-    @pytest.mark.parametrize(
-        "method", ["supervised", "kd", "weighted", "rad", "posterior", "almkd-robust", "almkd-paper"]
-    )
+    @pytest.mark.parametrize("method", ["supervised", "kd", "weighted", "rad", "almkd-robust", "almkd-paper"])
     def test_what_is_drawn(self, method: str) -> None:
         watch = Watch()
         fitted, data = trainer(max_epochs=6, callbacks=watch), Blobs(labeled=0.3, **NOISE)

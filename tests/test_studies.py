@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning import Trainer, seed_everything
 from sklearn.metrics import roc_auc_score
 
 from lit_kd import ALMKD, GLC, KD, CoTeaching, Distiller, Supervised
 from lit_kd.data import DigitsDataModule
 from lit_kd.terms import ELR, GeneralizedCrossEntropy
+from lit_kd.weightings import Amal
 
 ALIKE: dict[str, Callable[..., Distiller]] = {
     "CE": lambda student, teacher, first, **base: Supervised(student, **base),
@@ -80,6 +83,49 @@ def test_students_side_by_side_are_trained_as_by_lit_kd(monkeypatch: pytest.Monk
     assert all((table["revised_weight"] > 0).any() for table in method.tables)  # all of the rule was at work
     assert all((table["weights"][:, 1] > 0).any() for table in method.tables)
     torch.testing.assert_close(1 - method.doubt(1), model.table["clean_probability"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("_studies")
+def test_published_rules_of_the_study_descend_the_loss_of_the_other_trusted_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gradient of each weight against finite differences through the whole step of the last layer."""
+    import scenarios
+    import students
+
+    x, y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    told = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    e = scenarios.Experiment(scenarios.Scenario("clean"), 0, x, y, y, 4, told, (x, y), told)
+    runs = students.Runs(scenarios.Data("tiny", x, y, x, y), [e])
+    runs.nets = nets = students.Mlps([5], 6, students.HIDDEN, 3)
+    nets.parameters = [p.double() for p in nets.parameters]
+    runs.x, runs.onehot = runs.x.double(), runs.onehot.double()
+    method, index, found = students.Published(Amal(repeats=1)), torch.tensor([[1, 5, 2, -1]]), []
+    method.begin(runs)
+    method.soft, method.weights = method.soft.double(), torch.rand_like(method.weights, dtype=torch.float64)
+    monkeypatch.setattr(method.rule, "move", lambda weights, gradient, rate: found.append(gradient) or weights)
+    _, z = nets.forward(runs.x[:, index[0]])
+    terms = torch.stack([students.Method.gradient(method, z, z.softmax(-1), index), method.taught(z, index)], dim=2)
+    method.moved(terms, index)
+
+    def loss_ahead(weights: torch.Tensor) -> torch.Tensor:
+        """Of the trusted rows 4, 6 and 7, as 5 is in the batch, after a step on rows 1, 5 and 2."""
+        head = [part.clone().requires_grad_() for part in nets.parameters[2:]]
+        hidden = nets.forward(runs.x)[0][0]
+        logits, taught = hidden[[1, 5, 2]] @ head[0][0] + head[1][0], method.soft[0, [1, 5, 2]]
+        label = F.cross_entropy(logits, y[[1, 5, 2]], reduction="none")
+        teacher = -16 * (taught * (logits / 4).log_softmax(-1)).sum(-1)
+        step = torch.autograd.grad((weights[:, 0] * label + weights[:, 1] * teacher).mean(), head)
+        w, b = (part - 0.1 * g for part, g in zip(head, step, strict=True))
+        return F.cross_entropy(hidden[[4, 6, 7]] @ w[0] + b[0], y[[4, 6, 7]])
+
+    weights = method.weights[0, [1, 5, 2]]
+    for row, column in itertools.product(range(3), range(2)):
+        small = torch.zeros_like(weights)
+        small[row, column] = 1e-5
+        slope = (loss_ahead(weights + small) - loss_ahead(weights - small)) / 2e-5
+        assert found[0][row, column] == pytest.approx(float(slope) * 1500 * 3 / 128, rel=1e-5)
+    assert (found[0][3] == 0).all()  # no row
 
 
 @pytest.mark.usefixtures("_studies")

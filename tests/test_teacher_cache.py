@@ -27,7 +27,7 @@ from lit_kd.types import Batch, Outputs
 
 ROWS, PROBED = 72, 8
 """48 training and 24 meta rows; so many are asked about where a stored cache is used again."""
-ASKING = ["kd-teachers", "kd-revised", "posterior", "almkd-robust"]
+ASKING = ["kd-teachers", "kd-revised", "almkd-robust"]
 kinds = pytest.mark.parametrize("dtype", ["float32", "float16"])
 places = pytest.mark.parametrize("where", ["memory", "directory"])
 

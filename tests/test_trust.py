@@ -134,9 +134,8 @@ def test_rows_without_a_label_are_no_noise() -> None:
     assert model.table["weights"].isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["weighted", "posterior"])
-def test_a_training_that_is_all_warm_up_says_so(method: str) -> None:
-    model = build(method)
+def test_a_training_that_is_all_warm_up_says_so() -> None:
+    model = build("weighted")
     model.warmup_epochs = 2
     with pytest.warns(UserWarning, match="all 2 epochs are warm-up .*smaller warmup_epochs"):
         trainer(max_epochs=2).fit(model, Blobs())
@@ -168,7 +167,7 @@ def test_a_training_that_may_stop_early_has_few_early_epochs(epochs: int, early:
         assert model.rule.early == early
 
 
-@pytest.mark.parametrize("method", ["almkd-amal", "posterior", "weighted"])
+@pytest.mark.parametrize("method", ["almkd-amal", "weighted"])
 def test_a_training_that_stops_within_the_warm_up_says_so(method: str) -> None:
     model = build(method)
     (model.rule if isinstance(model, ALMKD) else model).warmup_epochs = 3
@@ -183,7 +182,7 @@ def test_a_training_that_stops_within_the_warm_up_says_so(method: str) -> None:
     assert not any("epochs" in text for text in planned)  # it was not to be foreseen
 
 
-@pytest.mark.parametrize("method", ["almkd-paper", "posterior", "weighted", "glc"])
+@pytest.mark.parametrize("method", ["almkd-paper", "weighted", "glc"])
 def test_a_class_without_a_meta_row_is_named(method: str) -> None:
     x, y = blobs(150)
     lacks = [(x[:90], y[:90]), (x[90:][y[90:] != 2], y[90:][y[90:] != 2])]

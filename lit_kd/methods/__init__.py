@@ -14,7 +14,6 @@ from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
-from lit_kd.methods.posterior import PosteriorDistillation
 from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.simkd import SimKD
@@ -43,7 +42,6 @@ __all__ = [
     "MetaWeightNet",
     "MixKD",
     "MutualLearning",
-    "PosteriorDistillation",
     "RobustActiveDistillation",
     "SLaM",
     "SimKD",

@@ -61,7 +61,7 @@ def read_table(path: Path) -> SampleTable:
     if state is None or "weights" not in state["columns"]:
         raise ValueError(
             f"{path}: expected a checkpoint with weights of samples, found none: give one of a method that learns "
-            "them, such as ALMKD or PosteriorDistillation"
+            "them, such as ALMKD or LossDivider"
         )
     return SampleTable.from_state_dict(state)
 

@@ -1,24 +1,19 @@
-"""Label Revision, data selection and posterior distillation as methods."""
+"""Label Revision and data selection as methods."""
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
-from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer, weighted_terms
+from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer, weighted_terms
 from scipy.special import rel_entr, softmax
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_kd import ALMKD, KD, Distiller, LabelRevision, PosteriorDistillation, Supervised
-from lit_kd.data import DigitsDataModule
+from lit_kd import ALMKD, KD, Distiller, LabelRevision
 from lit_kd.data.table import SampleTable
 from lit_kd.models import last_linear
 from lit_kd.types import UNLABELED, Batch, Outputs
@@ -173,134 +168,3 @@ class TestSelection:
             gradient = step.gradient(torch.full((len(step.y), 2), 0.5))
             assert torch.equal(gradient[:, 1].abs() > 1e-12, model.selected[step.index])
             assert (gradient[:, 0].abs() > 1e-12).all()
-
-
-class TestPosteriorDistillation:
-    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 25))])
-    def test_picks_the_right_one_on_digits(self, seed: int) -> None:
-        """30% pair noise, that the teacher learned too: more than 85% where one of label and teacher is right."""
-        seed_everything(seed, verbose=False)
-        noise = {"noise": "asymmetric", "noise_rate": 0.3, "seed": seed}
-        sgd = {"optimizer": lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True), "lr_scheduler": "cosine"}
-        shape: dict[str, Any] = {"num_classes": 10, "input_shape": [1, 8, 8], **sgd}
-        teacher, data = Supervised("mlp-256", **shape), DigitsDataModule(**noise)
-        trainer(max_epochs=15, limit_val_batches=0).fit(teacher, data)
-        model, data = PosteriorDistillation("mlp-32", teacher.student, **shape), DigitsDataModule(**noise)
-        fitted = trainer(max_epochs=15, limit_val_batches=0)
-        fitted.fit(model, data)
-        n, table = data.train_size, model.table
-        assert table is not None
-        y, true = data.labels[:n], data.clean_labels[:n]
-        said = table["teacher_probabilities"][:n].argmax(1)
-        one = (y == true) ^ (said == true)
-        assert one.sum() > 150
-        right = (table["target"][:n].argmax(1) == true)[one].float().mean().item()
-        print(
-            f"seed {seed}: {int(one.sum())} rows, the right one in {right:.3f}, rate {table.shared['noise_rate']:.2f}"
-        )
-        assert right > 0.85
-        assert table.shared["noise_rate"].item() == pytest.approx((y != true).float().mean().item(), abs=0.08)
-        assert fitted.callback_metrics["samples/noise_rate"] == table.shared["noise_rate"]
-
-    def test_clean_labels_are_taken_as_they_are(self) -> None:
-        model, data = PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED), Blobs()
-        trainer(max_epochs=6).fit(model, data)
-        assert model.table is not None
-        n = data.train_size
-        assert model.table["target"].argmax(1).equal(data.labels)
-        assert model.table["target"].amax(1).unique().tolist() == [1]
-        assert model.table["target_weight"].unique().tolist() == [1]
-        assert model.table["clean_probability"][:n].min() > 0.5
-
-    def test_plain_cross_entropy_in_the_warmup(self) -> None:
-        def run(model: Distiller) -> dict[str, Tensor]:
-            seed_everything(0, verbose=False)
-            torch.manual_seed(0)
-            trainer(max_epochs=3).fit(model, Blobs(**NOISE))
-            return model.student.state_dict()
-
-        torch.manual_seed(3)
-        first = PosteriorDistillation("mlp-8", trained_teachers()[0], warmup_epochs=3, **SHAPED)
-        second = Supervised("mlp-8", **SHAPED)
-        second.student.load_state_dict(first.student.state_dict())
-        torch.testing.assert_close(run(first), run(second))
-
-    def test_unlabeled_rows_have_the_posterior_of_student_and_teacher(self) -> None:
-        model, data = PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED), Blobs(labeled=0.5)
-        fitted = trainer(max_epochs=8)
-        fitted.fit(model, data)
-        table, n = model.table, data.train_size
-        assert table is not None
-        without = data.labels == UNLABELED
-        assert without.sum() == n // 2
-        assert (table["target"][without].argmax(1) == data.clean_labels[without]).float().mean() > 0.9
-        assert torch.equal(table["clean_probability"] == 0, without)
-        assert (table["weights"][without][:, 0] == 0).all()
-        assert (table["weights"][without][:, 1] > 0).float().mean() > 0.9
-        assert fitted.callback_metrics["val/accuracy"] > 0.9
-
-    def test_no_label_at_all(self) -> None:
-        class Unlabeled(Blobs):
-            def setup(self, stage: str | None = None) -> None:
-                super().setup(stage)
-                self.parts.given[: self.train_size] = UNLABELED
-
-        model = PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED)
-        fitted = trainer(max_epochs=8)
-        fitted.fit(model, Unlabeled())
-        assert fitted.callback_metrics["val/accuracy"] > 0.9
-
-    def test_meta_without_some_class(self) -> None:
-        class Partial(Blobs):
-            def setup(self, stage: str | None = None) -> None:
-                super().setup(stage)
-                kept = self.labels[self.train_size :] != 0
-                parts = self.parts
-                parts.positions["meta"] = parts.positions["meta"][kept.numpy()]
-                for name in ("given", "clean"):
-                    rows = getattr(parts, name)
-                    setattr(parts, name, torch.cat([rows[: self.train_size], rows[self.train_size :][kept]]))
-
-        model = PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED)
-        fitted = trainer(max_epochs=8)
-        fitted.fit(model, Partial(**NOISE))
-        assert fitted.callback_metrics["val/accuracy"] > 0.9
-
-    def test_resumed_long_after_the_calibration(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Meta rows that are trained on say something else by then: the teacher is calibrated once."""
-
-        def data() -> Blobs:
-            return Blobs(noise="symmetric", noise_rate=0.3, train_on_meta=True, seed=0)
-
-        torch.manual_seed(0)
-        whole = build("posterior")
-        half = copy.deepcopy(whole)
-        trainer(max_epochs=8).fit(whole, data())
-        keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        trainer(max_epochs=8, callbacks=keep, enable_checkpointing=True).fit(half, data())
-        again = build("posterior")
-        monkeypatch.delattr("lit_kd.methods.posterior.calibrate")  # not again
-        trainer(max_epochs=8).fit(again, data(), ckpt_path=tmp_path / "epoch=4.ckpt")
-        assert again.table["target"].allclose(whole.table["target"], rtol=0, atol=0)
-        for name, value in again.table.shared.items():
-            torch.testing.assert_close(value, whole.table.shared[name], rtol=0, atol=0)
-
-    @pytest.mark.parametrize(
-        ("data", "match"),
-        [
-            (lambda: Blobs(meta=0), "meta split for PosteriorDistillation.*found 0 rows"),
-            (lambda: DataLoader(TensorDataset(*blobs()), batch_size=10), "PosteriorDistillation needs sample indices"),
-        ],
-    )
-    def test_data_that_will_not_do(self, data: Any, match: str) -> None:
-        with pytest.raises(ValueError, match=match):
-            trainer().fit(PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED), data())
-
-    def test_length_must_be_known(self) -> None:
-        model = PosteriorDistillation("mlp-8", trained_teachers()[0], **SHAPED)
-        with pytest.raises(ValueError, match="max_epochs or max_steps"):
-            trainer(max_epochs=-1).fit(model, Blobs())
-
-    def test_bad_warmup(self) -> None:
-        with pytest.raises(ValueError, match="warmup_epochs of at least 1, found 0"):
-            PosteriorDistillation("mlp-8", nn.Linear(1, 1), warmup_epochs=0, **SHAPED)
