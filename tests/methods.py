@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from lit_kd import (
     ALMKD,
     CRD,
+    CTKD,
     DIST,
     DKD,
+    DOT,
     GLC,
     KD,
     L2RW,
@@ -31,6 +33,7 @@ from lit_kd import (
     LossDivider,
     MetaWeightNet,
     MixKD,
+    MultiLevelKD,
     MutualLearning,
     Outputs,
     RobustActiveDistillation,
@@ -41,7 +44,7 @@ from lit_kd import (
 )
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
-from lit_kd.terms import ELR, SOP, DecoupledKL, Hint
+from lit_kd.terms import ELR, SOP, DecoupledKL, Hint, TeacherFree
 from lit_kd.weightings import Amal, Paper
 
 METHODS: dict[str, Callable[..., Distiller]] = {
@@ -81,6 +84,10 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "nkd": lambda student, teachers, **base: NKD(student, teachers, **base),
     "dist": lambda student, teachers, **base: DIST(student, teachers, **({"weight": 0.1} | base)),
     "wsld": lambda student, teachers, **base: WSLD(student, teachers, **base),
+    "ctkd": lambda student, teachers, **base: CTKD(student, teachers, **({"ramp_epochs": 1} | base)),
+    "multi-level": lambda student, teachers, **base: MultiLevelKD(student, teachers, **base),
+    "dot": lambda student, teachers, **base: DOT(student, teachers[0], **base),
+    "teacher-free": lambda student, teachers, **base: Supervised(student, label_term=TeacherFree(), **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
     "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),
     "mutual": lambda student, teachers, **base: MutualLearning(student, **({"peers": ["mlp-12"]} | base)),

@@ -129,10 +129,14 @@ def transition_matrix(
     return (1 - rate) * eye + rate * wrong
 
 
-def check_matrix(matrix: Any, num_classes: int) -> Matrix:
-    """Return `matrix` as a float64 array; raise a ValueError if it is no transition matrix of so many classes."""
-    expected = f"expected a {num_classes} x {num_classes} transition matrix"
-    meaning = "Entry [i][j] is P(given label = j | true label = i)."
+def check_matrix(
+    matrix: Any,
+    num_classes: int,
+    kind: str = "transition",
+    meaning: str = "Entry [i][j] is P(given label = j | true label = i).",
+) -> Matrix:
+    """Return `matrix` as a float64 array; raise a ValueError if its rows are no distributions over so many classes."""
+    expected = f"expected a {num_classes} x {num_classes} {kind} matrix"
     array = np.asarray(matrix, dtype=np.float64)
     if array.shape != (num_classes, num_classes):
         raise ValueError(f"{expected}, found shape {array.shape}. {meaning}")

@@ -52,8 +52,11 @@ def configure(module: "Distiller") -> Any:
     own = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
     if not own:
         raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
-    groups: Any = [{"params": group} for group in (own, *peers)]
-    optimizer = module.optimizer(groups if peers else own)
+    plain = [p for term in module.terms or () if not term.decays for p in term.parameters()]
+    kept = {id(p) for p in plain}
+    groups: Any = [{"params": group} for group in ([p for p in own if id(p) not in kept], *peers)]
+    groups += [{"params": plain, "weight_decay": 0.0}] if plain else []
+    optimizer = module.optimizer(groups if len(groups) > 1 else own)
     for group in optimizer.param_groups if module.lr else ():
         group["lr"] = module.lr
     if module.lr_scheduler is None:

@@ -13,6 +13,7 @@ from lit_kd.losses.labels import (
     superloss,
     taylor_cross_entropy,
 )
+from lit_kd.losses.levels import relation_loss
 from lit_kd.losses.logits import (
     bernoulli_cross_entropy,
     bernoulli_kd_loss,
@@ -27,10 +28,12 @@ from lit_kd.losses.logits import (
     slam_mix,
     teacher_labels,
 )
+from lit_kd.losses.smoothing import brier_score, smoothed_cross_entropy, teacher_free_loss
 
 __all__ = [
     "bernoulli_cross_entropy",
     "bernoulli_kd_loss",
+    "brier_score",
     "contradicts",
     "contrastive_loss",
     "corrected_cross_entropy",
@@ -45,12 +48,15 @@ __all__ = [
     "mean_teacher",
     "normalised_kd_loss",
     "overparameterized_loss",
+    "relation_loss",
     "revise_labels",
     "revised_teacher",
     "slam_loss",
     "slam_mix",
+    "smoothed_cross_entropy",
     "standardised",
     "superloss",
     "taylor_cross_entropy",
+    "teacher_free_loss",
     "teacher_labels",
 ]

@@ -37,7 +37,10 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float | Tensor = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float | Tensor = 1.0,
+    weight: float | Tensor = 1.0,
 ) -> Tensor:
     """Distillation loss of each sample (Hinton et al., 2015, the paper's own): ``T^2 KL(p^T || p^S)``.
 

@@ -3,8 +3,10 @@
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.crd import CRD
 from lit_kd.methods.cross import cross_predict
+from lit_kd.methods.ctkd import CTKD
 from lit_kd.methods.dist import DIST
 from lit_kd.methods.dkd import DKD
+from lit_kd.methods.dot import DOT
 from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.glc import GLC
 from lit_kd.methods.kd import KD
@@ -12,6 +14,7 @@ from lit_kd.methods.label_revision import LabelRevision
 from lit_kd.methods.loss_divider import LossDivider
 from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
+from lit_kd.methods.multi_level_kd import MultiLevelKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
 from lit_kd.methods.rad import RobustActiveDistillation
@@ -26,8 +29,10 @@ from lit_kd.methods.wsld import WSLD
 __all__ = [
     "ALMKD",
     "CRD",
+    "CTKD",
     "DIST",
     "DKD",
+    "DOT",
     "GLC",
     "KD",
     "L2RW",
@@ -41,6 +46,7 @@ __all__ = [
     "LossDivider",
     "MetaWeightNet",
     "MixKD",
+    "MultiLevelKD",
     "MutualLearning",
     "RobustActiveDistillation",
     "SLaM",

@@ -7,11 +7,11 @@ import torch
 from lit_kd.models import Network
 from lit_kd.terms import HardLabel, Term, Weights
 from lit_kd.types import Batch, Outputs
-from lit_kd.weightings.mean_teacher import MeanTeacher
+from lit_kd.weightings.mean_teacher import MeanTeacher, Shares
 from lit_kd.weightings.selection import Selective
 
 
-class KD(Selective, MeanTeacher):
+class KD(Selective, Shares, MeanTeacher):
     """Knowledge distillation (Hinton et al., 2015): ``(1 - weight) CE + weight T^2 KL``, the same for every sample.
 
     Teach a chain of students, each by the one before: this is TAKD (arXiv 1902.03393), or DGKD (arXiv 2009.08825) where
@@ -38,10 +38,8 @@ class KD(Selective, MeanTeacher):
         hard: bool = False,
         **base: Any,
     ) -> None:
-        super().__init__(student=student, teacher=teacher, **base)
-        if not 0 <= weight <= 1:
-            raise ValueError(f"expected a weight in [0, 1], the teacher's share of the loss; found {weight}")
-        self.weight, self.temperature, self.hard = weight, temperature, hard
+        super().__init__(student=student, teacher=teacher, weight=weight, **base)
+        self.temperature, self.hard = temperature, hard
 
     def default_term(self) -> Term:
         """KL divergence, or cross-entropy with the teacher's class."""
@@ -49,7 +47,7 @@ class KD(Selective, MeanTeacher):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """``(1 - weight, weight)``, several sources sharing the weight; the label alone where rows are not selected."""
-        shares = [1 - self.weight] + [self.weight / len(sources)] * len(sources)
+        shares = super().weigh(student, sources, batch)
         if self.selected is None:
             return shares
         distilled = self.distilled(batch).unsqueeze(1)

@@ -14,6 +14,7 @@ from lit_kd.terms.labels import (
     SuperLoss,
     TaylorCrossEntropy,
 )
+from lit_kd.terms.levels import MultiLevel
 from lit_kd.terms.logits import (
     KL,
     BatchCorrelation,
@@ -28,7 +29,9 @@ from lit_kd.terms.logits import (
     TeacherLabel,
 )
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
+from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
 from lit_kd.terms.task import TASKS, Task
+from lit_kd.terms.temperature import LearnedTemperature
 
 __all__ = [
     "ELR",
@@ -38,6 +41,7 @@ __all__ = [
     "BatchCorrelation",
     "BernoulliCrossEntropy",
     "BernoulliKL",
+    "Brier",
     "Contrastive",
     "Correlation",
     "CrossEntropy",
@@ -47,14 +51,18 @@ __all__ = [
     "HardLabel",
     "Hint",
     "LabelTerm",
+    "LearnedTemperature",
     "LogitTerm",
     "Mixed",
+    "MultiLevel",
     "NormalisedKL",
     "Revised",
+    "SmoothedCrossEntropy",
     "SoftTarget",
     "SuperLoss",
     "Task",
     "TaylorCrossEntropy",
+    "TeacherFree",
     "TeacherLabel",
     "Term",
     "TermSet",

@@ -36,6 +36,8 @@ class Term(nn.Module):
     """The tasks whose labels or logits it can read; none named: all."""
     keeps_rows: ClassVar[bool] = False
     """Whether it keeps state by sample, for which `start` is called."""
+    decays: ClassVar[bool] = True
+    """Whether the optimizer's weight decay is for its parameters, too."""
     student_taps: tuple[str, ...] = ()
     """Layers of the student whose features `forward` reads, see `lit_kd.models.taps.Tapped`."""
     teacher_taps: tuple[str, ...] = ()

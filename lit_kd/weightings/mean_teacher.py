@@ -108,3 +108,22 @@ class Beside(Distiller):
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The same for every sample."""
         return [1.0, *[self.weight / len(sources)] * len(sources)]
+
+
+class Shares(Distiller):
+    """The label counts ``1 - weight``, and what is distilled the weight, which several sources share.
+
+    Args:
+        weight: The teachers' share, in [0, 1].
+        **base: See `lit_kd.Distiller`.
+    """
+
+    def __init__(self, *, weight: float, **base: Any) -> None:
+        super().__init__(**base)
+        if not 0 <= weight <= 1:
+            raise ValueError(f"expected a weight in [0, 1], the teacher's share of the loss; found {weight}")
+        self.weight = weight
+
+    def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
+        """The same for every sample."""
+        return [1 - self.weight, *[self.weight / len(sources)] * len(sources)]
