@@ -51,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "rad": {},
     "almkd-robust, few": {"labeled": 0.5},
     "dkd": {},
+    "ctkd": {},
+    "dot": {},
     "fitnet": {},
     "crd": {},
     "mutual": {},
