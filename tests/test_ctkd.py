@@ -15,9 +15,10 @@ from test_every_method import Each, saved
 from torch import Tensor
 from torch.optim import SGD
 
-from lit_kd import CTKD, KD
+from lit_kd import ALMKD, CTKD, KD, Distiller
 from lit_kd.terms import KL, LearnedTemperature
 from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.weightings import Paper
 
 B, C = 6, 5
 Y = torch.tensor([0, 4, UNLABELED, 1, 3, 3])
@@ -79,7 +80,7 @@ class TestTerm:
         assert all(part.isfinite().all() for part in (found, z.grad, term.theta.grad))
 
 
-def temperatures(model: CTKD | KD, **options: Any) -> list[tuple[float, float]]:
+def temperatures(model: Distiller, **options: Any) -> list[tuple[float, float]]:
     """lambda and theta after each epoch."""
     found: list[tuple[float, float]] = []
 
@@ -129,6 +130,14 @@ class TestTraining:
         assert own["lr"] == apart["lr"]
         assert [p.shape for p in apart["params"]] == [(1,)] * len(model._teacher_specs)
         assert {id(p) for p in own["params"]} == {id(p) for p in model.student.parameters()}
+
+    @pytest.mark.parametrize("meta_gradient", ["last_layer", "exact"])
+    def test_weights_are_learned_over_it(self, meta_gradient: Any) -> None:
+        rule = Paper(warmup_epochs=0, every=1)
+        term = LearnedTemperature()
+        model = ALMKD("mlp-8", trained_teachers()[0], term=term, rule=rule, meta_gradient=meta_gradient, **BASE)
+        assert temperatures(model)[-1][1] != 1
+        assert model.table["weights"].std(0).max() > 0
 
     def test_what_does_not_fit(self) -> None:
         with pytest.raises(ValueError, match="expected ramp_epochs of at least 0, found -1"):

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_every_method
 import torch
 from lightning import LightningModule
 from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
-from test_every_method import TestCheckpoint, assert_same, module, saved
+from test_every_method import assert_same, module, saved
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR
 
 from lit_kd import DOT, KD, Distilled
+from lit_kd.cli.lightning import make_cli
 from lit_kd.distiller.momenta import TwoMomenta
 from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.terms import Hint
@@ -119,7 +121,13 @@ def test_equals_a_loop_by_hand(clip: float | None, accumulate: int) -> None:
 class TestTraining:
     def test_resume_with_accumulation_and_clipping(self, tmp_path: Path) -> None:
         own: dict[str, Any] = {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5}
-        TestCheckpoint.check_resume("dot", tmp_path, "epoch", lr_interval="step", **own)
+        test_every_method.TestCheckpoint.check_resume("dot", tmp_path, "epoch", lr_interval="step", **own)
+
+    def test_the_command_line_knows_its_optimizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.argv", ["lit-kd"])
+        given = ["--model=DOT", "--model.student=mlp-8", "--data=DigitsDataModule", "--trainer.logger=false"]
+        made = make_cli([*given, "--trainer.accelerator=cpu"], run=False).model.optimizer(nn.Linear(1, 1).parameters())
+        assert (type(made), made.defaults["delta"]) == (TwoMomenta, 0.075)
 
     def test_momenta_are_saved(self, tmp_path: Path) -> None:
         fitted = trainer()

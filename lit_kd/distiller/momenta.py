@@ -61,3 +61,8 @@ class TwoMomenta(Optimizer):
                     velocity = self.state[p].setdefault(name, torch.zeros_like(p))
                     p.add_(velocity.mul_(momentum).add_(gradient), alpha=-group["lr"])
         return loss
+
+
+def two_momenta(params: ParamsT) -> TwoMomenta:
+    """The default optimizer of `lit_kd.DOT`: a function, as the command line takes no class for a default."""
+    return TwoMomenta(params)

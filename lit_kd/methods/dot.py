@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm, parameters_to_vector, vector_to_param
 from torch.optim import Optimizer
 
 from lit_kd.data.table import all_sum, process
-from lit_kd.distiller.momenta import TwoMomenta
+from lit_kd.distiller.momenta import TwoMomenta, two_momenta
 from lit_kd.methods.kd import KD
 from lit_kd.models import Network
 from lit_kd.models.shim import only_statistics
@@ -40,7 +40,7 @@ class DOT(ManualOptimisation, KD):
         student: Network,
         teacher: Network | list[Network] | None = None,
         *,
-        optimizer: OptimizerCallable = TwoMomenta,
+        optimizer: OptimizerCallable = two_momenta,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, optimizer=optimizer, **base)
