@@ -36,6 +36,6 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.ckpt"
     torch.manual_seed(0)
     fitted = trainer()
-    fitted.fit(Supervised("mlp-16", num_classes=CLASSES, input_shape=list(SHAPE)), Blobs())
+    fitted.fit(Supervised("cnn-2", num_classes=CLASSES, input_shape=list(SHAPE)), Blobs())
     fitted.save_checkpoint(path)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,12 @@ from lit_kd import (
     KD,
     L2RW,
     NKD,
+    PKT,
+    RKD,
+    SRRL,
+    VID,
     WSLD,
+    AttentionTransfer,
     Batch,
     CoTeaching,
     Distiller,
@@ -37,6 +43,7 @@ from lit_kd import (
     MutualLearning,
     Outputs,
     RobustActiveDistillation,
+    SimilarityPreserving,
     SimKD,
     SLaM,
     Supervised,
@@ -45,7 +52,27 @@ from lit_kd import (
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.terms import ELR, SOP, DecoupledKL, Hint, TeacherFree
+from lit_kd.models.networks import mlp
+from lit_kd.terms import ELR, SOP, DecoupledKL, Hint
+from lit_kd.types import PENULTIMATE
 from lit_kd.weightings import Amal, Paper
+
+
+class Mapped(nn.Sequential):
+    """A network whose ``layer1`` gives maps, and behind it an MLP."""
+
+    def __init__(self, rest: nn.Module | None = None) -> None:
+        layer1 = nn.Conv2d(1, 1, 3, padding=1)
+        nn.init.dirac_(layer1.weight)
+        super().__init__(OrderedDict(layer1=layer1, rest=rest or mlp(16, [8], CLASSES)))
+
+
+def with_maps(student: nn.Module | str) -> nn.Module | str:
+    """A student like the given one, for methods that an MLP has nothing for."""
+    if isinstance(student, str):
+        return "methods.Mapped" if student == "mlp-8" else student
+    return student if hasattr(student, "layer1") else Mapped(student)
+
 
 METHODS: dict[str, Callable[..., Distiller]] = {
     "supervised": lambda student, teachers, **base: Supervised(student, **base),
@@ -90,6 +117,18 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "teacher-free": lambda student, teachers, **base: Supervised(student, label_term=TeacherFree(), **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
     "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),
+    "attention-transfer": lambda student, teachers, **base: AttentionTransfer(
+        with_maps(student), teachers[0], student_taps=["layer1"], teacher_taps=["layer1"], weight=1.0, **base
+    ),
+    "similarity-preserving": lambda student, teachers, **base: SimilarityPreserving(
+        student, teachers, weight=1.0, **base
+    ),
+    "pkt": lambda student, teachers, **base: PKT(student, teachers, weight=100.0, **base),
+    "rkd": lambda student, teachers, **base: RKD(student, teachers, distance=0.5, angle=0.5, **base),
+    "vid": lambda student, teachers, **base: VID(
+        student, teachers, student_taps=[PENULTIMATE], teacher_taps=[PENULTIMATE], weight=0.1, **base
+    ),
+    "srrl": lambda student, teachers, **base: SRRL(student, teachers, weight=0.3, **base),
     "mutual": lambda student, teachers, **base: MutualLearning(student, **({"peers": ["mlp-12"]} | base)),
     "simkd": lambda student, teachers, **base: SimKD(student, teachers[0], **base),
     "mixkd": lambda student, teachers, **base: MixKD(student, teachers[0], weight=0.5, **base),

@@ -22,7 +22,8 @@ from lit_kd.types import UNLABELED
 
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
-UNMIXED = ("mixkd", "crd", "dist", "elr", "sop", "co-teaching", "jocor")  # which are refused with mix
+COUPLED = ("dist", "similarity-preserving", "pkt", "rkd")
+UNMIXED = (*COUPLED, "mixkd", "crd", "elr", "sop", "co-teaching", "jocor")  # which are refused with mix
 
 
 def images(rows: int = 12) -> Batch:

@@ -29,8 +29,13 @@ from lit_kd.losses.logits import (
     teacher_labels,
 )
 from lit_kd.losses.smoothing import brier_score, smoothed_cross_entropy, teacher_free_loss
+from lit_kd.losses.maps import attention_loss, information_loss, selectivity_loss
+from lit_kd.losses.relations import affinity_loss, angle_loss, distance_loss, similarity_loss
 
 __all__ = [
+    "affinity_loss",
+    "angle_loss",
+    "attention_loss",
     "bernoulli_cross_entropy",
     "bernoulli_kd_loss",
     "brier_score",
@@ -40,10 +45,12 @@ __all__ = [
     "correlation_loss",
     "cross_entropy",
     "decoupled_kd_loss",
+    "distance_loss",
     "divergence",
     "early_learning",
     "generalized_cross_entropy",
     "hint_loss",
+    "information_loss",
     "kd_loss",
     "mean_teacher",
     "normalised_kd_loss",
@@ -51,6 +58,8 @@ __all__ = [
     "relation_loss",
     "revise_labels",
     "revised_teacher",
+    "selectivity_loss",
+    "similarity_loss",
     "slam_loss",
     "slam_mix",
     "smoothed_cross_entropy",

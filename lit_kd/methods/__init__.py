@@ -1,6 +1,7 @@
 """The methods, one file each: terms, weights, and what is special."""
 
 from lit_kd.methods.almkd import ALMKD
+from lit_kd.methods.attention_transfer import AttentionTransfer
 from lit_kd.methods.crd import CRD
 from lit_kd.methods.cross import cross_predict
 from lit_kd.methods.ctkd import CTKD
@@ -17,12 +18,18 @@ from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.multi_level_kd import MultiLevelKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
+from lit_kd.methods.pkt import PKT
+from lit_kd.methods.posterior import PosteriorDistillation
 from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
+from lit_kd.methods.rkd import RKD
+from lit_kd.methods.similarity_preserving import SimilarityPreserving
 from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
 from lit_kd.methods.small_loss import CoTeaching, JoCoR
+from lit_kd.methods.srrl import SRRL
 from lit_kd.methods.supervised import Supervised
+from lit_kd.methods.vid import VID
 from lit_kd.methods.weighted import WeightedDistillation
 from lit_kd.methods.wsld import WSLD
 
@@ -37,7 +44,12 @@ __all__ = [
     "KD",
     "L2RW",
     "NKD",
+    "PKT",
+    "RKD",
+    "SRRL",
+    "VID",
     "WSLD",
+    "AttentionTransfer",
     "CoTeaching",
     "Distilled",
     "FitNet",
@@ -51,6 +63,7 @@ __all__ = [
     "RobustActiveDistillation",
     "SLaM",
     "SimKD",
+    "SimilarityPreserving",
     "Supervised",
     "WeightedDistillation",
     "cross_predict",

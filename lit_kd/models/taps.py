@@ -13,6 +13,9 @@ from torch.func import functional_call
 from lit_kd.models.build import last_linear
 from lit_kd.types import PENULTIMATE, Inputs, Outputs, evaluating, full, read_logits, run_model
 
+STAGES = ("layer1", "layer2", "layer3")
+"""The stages of the convolutional networks of `lit_kd.models.networks`, and the first of torchvision's ResNets."""
+
 
 class Tapped:
     """A model that also gives the features of some layers; its hooks live only while it runs.

@@ -28,8 +28,10 @@ from lit_kd.terms.logits import (
     Revised,
     TeacherLabel,
 )
+from lit_kd.terms.maps import Attention, Selectivity, SoftmaxRegression, Variational
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
 from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
+from lit_kd.terms.relations import Affinity, Relational, Similarity
 from lit_kd.terms.task import TASKS, Task
 from lit_kd.terms.temperature import LearnedTemperature
 
@@ -38,6 +40,8 @@ __all__ = [
     "KL",
     "SOP",
     "TASKS",
+    "Affinity",
+    "Attention",
     "BatchCorrelation",
     "BernoulliCrossEntropy",
     "BernoulliKL",
@@ -56,9 +60,13 @@ __all__ = [
     "Mixed",
     "MultiLevel",
     "NormalisedKL",
+    "Relational",
     "Revised",
     "SmoothedCrossEntropy",
+    "Selectivity",
+    "Similarity",
     "SoftTarget",
+    "SoftmaxRegression",
     "SuperLoss",
     "Task",
     "TaylorCrossEntropy",
@@ -66,6 +74,7 @@ __all__ = [
     "TeacherLabel",
     "Term",
     "TermSet",
+    "Variational",
     "Weighed",
     "Weights",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable, all_sum, process
 from lit_kd.losses import contrastive_loss, hint_loss
+from lit_kd.losses.maps import pooled_alike
 from lit_kd.terms.base import Term
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, index_of
 
@@ -57,8 +58,7 @@ class Hint(FeatureTerm):
         if self.adapter is not None:
             s = self.adapter(s)
         elif s.dim() == 4 and t.dim() == 4:
-            size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
-            s, t = (f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
+            s, t = pooled_alike(s, t)
         return hint_loss(s, t)
 
 
