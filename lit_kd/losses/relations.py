@@ -1,6 +1,6 @@
 """Losses on how the samples of a batch relate to each other, from vectors of features ``(B, d)``: one number, ``()``.
 
-The widths d of both networks may differ. With a single sample, each is 0.
+The widths d of both networks may differ. Of a single sample, not all zeros, there is nothing to learn: each is 0.
 """
 
 import torch

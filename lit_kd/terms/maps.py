@@ -136,7 +136,9 @@ class SoftmaxRegression(FeatureTerm):
         """Make the connector."""
         assert teacher is not None
         s, t = self.features(student, teacher)
-        fits = self.head and t.dim() == 2 and t.shape[1] == self.head[0].in_features
+        if not self.head:
+            raise ValueError("expected a term that knows the teacher's last layer, found none: train with lit_kd.SRRL")
+        fits = t.dim() == 2 and t.shape[1] == self.head[0].in_features
         if not fits or (self.head[0](t) - teacher.logits).abs().max() > 0.01 * teacher.logits.abs().max():
             raise ValueError(
                 "expected a teacher whose last linear layer gives its logits, found that it does not: name the layer, "
