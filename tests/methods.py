@@ -51,9 +51,8 @@ from lit_kd import (
 )
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
-from lit_kd.terms import ELR, SOP, DecoupledKL, Hint, TeacherFree
 from lit_kd.models.networks import mlp
-from lit_kd.terms import ELR, SOP, DecoupledKL, Hint
+from lit_kd.terms import ELR, SOP, DecoupledKL, Hint, TeacherFree
 from lit_kd.types import PENULTIMATE
 from lit_kd.weightings import Amal, Paper
 

@@ -28,9 +28,9 @@ from lit_kd.losses.logits import (
     slam_mix,
     teacher_labels,
 )
-from lit_kd.losses.smoothing import brier_score, smoothed_cross_entropy, teacher_free_loss
 from lit_kd.losses.maps import attention_loss, information_loss, selectivity_loss
 from lit_kd.losses.relations import affinity_loss, angle_loss, distance_loss, similarity_loss
+from lit_kd.losses.smoothing import brier_score, smoothed_cross_entropy, teacher_free_loss
 
 __all__ = [
     "affinity_loss",

@@ -30,8 +30,8 @@ from lit_kd.terms.logits import (
 )
 from lit_kd.terms.maps import Attention, Selectivity, SoftmaxRegression, Variational
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
-from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
 from lit_kd.terms.relations import Affinity, Relational, Similarity
+from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
 from lit_kd.terms.task import TASKS, Task
 from lit_kd.terms.temperature import LearnedTemperature
 
@@ -62,9 +62,9 @@ __all__ = [
     "NormalisedKL",
     "Relational",
     "Revised",
-    "SmoothedCrossEntropy",
     "Selectivity",
     "Similarity",
+    "SmoothedCrossEntropy",
     "SoftTarget",
     "SoftmaxRegression",
     "SuperLoss",
