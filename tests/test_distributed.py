@@ -55,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dot": {},
     "fitnet": {},
     "crd": {},
+    "vid": {},
+    "srrl": {},
     "mutual": {},
     "simkd": {},
     "elr": {},
