@@ -19,7 +19,6 @@ from lit_kd.methods.multi_level_kd import MultiLevelKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
 from lit_kd.methods.pkt import PKT
-from lit_kd.methods.posterior import PosteriorDistillation
 from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.rkd import RKD
