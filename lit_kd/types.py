@@ -15,6 +15,8 @@ UNLABELED = -1
 """Marks a missing label."""
 PENULTIMATE = "penultimate"
 """The tap on the input of the last linear layer."""
+CLASS_MAPS = "class maps of "
+"""Before another tap: what the last linear layer, without its bias, makes of the features at each place."""
 LABELS = ("labels", "label", "y")
 """Where a batch that is a mapping may hold its labels."""
 Inputs = Tensor | Mapping[str, Tensor]
@@ -28,6 +30,11 @@ class Pairs(NamedTuple):
     rows: Tensor  # which row of the batch before it was mixed, (P,)
     share: Tensor  # the row's share in the input, times P / B: so the mean over pairs is one over inputs, (P,)
     main: Tensor  # for each row its pair of the greatest share, (B,)
+
+
+def reads_head(taps: Iterable[str]) -> bool:
+    """Whether some of the taps depend on which layer is the last linear one."""
+    return any(tap == PENULTIMATE or tap.startswith(CLASS_MAPS) for tap in taps)
 
 
 class Batch(NamedTuple):

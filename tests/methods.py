@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_kd import (
     ALMKD,
+    CATKD,
     CRD,
     CTKD,
     DIST,
@@ -23,14 +24,17 @@ from lit_kd import (
     GLC,
     KD,
     L2RW,
+    LELP,
     NKD,
     PKT,
     RKD,
     SRRL,
     VID,
+    SDD,
     WSLD,
     AttentionTransfer,
     Batch,
+    ComparativeKD,
     CoTeaching,
     Distiller,
     FitNet,
@@ -42,6 +46,8 @@ from lit_kd import (
     MultiLevelKD,
     MutualLearning,
     Outputs,
+    PosteriorDistillation,
+    ReviewKD,
     RobustActiveDistillation,
     SimilarityPreserving,
     SimKD,
@@ -128,6 +134,17 @@ METHODS: dict[str, Callable[..., Distiller]] = {
         student, teachers, student_taps=[PENULTIMATE], teacher_taps=[PENULTIMATE], weight=0.1, **base
     ),
     "srrl": lambda student, teachers, **base: SRRL(student, teachers, weight=0.3, **base),
+    "review-kd": lambda student, teachers, **base: ReviewKD(
+        student, teachers, student_stages=["penultimate"], teacher_stages=["penultimate"], warmup_epochs=1, **base
+    ),
+    "cat-kd": lambda student, teachers, **base: CATKD(
+        student, teachers, student_tap="penultimate", teacher_tap="penultimate", normalise=False, weight=0.1, **base
+    ),
+    "sdd": lambda student, teachers, **base: SDD(
+        student, teachers, student_tap="penultimate", teacher_tap="penultimate", scales=[1], **base
+    ),
+    "comparative-kd": lambda student, teachers, **base: ComparativeKD(student, teachers, **({"weight": 0.1} | base)),
+    "lelp": lambda student, teachers, **base: LELP(student, teachers[0], subclasses=2, **base),
     "mutual": lambda student, teachers, **base: MutualLearning(student, **({"peers": ["mlp-12"]} | base)),
     "simkd": lambda student, teachers, **base: SimKD(student, teachers[0], **base),
     "mixkd": lambda student, teachers, **base: MixKD(student, teachers[0], weight=0.5, **base),

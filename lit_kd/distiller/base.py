@@ -23,7 +23,7 @@ from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
 from lit_kd.terms.task import check_outputs
-from lit_kd.types import PENULTIMATE, Batch, Outputs, check_choice, wake
+from lit_kd.types import Batch, Outputs, check_choice, reads_head, wake
 
 
 class Distiller(Evaluated):
@@ -175,7 +175,7 @@ class Distiller(Evaluated):
             with seeded("parts of the student"):
                 self.complete_student()
         taps = tuple(dict.fromkeys([*self.student_taps, *(self.terms.taps("student") if self.terms else ())]))
-        if training and PENULTIMATE in taps:
+        if training and reads_head(taps):
             find_heads(self, [self.student])
         self.tapped_student = prepare_student(self.student, taps, self.speed)
         if new and self.terms is not None and self.terms.has_parts:

@@ -2,6 +2,8 @@
 
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.attention_transfer import AttentionTransfer
+from lit_kd.methods.cat_kd import CATKD
+from lit_kd.methods.comparative_kd import ComparativeKD
 from lit_kd.methods.crd import CRD
 from lit_kd.methods.cross import cross_predict
 from lit_kd.methods.ctkd import CTKD
@@ -12,6 +14,7 @@ from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.glc import GLC
 from lit_kd.methods.kd import KD
 from lit_kd.methods.label_revision import LabelRevision
+from lit_kd.methods.lelp import LELP
 from lit_kd.methods.loss_divider import LossDivider
 from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
@@ -20,9 +23,11 @@ from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
 from lit_kd.methods.pkt import PKT
 from lit_kd.methods.rad import RobustActiveDistillation
+from lit_kd.methods.review_kd import ReviewKD
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.rkd import RKD
 from lit_kd.methods.similarity_preserving import SimilarityPreserving
+from lit_kd.methods.sdd import SDD
 from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
 from lit_kd.methods.small_loss import CoTeaching, JoCoR
@@ -34,6 +39,7 @@ from lit_kd.methods.wsld import WSLD
 
 __all__ = [
     "ALMKD",
+    "CATKD",
     "CRD",
     "CTKD",
     "DIST",
@@ -42,14 +48,17 @@ __all__ = [
     "GLC",
     "KD",
     "L2RW",
+    "LELP",
     "NKD",
     "PKT",
     "RKD",
     "SRRL",
     "VID",
+    "SDD",
     "WSLD",
     "AttentionTransfer",
     "CoTeaching",
+    "ComparativeKD",
     "Distilled",
     "FitNet",
     "JoCoR",
@@ -59,6 +68,8 @@ __all__ = [
     "MixKD",
     "MultiLevelKD",
     "MutualLearning",
+    "PosteriorDistillation",
+    "ReviewKD",
     "RobustActiveDistillation",
     "SLaM",
     "SimKD",

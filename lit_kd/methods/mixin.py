@@ -109,7 +109,7 @@ class Distilled(LightningModule):
         self.distiller.on_fit_start()
         if self._watch:
             self._watch.stop()
-        self._watch = Watch(self.distiller.tapped_student.layers)
+        self._watch = Watch(self.distiller.tapped_student)
 
     def on_train_epoch_start(self) -> None:
         """The method's part."""

@@ -18,6 +18,7 @@ from lit_kd.models.images import ImageInput
 
 from .build import build_model
 from .classes import is_class_path
+from .subclasses import Subclassed
 from .taps import Composite
 
 _PREFIX = "student."
@@ -47,7 +48,7 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
-        raise ValueError(f"{path}: expected a student to train on, found SimKD's with its teacher's head: it teaches")
+        raise ValueError(f"{path}: expected a student to train on, found a composite one, of SimKD or LELP: it teaches")
     hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 
@@ -76,9 +77,7 @@ def read_student(path: Path) -> SavedStudent:
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
             model = build_model(name, num_classes, input_shape)
-            if checkpoint.get("composite"):
-                model = Composite(model, checkpoint["composite"]["tap"])
-                model.rebuild(checkpoint["composite"])
+            model = _completed(model, checkpoint.get("composite"))
         model.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise ValueError(
@@ -90,6 +89,17 @@ def read_student(path: Path) -> SavedStudent:
     names, images = known_names(data.get("class_names"), num_classes), data.get("image_input")
     shape = tuple(input_shape or data.get("input_shape") or ()) or None
     return SavedStudent(model.eval(), name, num_classes, task, shape, names, ImageInput(**images) if images else None)
+
+
+def _completed(model: nn.Module, spec: Mapping[str, Any] | None) -> nn.Module:
+    """A network as SimKD or LELP made it a part of their student."""
+    if not spec:
+        return model
+    if "subclasses" in spec:
+        return Subclassed(model, spec["subclasses"])
+    made = Composite(model, spec["tap"])
+    made.rebuild(spec)
+    return made
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

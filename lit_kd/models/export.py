@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_kd.models.files import EXPORTS, check_unused, optional, write_whole
 from lit_kd.models.images import ImageInput
+from lit_kd.models.subclasses import Subclassed
 from lit_kd.models.taps import Composite
 from lit_kd.types import check_choice, evaluating, logits_of
 from lit_kd.version import __version__
@@ -116,8 +117,9 @@ def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes,
 
 def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
     safetensors = optional("safetensors.torch", "export", "this format")
-    if isinstance(network.student, Composite):
-        raise ValueError("expected another format for SimKD's student, whose weights fit no network that has a name")
+    if isinstance(network.student, (Composite, Subclassed)):
+        whose = "SimKD" if isinstance(network.student, Composite) else "LELP"
+        raise ValueError(f"expected another format for {whose}'s student, whose weights fit no network that has a name")
     # cloned, as the format knows no weights that layers share
     weights = {key: weight.clone().contiguous() for key, weight in network.student.state_dict().items()}
     content: bytes = safetensors.save(weights, dict(texts))

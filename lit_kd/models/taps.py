@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from lit_kd.models.build import last_linear
-from lit_kd.types import PENULTIMATE, Inputs, Outputs, evaluating, full, read_logits, run_model
+from lit_kd.types import CLASS_MAPS, PENULTIMATE, Inputs, Outputs, evaluating, full, read_logits, run_model
 
 STAGES = ("layer1", "layer2", "layer3")
 """The stages of the convolutional networks of `lit_kd.models.networks`, and the first of torchvision's ResNets."""
@@ -20,12 +22,12 @@ STAGES = ("layer1", "layer2", "layer3")
 class Tapped:
     """A model that also gives the features of some layers; its hooks live only while it runs.
 
-    Taps are module paths, as ``"layer3.0"``, or `lit_kd.types.PENULTIMATE`.
+    Taps are module paths, as ``"layer3.0"``, or `lit_kd.types.PENULTIMATE`; `lit_kd.types.CLASS_MAPS` before either.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str] = (), channels_last: bool = False) -> None:
         self.model, self.channels_last = model, channels_last
-        self.layers = {tap: self._find(tap) for tap in taps}
+        self.layers = {tap: self._find(tap.removeprefix(CLASS_MAPS)) for tap in taps}
 
     def _find(self, tap: str) -> nn.Module:
         if tap == PENULTIMATE:
@@ -36,6 +38,12 @@ class Tapped:
             raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")
         return layers[tap]
 
+    def listen(self, features: dict[str, Tensor]) -> list[RemovableHandle]:
+        """Keep the features of each pass, whoever runs it, until the hooks are removed."""
+        heads = {tap: last_linear(self.model)[1] for tap in self.layers if tap.startswith(CLASS_MAPS)}
+        keep = [(layer, partial(_keep, features, tap, heads.get(tap))) for tap, layer in self.layers.items()]
+        return [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
+
     def laid_out(self, x: Inputs) -> Inputs:
         """A batch as the model reads it: images ``(B, C, H, W)`` channels last, where that is wanted."""
         images = self.channels_last and isinstance(x, Tensor) and x.dim() == 4
@@ -44,8 +52,7 @@ class Tapped:
     def __call__(self, x: Inputs, call: Callable[..., Any] | None = None) -> Outputs:
         """Run the model on a batch, or ``call`` in its place; a ValueError if it does not take the batch."""
         features: dict[str, Tensor] = {}
-        keep = [(layer, partial(_keep, features, tap)) for tap, layer in self.layers.items()]
-        hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
+        hooks = self.listen(features)
         try:
             out = run_model(call or self.model, self.laid_out(x))
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # layers may raise any
@@ -69,10 +76,19 @@ class Tapped:
 
 
 def _keep(
-    features: dict[str, Tensor], tap: str, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+    features: dict[str, Tensor],
+    tap: str,
+    head: nn.Linear | None,
+    layer: nn.Module,
+    inputs: tuple[Any, ...],
+    named: dict[str, Any],
+    output: Any,
 ) -> None:
-    """A hook: keep a layer's output, or the only input of the last linear layer."""
-    features[tap] = [*inputs, *named.values()][0] if tap == PENULTIMATE else output
+    """A hook: keep a layer's output, or the only input of the last linear layer; class maps where the head fits."""
+    found = [*inputs, *named.values()][0] if tap.removeprefix(CLASS_MAPS) == PENULTIMATE else output
+    if head is not None and isinstance(found, Tensor) and found.shape[1:2] == (head.in_features,):
+        found = F.linear(found.movedim(1, -1), head.weight).movedim(-1, 1)
+    features[tap] = found
 
 
 def unsure_of_head(model: nn.Module) -> bool:
@@ -94,13 +110,12 @@ class Watch:
     """Keeps the features of a network's latest pass, whoever runs it.
 
     Args:
-        layers: The layers by tap, see `Tapped`.
+        tapped: The network with its taps.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, tapped: Tapped) -> None:
         self._seen: dict[str, Tensor] = {}
-        keep = [(layer, partial(_keep, self._seen, tap)) for tap, layer in layers.items()]
-        self._hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
+        self._hooks = tapped.listen(self._seen)
 
     def features(self, rows: int) -> dict[str, Tensor]:
         """Those of the latest pass, which must have been over so many rows; they are given once."""

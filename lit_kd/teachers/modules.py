@@ -18,7 +18,7 @@ from lit_kd.models.checkpoint import compare_data
 from lit_kd.models.shim import move
 from lit_kd.models.taps import find_head, unsure_of_head
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
-from lit_kd.types import PENULTIMATE, Batch, Inputs, Outputs
+from lit_kd.types import Batch, Inputs, Outputs, reads_head
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -119,6 +119,6 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
     dtype = cast(torch.dtype, module.dtype)
     for model in models:
         move(model, lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
-    if required and PENULTIMATE in taps:
+    if required and reads_head(taps):
         find_heads(module, models)
     return Teachers(models, taps, module.speed)

@@ -4,6 +4,7 @@ A term says which features it reads, which parts are trained along, and what it 
 """
 
 from lit_kd.terms.base import Term, TermSet, Weighed, Weights
+from lit_kd.terms.comparative import Comparative
 from lit_kd.terms.features import Contrastive, Hint
 from lit_kd.terms.labels import (
     BernoulliCrossEntropy,
@@ -32,6 +33,8 @@ from lit_kd.terms.maps import Attention, Selectivity, SoftmaxRegression, Variati
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
 from lit_kd.terms.relations import Affinity, Relational, Similarity
 from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
+from lit_kd.terms.stages import ClassMaps, Review, ScaleDecoupled
+from lit_kd.terms.subclasses import Subclasses
 from lit_kd.terms.task import TASKS, Task
 from lit_kd.terms.temperature import LearnedTemperature
 
@@ -46,6 +49,8 @@ __all__ = [
     "BernoulliCrossEntropy",
     "BernoulliKL",
     "Brier",
+    "ClassMaps",
+    "Comparative",
     "Contrastive",
     "Correlation",
     "CrossEntropy",
@@ -67,6 +72,11 @@ __all__ = [
     "SmoothedCrossEntropy",
     "SoftTarget",
     "SoftmaxRegression",
+    "Review",
+    "Revised",
+    "ScaleDecoupled",
+    "SoftTarget",
+    "Subclasses",
     "SuperLoss",
     "Task",
     "TaylorCrossEntropy",
