@@ -102,7 +102,7 @@ def projections(features: Tensor, classes: Tensor, head: Tensor, subclasses: int
         centres.append(features[classes == c].mean(0))
         apart = (features[classes == c] - centres[-1]) @ unseen.T
         leading = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -subclasses:]
-        turn = torch.nn.init.orthogonal_(torch.empty(subclasses, subclasses)).to(leading)
+        turn = torch.nn.init.orthogonal_(torch.empty(subclasses, subclasses, dtype=torch.float64)).to(leading.device)
         directions.append(unseen.T @ leading @ turn)
     centre, direction = torch.stack(centres), torch.stack(directions)
     own = torch.einsum("nd,nds->ns", features - centre[classes], direction[classes])
