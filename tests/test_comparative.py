@@ -10,7 +10,7 @@ from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from torch import Tensor, nn
 
 from lit_kd import ALMKD, ComparativeKD
-from lit_kd.losses.stages import comparative_loss
+from lit_kd.losses import comparative_loss
 from lit_kd.terms import Comparative
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs
 from lit_kd.weightings import Paper

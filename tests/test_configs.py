@@ -35,7 +35,7 @@ def stretches(config: Any) -> int:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_teacher(tmp_path_factory.mktemp("teacher"), "cnn-2")
+    return train_teacher(tmp_path_factory.mktemp("teacher"), "cnn-8")  # wide enough for LELP
 
 
 def test_there_are_configs() -> None:

@@ -14,9 +14,8 @@ from methods import CLASSES, Blobs, trainer
 from scipy.signal import correlate
 from torch import Tensor, nn
 
-from lit_kd import ALMKD, CATKD, KD, SDD, Distilled, Distiller, ReviewKD
+from lit_kd import ALMKD, CATKD, KD, SDD, Distilled, Distiller, ReviewKD, losses
 from lit_kd.data import Source, TensorRows
-from lit_kd.losses import stages as losses
 from lit_kd.models import adapt, build_model, last_linear
 from lit_kd.models.taps import Replay, Tapped
 from lit_kd.terms import (

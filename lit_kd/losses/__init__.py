@@ -31,6 +31,7 @@ from lit_kd.losses.logits import (
 from lit_kd.losses.maps import attention_loss, information_loss, selectivity_loss
 from lit_kd.losses.relations import affinity_loss, angle_loss, distance_loss, similarity_loss
 from lit_kd.losses.smoothing import brier_score, smoothed_cross_entropy, teacher_free_loss
+from lit_kd.losses.stages import class_map_loss, comparative_loss, pyramid_loss, regional_logits
 
 __all__ = [
     "affinity_loss",
@@ -39,6 +40,8 @@ __all__ = [
     "bernoulli_cross_entropy",
     "bernoulli_kd_loss",
     "brier_score",
+    "class_map_loss",
+    "comparative_loss",
     "contradicts",
     "contrastive_loss",
     "corrected_cross_entropy",
@@ -56,6 +59,8 @@ __all__ = [
     "normalised_kd_loss",
     "overparameterized_loss",
     "relation_loss",
+    "pyramid_loss",
+    "regional_logits",
     "revise_labels",
     "revised_teacher",
     "selectivity_loss",

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lit_kd.losses.stages import comparative_loss
+from lit_kd.losses import comparative_loss
 from lit_kd.terms.base import Term
 from lit_kd.terms.features import adapter
 from lit_kd.types import Batch, Outputs

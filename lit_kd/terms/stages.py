@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_kd.losses.stages import class_map_loss, pyramid_loss, regional_logits
+from lit_kd.losses import class_map_loss, pyramid_loss, regional_logits
 from lit_kd.terms.base import Term
 from lit_kd.terms.features import FeatureTerm
 from lit_kd.terms.logits import KL, LogitTerm
