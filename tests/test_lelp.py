@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from torch import Tensor, nn
 
-from lit_kd import KD, LELP
+from lit_kd import KD, LELP, Distilled
 from lit_kd.losses import kd_loss
 from lit_kd.models import adapt, build_model, last_linear, load_student
 from lit_kd.models.checkpoint import read_student, student_name
@@ -294,6 +294,14 @@ class TestMethod:
         again = LELP("mlp-8", given, subclasses=2, **BASE)
         trainer(max_epochs=2).fit(again, Blobs(seed=0), ckpt_path=tmp_path / "c.ckpt")
         assert torch.equal(directions(again), directions(model))
+
+    def test_a_module_of_ones_own_keeps_its_head(self) -> None:
+        class Own(Distilled):
+            def configure_distillation(self) -> LELP:
+                return LELP("mlp-8", trained_teachers()[0], **BASE)
+
+        with pytest.raises(ValueError, match="leaves batches and networks as they are, found LELP"):
+            _ = Own().distiller
 
     @pytest.mark.parametrize(
         ("make", "match"),

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule
 from methods import CLASSES, Blobs, trainer
 from scipy.signal import correlate
 from torch import Tensor, nn
@@ -160,13 +159,12 @@ class TestReview:
         with pytest.raises(ValueError, match=r"expected batches of several rows, .* drop_last=True"):
             term(one, one, Batch(one.logits, torch.zeros(1)))
 
-    def test_warm_up(self) -> None:
+    def test_warm_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, out = ReviewKD("cnn-2", "a", weight=6.0, warmup_epochs=3, **BASE), Outputs(draw(B, C), {})
         found = []
         for epoch in range(5):
-            type(model).current_epoch, before = property(lambda _, e=epoch: e), LightningModule.current_epoch  # type: ignore[misc, assignment]
+            monkeypatch.setattr(ReviewKD, "current_epoch", epoch)
             found.append(model.weigh(out, [out, out], Batch(out.logits, torch.zeros(B))))
-            type(model).current_epoch = before  # type: ignore[misc, assignment]
         assert found == [[1.0, pytest.approx(w), pytest.approx(w)] for w in (1, 2, 3, 3, 3)]
 
 

@@ -13,6 +13,7 @@ from lit_kd.distiller import Distiller
 from lit_kd.distiller.optimisation import refuse_callbacks
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.models.checkpoint import drop_unknown
+from lit_kd.models.subclasses import Subclassed
 from lit_kd.models.taps import Watch
 from lit_kd.teachers.cache import follow
 from lit_kd.terms.base import row_losses, weighted_means
@@ -46,7 +47,10 @@ class Distilled(LightningModule):
                 made = self.configure_distillation()
             except AttributeError as error:  # which torch would take for a missing property
                 raise RuntimeError(f"configure_distillation() failed: {error}") from error
-            if made.changes_batches or made.peers or type(made).complete_student is not Distiller.complete_student:
+            wraps = type(made).complete_student is not Distiller.complete_student or isinstance(
+                made.student, Subclassed
+            )
+            if made.changes_batches or made.peers or wraps:
                 found = type(made).__name__
                 raise ValueError(f"expected a method that leaves batches and networks as they are, found {found}")
             unpack = made.unpack
