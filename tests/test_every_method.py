@@ -119,10 +119,11 @@ class TestFit:
         fitted.fit(model, data)
         measured = {"accuracy", "ece", "nll"} | ({"teacher_agreement"} if model.needs_teacher else set())
         measured |= {f"{peer}_accuracy" for peer in model.peers}
+        measured |= {"worst_group_accuracy"} if method == "group-distil" else set()
         logged = {name: value.item() for name, value in fitted.callback_metrics.items()}
         terms = {name for name in logged if name.startswith("train/") and "peer_" not in name} - {"train/loss"}
         assert terms
-        learned = {name for name in logged if name.startswith(("samples/", "rad/", "train/peer_"))}
+        learned = {name for name in logged if name.startswith(("samples/", "rad/", "groups/", "train/peer_"))}
         assert bool(learned) == (keeps_table(model) or len(model.peers) > 0)
         assert set(logged) - learned == terms | {"train/loss"} | {f"val/{name}" for name in measured}
         assert logged["train/loss"] == pytest.approx(sum(logged[term] for term in terms), rel=1e-5)

@@ -3,7 +3,9 @@
 Shapes: B samples, C classes. Logits are unnormalised, temperatures T > 0 dimensionless, losses ``(B,)``, in nats.
 """
 
+from lit_kd.losses.classes import class_information, class_log_means
 from lit_kd.losses.divergences import correlation_loss, divergence, normalised_kd_loss, standardised
+from lit_kd.losses.ensemble import median_shares, median_teacher
 from lit_kd.losses.features import contrastive_loss, hint_loss
 from lit_kd.losses.labels import (
     corrected_cross_entropy,
@@ -42,6 +44,8 @@ __all__ = [
     "brier_score",
     "class_map_loss",
     "comparative_loss",
+    "class_information",
+    "class_log_means",
     "contradicts",
     "contrastive_loss",
     "corrected_cross_entropy",
@@ -56,6 +60,8 @@ __all__ = [
     "information_loss",
     "kd_loss",
     "mean_teacher",
+    "median_shares",
+    "median_teacher",
     "normalised_kd_loss",
     "overparameterized_loss",
     "relation_loss",

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_kd.losses.ensemble import median_teacher
 from lit_kd.types import UNLABELED
+
+Average = Literal["probabilities", "logits", "median"]
 
 
 def cross_entropy(
@@ -111,17 +114,18 @@ def decoupled_kd_loss(
     return temperature**2 * decoupled.where(labelled, kl_divergence(*whole))
 
 
-def mean_teacher(
-    teachers: Sequence[Tensor], temperature: float = 1.0, of: Literal["probabilities", "logits"] = "probabilities"
-) -> Tensor:
+def mean_teacher(teachers: Sequence[Tensor], temperature: float = 1.0, of: Average = "probabilities") -> Tensor:
     """The logits of one teacher in place of several, for `kd_loss` at this temperature.
 
     With ``of="probabilities"`` its softened distribution is the mean of theirs, ``mean_k softmax(t_k / T)``: the loss
     has the gradient of the mean of the K losses [derived]. With ``of="logits"`` its logits are the mean of theirs, so a
-    teacher that is very sure outvotes the others. A single teacher stays as it is.
+    teacher that is very sure outvotes the others. ``of="median"``: see `lit_kd.losses.median_teacher`. A single teacher
+    stays as it is.
     """
     if len(teachers) == 1:
         return teachers[0]
+    if of == "median":
+        return median_teacher(teachers, temperature)
     logits = torch.stack(list(teachers))
     if of == "logits":
         return logits.mean(0)

@@ -12,10 +12,12 @@ from lit_kd.methods.dkd import DKD
 from lit_kd.methods.dot import DOT
 from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.glc import GLC
+from lit_kd.methods.group_distil import GroupDistil
 from lit_kd.methods.kd import KD
 from lit_kd.methods.label_revision import LabelRevision
 from lit_kd.methods.lelp import LELP
 from lit_kd.methods.loss_divider import LossDivider
+from lit_kd.methods.mcmi import MCMI
 from lit_kd.methods.mixin import Distilled
 from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.multi_level_kd import MultiLevelKD
@@ -49,6 +51,7 @@ __all__ = [
     "KD",
     "L2RW",
     "LELP",
+    "MCMI",
     "NKD",
     "PKT",
     "RKD",
@@ -61,6 +64,7 @@ __all__ = [
     "ComparativeKD",
     "Distilled",
     "FitNet",
+    "GroupDistil",
     "JoCoR",
     "LabelRevision",
     "LossDivider",

@@ -1,21 +1,20 @@
 """Several teachers as one, and teachers that the label corrects."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
-from lit_kd.losses import mean_teacher, revised_teacher
+from lit_kd.losses import mean_teacher, median_shares, revised_teacher
+from lit_kd.losses.logits import Average
 from lit_kd.terms import Task, Weights
 from lit_kd.types import Batch, Outputs, check_choice, class_labels
 
 
-def as_one(
-    teachers: Sequence[Outputs], temperature: float = 1.0, of: Literal["probabilities", "logits"] = "probabilities"
-) -> Outputs:
+def as_one(teachers: Sequence[Outputs], temperature: float = 1.0, of: Average = "probabilities") -> Outputs:
     """`lit_kd.losses.mean_teacher` of outputs; a single teacher keeps its features."""
     mean = mean_teacher([teacher.logits for teacher in teachers], temperature, of)
     return Outputs(mean, teachers[0].features if len(teachers) == 1 else {})
@@ -39,7 +38,8 @@ class MeanTeacher(Distiller):
 
     Args:
         average: What is averaged, see `lit_kd.losses.mean_teacher`. The mean of the probabilities has the gradient of
-            the mean of the losses, for KL.
+            the mean of the losses, for KL. The median cannot be moved by a minority of bad teachers;
+            ``teachers/median_share_K`` then logs how often teacher K supplies it, see `lit_kd.losses.median_shares`.
         drop: With which probability, in [0, 1], a training batch drops each of several teachers; DGKD drops with 0.25.
             If it were to drop all, it keeps one, drawn at random [ours].
         revise: Eta of Label Revision, in [0, 1): where the teacher contradicts the label, it is revised before it is
@@ -50,7 +50,7 @@ class MeanTeacher(Distiller):
     def __init__(
         self,
         *,
-        average: Literal["probabilities", "logits"] = "probabilities",
+        average: Average = "probabilities",
         drop: float = 0.0,
         revise: float | None = None,
         **base: Any,
@@ -59,12 +59,12 @@ class MeanTeacher(Distiller):
         if not 0 <= drop <= 1:
             raise ValueError(f"expected drop in [0, 1], the probability to drop a teacher; found {drop}")
         check_eta(revise, self.task)
-        check_choice("average", average, ("probabilities", "logits"))
-        self.average: Literal["probabilities", "logits"] = average
+        check_choice("average", average, get_args(Average))
+        self.average: Average = average
         self.drop = drop
         self.revise = revise
         self._draws = torch.Generator()
-        if (drop or average == "logits") and self.num_sources > 1:
+        if (drop or average != "probabilities") and self.num_sources > 1:
             raise ValueError("expected neither drop nor average with features, or several labels a sample: each counts")
 
     @property
@@ -86,7 +86,12 @@ class MeanTeacher(Distiller):
             draws = torch.rand(len(teachers), generator=self._draws)
             kept = draws >= self.drop
             kept[draws.argmax()] = True  # if all are below, each is as likely to be the largest
-            heard = [teacher for teacher, keep in zip(teachers, kept.tolist(), strict=True) if keep]
+            numbers = kept.nonzero().flatten().tolist()
+            heard = [teachers[k] for k in numbers]
+            if self.average == "median":
+                shares = median_shares([teacher.logits for teacher in heard], self.terms.temperature)
+                names = [f"teachers/median_share_{k}" for k in numbers]
+                self.log_means(dict(zip(names, shares, strict=True)), len(batch.y))
             teachers = [as_one(heard, self.terms.temperature, self.average)]
         return revised(teachers, batch.y, self.revise, self.terms.temperature)
 
