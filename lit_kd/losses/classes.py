@@ -15,7 +15,7 @@ def class_log_means(logits: Tensor, y: Tensor) -> Tensor:
     """
     classes = logits.shape[1]
     log_p, rows = logits.double().log_softmax(-1), F.one_hot(y.clamp(min=0), classes).bool() & (y != UNLABELED)[:, None]
-    means = [log_p[of_class].logsumexp(0) - of_class.sum().log() for of_class in rows.T]
+    means = [log_p[of_class].logsumexp(0) - of_class.sum().double().log() for of_class in rows.T]
     uniform = torch.full_like(log_p[0], 1 / classes).log()
     return torch.stack([mean if of_class.any() else uniform for mean, of_class in zip(means, rows.T, strict=True)])
 

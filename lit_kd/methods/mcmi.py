@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from lit_kd.losses import class_log_means
 from lit_kd.methods.supervised import Supervised
 from lit_kd.models import Network

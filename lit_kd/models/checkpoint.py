@@ -183,7 +183,7 @@ def compare_data(who: str, network: nn.Module, data: Mapping[str, Any], resumed:
     A ValueError if a class has another number now; a warning for other names and inputs and, if `resumed`, other rows.
     Returns what is known of the data, or else what the network knows.
     """
-    within = (getattr(network, name, None) for name in ("student", "body"))  # of a method, and of a composite student
+    within = (getattr(network, name, None) for name in ("student", "body", "network"))  # of a method, and of wrappers
     parts = [part for part in (network, *within) if isinstance(part, nn.Module)]
     told: dict[str, Any] = next((vars(part)[_DATA] for part in parts if _DATA in vars(part)), {})
     now = data.get("class_names") or []

@@ -24,6 +24,7 @@ from lit_kd.data import DataModule
 from lit_kd.data.rows import equal_inputs, in_memory
 from lit_kd.data.table import all_sum
 from lit_kd.models.files import write_whole
+from lit_kd.teachers.adapted import AdaptedTeacher
 from lit_kd.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Cached:
                 "teacher_cache needs a teacher and a data module of lit_kd.data (DistillationDataModule wraps yours), "
                 f"found {len(self.teachers)} teachers and {type(data).__name__}"
             )
+        if any(isinstance(model, AdaptedTeacher) for model in self.teachers.models):
+            raise ValueError("expected no teacher_cache with an AdaptedTeacher, whose answers change: leave it out")
         self.data = data
         some = np.linspace(0, data.train_size - 1, 64).astype(np.int64)
         with isolate_rng(), torch.no_grad(), module.trainer.precision_plugin.forward_context():

@@ -17,6 +17,7 @@ from lit_kd.models import Network, is_path, resolve_model
 from lit_kd.models.checkpoint import compare_data
 from lit_kd.models.shim import move
 from lit_kd.models.taps import find_head, unsure_of_head
+from lit_kd.teachers.adapted import adapting
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
 from lit_kd.types import Batch, Inputs, Outputs, reads_head
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Teachers:
-    """Frozen teachers in eval mode, with the taps of `lit_kd.models.taps.Tapped`.
+    """Frozen teachers in eval mode, unless they adapt, with the taps of `lit_kd.models.taps.Tapped`.
 
     This is no `torch.nn.Module`, so that no teacher reaches an optimizer, a checkpoint or a switch to training mode.
     """
@@ -49,7 +50,10 @@ class Teachers:
 
     def trained_on(self, batch: Batch) -> list[Outputs]:
         """The outputs for each label of a training or meta batch, from the cache if there is one."""
-        return [out.of(batch) for out in self(batch.x)] if self.cache is None else self.cache(batch)
+        if self.cache is not None:
+            return self.cache(batch)
+        with adapting(self.models if len(batch.y) > 1 else ()):  # a single row has no statistics
+            return [out.of(batch) for out in self(batch.x)]
 
     def forget(self) -> None:
         """Drop copies for inference, except compiled ones."""

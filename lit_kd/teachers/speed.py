@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from lit_kd.models.taps import Tapped
+from lit_kd.teachers.adapted import AdaptedTeacher
 from lit_kd.types import PENULTIMATE, Inputs, Outputs
 
 KNOWN = {"torch", "torchvision", "timm", "lit_kd"}
@@ -77,6 +78,8 @@ class Frozen:
     def _choose(self, x: Inputs) -> Outputs:
         """Choose how to run the network, and run it so."""
         self._run, outputs = self._plain, self._plain(x)
+        if isinstance(self._plain.model, AdaptedTeacher):  # a copy would not follow
+            return outputs
         convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._plain.model.modules())
         if convolves and set(self._taps) <= {PENULTIMATE}:
             with suppress(Exception), isolate_rng():  # if a foreign network objects, it runs unchanged
