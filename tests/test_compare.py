@@ -45,6 +45,7 @@ class TestResults:
         assert list(rows[0]) == [
             *("method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds"),
             *("nll", "noise_auc", "noise_rate", "noise_rate_estimated"),
+            *("slope_unsure", "offset_unsure", "slope_sure", "offset_sure"),
         ]
         for row in rows:
             single = json.loads((training(row) / "result.json").read_text())

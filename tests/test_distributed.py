@@ -53,6 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dkd": {},
     "ctkd": {},
     "dot": {},
+    "group-distil": {},
+    "mcmi": {},
     "fitnet": {},
     "crd": {},
     "vid": {},

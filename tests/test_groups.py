@@ -135,8 +135,8 @@ class TestTraining:
         assert model.table.shared["group_log_weights"].argmax() == 2
 
     def test_a_class_without_rows_is_refused(self) -> None:
+        model = GroupDistil("mlp-8", "mlp-8", num_classes=4, input_shape=list(SHAPE))
         with pytest.raises(ValueError, match=r"every class, found none of \[3\]"):
-            model = GroupDistil("mlp-8", "mlp-8", num_classes=4, input_shape=list(SHAPE))
             trainer().fit(model, Wider())
 
     def test_bad_rate(self) -> None:

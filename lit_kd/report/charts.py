@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from lit_kd.data import UNLABELED
+from lit_kd.report.deviations import PARTS, deviations
 from lit_kd.report.runs import Arrays
 
 RIGHT, WRONG, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
@@ -141,8 +142,9 @@ def reliability_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
 
 
 def confidence_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
-    """The student's log-odds of the teacher's class against the teacher's own, from all seeds; the slope in words."""
+    """The student's log-odds of the teacher's class against the teacher's own, from all seeds; in words the slopes."""
     x, y = (np.concatenate([seed[f"{who}_log_odds"] for seed in seeds]) for who in ("teacher", "student"))
+    parts = deviations({"teacher_log_odds": x, "student_log_odds": y})
     slope, intercept = np.polyfit(x.astype(float), y, 1)
     shown = np.random.default_rng(0).permutation(len(x))[:DOTS]
     ends = np.array([x[shown].min(), x[shown].max()])
@@ -151,11 +153,18 @@ def confidence_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
     axes.scatter(x[shown], y[shown], s=5, color=RIGHT, alpha=0.4, lw=0)
     axes.plot(ends, ends, "--", color=PLAIN, lw=1)
     axes.plot(ends, slope * ends + intercept, color=WRONG, lw=1.8)
+    told = f"slope {slope:.2f}"
+    for part, quantiles in PARTS.items():
+        local, offset = parts[f"slope_{part}"], parts[f"offset_{part}"]
+        if local is not None and offset is not None:
+            ends = np.quantile(x, quantiles)
+            axes.plot(ends, local * ends + offset, color=WRONG, lw=1.2, ls=":")
+            told += f"; where the teacher is {part} {local:.2f}"
     for axis, values in ((axes.xaxis, x[shown]), (axes.yaxis, y[shown])):
         at = {np.log(p / (1 - p)): name for p, name in _TICKS.items()}
         at = {place: name for place, name in at.items() if values.min() - 1 <= place <= values.max() + 1}
         axis.set_ticks(list(at), list(at.values()))
-    return figure, f"slope {slope:.2f}"
+    return figure, told
 
 
 def draw_histogram(axes: Axes, weights: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_]) -> None:

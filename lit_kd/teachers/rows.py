@@ -38,11 +38,8 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
         raise ValueError("expected rows to predict, found none. Give the data a split of this kind, e.g. meta=0.1.")
     data, trainer, student = module.data, module.trainer, module.tapped_student
     # the cache knows only the data's own rows
-    cached = (
-        teachers.cache is not None
-        and rows.indices is not None
-        and rows.rows in (data.parts.plain, data.parts.augmented)
-    )
+    own = rows.indices is not None and rows.rows in (data.parts.plain, data.parts.augmented)
+    cached = own and teachers.cache is not None
     students, taught, labels = [], [], []
     with isolate_rng(), evaluating(student.model), torch.no_grad(), trainer.precision_plugin.forward_context():
         for first in range(0, len(rows), data.batch_size):
