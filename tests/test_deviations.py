@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.stats import linregress
 
 from lit_kd.report.charts import confidence_chart
-from lit_kd.report.comparison import write_report
 from lit_kd.report.deviations import deviations
-from lit_kd.report.runs import EVIDENCE, Job
 
 
 def test_by_quartile() -> None:
@@ -54,16 +49,3 @@ def test_picture_and_words() -> None:
     for line, quantiles in zip(dotted, ((0, 0.25), (0.75, 1)), strict=True):
         np.testing.assert_allclose(line.get_xdata(), np.quantile(x, quantiles), rtol=1e-5)
         np.testing.assert_allclose(line.get_ydata(), 2 * np.quantile(x, quantiles), rtol=1e-3)
-
-
-def test_the_numbers_are_in_the_csv(tmp_path: Path) -> None:
-    x = np.linspace(-1, 3, 40)
-    job = Job("KD", 0, tmp_path / "kd" / "seed-0", {"model": {"class_path": "KD"}, "data": {}})
-    job.folder.mkdir(parents=True)
-    kept = {"confidence": np.full(40, 0.5), "correct": x > 0}
-    np.savez(job.folder / EVIDENCE, teacher_log_odds=x, student_log_odds=x - 1, **kept)
-    result = {"method": "KD", "seed": 0, "test_accuracy": 0.9, "test_accuracy_last": 0.9, "seconds": 1.0}
-    write_report(tmp_path, [(job, result)])
-    [row] = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
-    assert float(row["slope_unsure"]) == pytest.approx(1)
-    assert float(row["offset_sure"]) == pytest.approx(-1)

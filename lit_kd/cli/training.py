@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lit_kd.cli.lightning import Cli, make_cli
 from lit_kd.cli.recipe import merge
 from lit_kd.models.files import read_yaml, write_whole
+from lit_kd.report.deviations import deviations
 from lit_kd.report.evidence import KeepEvidence, accuracy_by_queries, keep_points, keep_samples
 from lit_kd.report.runs import EVIDENCE, RESULT, Config, Job, Result, read_metrics
 from lit_kd.report.samples import learned
@@ -111,6 +112,7 @@ def _train(job: Job) -> Result:
         "seconds": round(seconds, 2),
     }
     kept.save(job.folder / EVIDENCE)
+    result |= deviations(job.arrays(EVIDENCE))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(result)

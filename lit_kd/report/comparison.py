@@ -20,9 +20,8 @@ from rich.markdown import Markdown
 from lit_kd.models import load_student
 from lit_kd.models.files import write_columns, write_whole
 from lit_kd.report import charts
-from lit_kd.report.deviations import deviations
 from lit_kd.report.page import write_page
-from lit_kd.report.runs import EVIDENCE, POINTS, SAMPLES, TEACHER, Arrays, Job, Result, slug
+from lit_kd.report.runs import POINTS, SAMPLES, TEACHER, Arrays, Job, Result, slug
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
@@ -46,7 +45,7 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     Pictures: ``accuracy.png``; ``weights-*.png`` of methods with sample weights, and ``teachers-*.png`` if they have
     several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for methods that query the teacher.
     """
-    results = [result | deviations(job.arrays(EVIDENCE)) for job, result in done]
+    results = [result for _, result in done]
     names = COLUMNS + [name for name in OPTIONAL if any(name in result for result in results)]
     columns = {name: [result.get(name) for result in results] for name in names}
     write_columns(folder / "results.csv", columns, overwrite=True)
