@@ -17,6 +17,7 @@ from lit_kd.models.checkpoint import known_names
 from lit_kd.report.charts import noise_auc
 from lit_kd.report.runs import POINTS, SAMPLES, Metrics, Result
 from lit_kd.report.samples import Suspect, distrusted_by
+from lit_kd.terms import Deferral
 
 SHOWN = 16  # distrusted samples whose pictures are kept
 
@@ -31,9 +32,14 @@ class KeepEvidence(Callback):
         """Forget the last test."""
         self.parts = []
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Keep a batch."""
-        self.parts.append({name: value.cpu() for name, value in evidence(**outputs).items()})
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        """Keep a batch, and the score of the term `Deferral`."""
+        found = evidence(**outputs)
+        for term in pl_module.terms or ():
+            if isinstance(term, Deferral):
+                student = pl_module.tapped_student(pl_module.unpack(batch).x)
+                found["deferral_score"] = term.score(student)[: len(outputs["y"])]
+        self.parts.append({name: value.cpu() for name, value in found.items()})
 
     def save(self, path: Path) -> None:
         """Write all rows, arrays ``(n,)`` by name."""
@@ -45,8 +51,8 @@ class KeepEvidence(Callback):
 def evidence(logits: Tensor, y: Tensor, teachers: list[Tensor]) -> dict[str, Tensor]:
     """How sure student and teachers are of each row, ``(B,)`` each, from their logits ``(B, C)`` and the true labels.
 
-    The student's ``confidence`` in its class, whether that is ``correct``, and the ``teacher_log_odds`` (of the
-    teachers' mean) and ``student_log_odds`` of the teachers' class, if there are any.
+    The student's ``confidence`` in its class, and whether that is ``correct``. If there are teachers: of the class that
+    their mean names, whether it is right, ``teacher_correct``, and the ``teacher_log_odds`` and ``student_log_odds``.
     """
     student = logits.double().log_softmax(-1)
     confidence, said = student.exp().max(-1)
@@ -54,6 +60,7 @@ def evidence(logits: Tensor, y: Tensor, teachers: list[Tensor]) -> dict[str, Ten
     if teachers:
         teacher = torch.stack([t.double().log_softmax(-1) for t in teachers]).logsumexp(0) - np.log(len(teachers))
         named = teacher.argmax(-1)
+        found["teacher_correct"] = named == y
         for who, log_probabilities in (("teacher", teacher), ("student", student)):
             found[f"{who}_log_odds"] = _log_odds(log_probabilities, named).float()
     return found

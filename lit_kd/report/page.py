@@ -14,6 +14,7 @@ from PIL import Image
 
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
+from lit_kd.report.deferral import deferral_chart
 from lit_kd.report.runs import EVIDENCE, SAMPLES, Arrays, Job, Result, read_metrics
 from lit_kd.report.samples import Suspect, any_distrusted, class_name, to_png
 from lit_kd.version import __version__
@@ -52,6 +53,7 @@ def write_page(
             curves=list(_curves(jobs, teachers)),
             reliability=list(_evidence(jobs, "confidence", charts.reliability_chart)),
             confidence=list(_evidence(jobs, "teacher_log_odds", charts.confidence_chart)),
+            deferral=list(_evidence(jobs, "deferral_score", deferral_chart)),
             weights=list(_weights(jobs)),
             knows_wrong=charts.knows_wrong([kept for job, _ in done if (kept := job.arrays(SAMPLES))]),
             distrusted=list(_distrusted(jobs)),

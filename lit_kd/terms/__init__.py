@@ -6,6 +6,7 @@ A term says which features it reads, which parts are trained along, and what it 
 from lit_kd.terms.base import Term, TermSet, Weighed, Weights
 from lit_kd.terms.comparative import Comparative
 from lit_kd.terms.classes import ClassInformation
+from lit_kd.terms.deferral import Deferral
 from lit_kd.terms.features import Contrastive, Hint
 from lit_kd.terms.labels import (
     BernoulliCrossEntropy,
@@ -57,6 +58,7 @@ __all__ = [
     "Correlation",
     "CrossEntropy",
     "DecoupledKL",
+    "Deferral",
     "ForwardCorrection",
     "GeneralizedCrossEntropy",
     "HardLabel",

@@ -70,7 +70,7 @@ class MeanTeacher(Distiller):
     @property
     def num_sources(self) -> int:
         """One, unless features are compared, or a sample has several labels."""
-        features = any(one is not None and one.reads_features for one in (self._templates[0], *self._templates[2]))
+        features = any(one is not None and one.teacher_taps for one in (self._templates[0], *self._templates[2]))
         apart = features or self.task.name != "classification"
         return super().num_sources if apart else min(1, super().num_sources)
 
