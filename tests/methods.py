@@ -34,6 +34,7 @@ from lit_kd import (
     SDD,
     WSLD,
     AttentionTransfer,
+    AdversarialKD,
     Batch,
     ComparativeKD,
     CoTeaching,
@@ -86,6 +87,10 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "kd": lambda student, teachers, **base: KD(student, teachers[0], **base),
     "kd-teachers": lambda student, teachers, **base: KD(student, teachers, drop=0.25, **base),
     "group-distil": lambda student, teachers, **base: GroupDistil(student, teachers, rate=0.1, **base),
+    "adversarial": lambda student, teachers, **base: AdversarialKD(student, teachers, steps=2, **base),
+    "adversarial-teacher": lambda student, teachers, **base: AdversarialKD(
+        student, teachers[0], attack="teacher", **base
+    ),
     "mcmi": lambda student, teachers, **base: MCMI(student, **base),
     "weighted": lambda student, teachers, **base: WeightedDistillation(student, teachers[0], **base),
     "slam": lambda student, teachers, **base: SLaM(student, teachers[0], normalise=True, **base),

@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ctkd": {},
     "dot": {},
     "group-distil": {},
+    "adversarial": {},
     "mcmi": {},
     "fitnet": {},
     "crd": {},

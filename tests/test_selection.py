@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linprog
-from scipy.stats import chi2, chisquare
+from scipy.stats import chi2, chisquare, entropy
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import pairwise_distances
 
@@ -241,3 +241,25 @@ class TestRules:
         for own in range(3):
             rows = chosen[cluster[chosen] == own]
             assert rows.tolist() == np.flatnonzero(cluster == own)[: len(rows)].tolist()
+
+
+class TestSpaced:
+    def test_by_hand(self) -> None:
+        """Every fourth of the rows by falling doubt; both parts of it are in [0, 1]."""
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
+        doubt = [1 - (np.sort(row)[-1] - np.sort(row)[-2]) + entropy(row, base=3) for row in p]
+        order = sorted(range(50), key=lambda i: -doubt[i])
+        chosen = choose_rows("spaced", p, 5, np.random.default_rng(0))
+        assert chosen.tolist() == [order[i] for i in (0, 4, 8, 12, 16)]
+
+    @pytest.mark.parametrize("budget", [0, 1, 5, 13, 20])
+    def test_of_a_small_pool_it_takes_what_there_is(self, budget: int) -> None:
+        p = np.random.default_rng(1).dirichlet(np.ones(4), 20)
+        chosen = choose_rows("spaced", p, budget, np.random.default_rng(0))
+        assert len(set(chosen.tolist())) == budget
+
+    def test_copies_are_not_all_asked_about(self) -> None:
+        """As they would be by margin."""
+        p = np.array([[0.5, 0.5]] * 4 + [[0.6, 0.4]] * 4 + [[0.9, 0.1]] * 4)
+        assert (choose_rows("margin", p, 3, np.random.default_rng(0)) < 4).all()
+        assert choose_rows("spaced", p, 3, np.random.default_rng(0)).tolist() == [0, 4, 8]

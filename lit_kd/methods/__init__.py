@@ -1,5 +1,6 @@
 """The methods, one file each: terms, weights, and what is special."""
 
+from lit_kd.methods.adversarial import AdversarialKD
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.methods.attention_transfer import AttentionTransfer
 from lit_kd.methods.cat_kd import CATKD
@@ -60,6 +61,7 @@ __all__ = [
     "SDD",
     "WSLD",
     "AttentionTransfer",
+    "AdversarialKD",
     "CoTeaching",
     "ComparativeKD",
     "Distilled",

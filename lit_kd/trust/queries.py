@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike
 from lit_kd.trust.game import Floats, Indices, check_budget, dep_round, rad_marginals
 from lit_kd.types import check_choice
 
-QueryRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin"]
+QueryRule = Literal["rad", "uniform", "margin", "entropy", "coreset", "badge", "cluster_margin", "spaced"]
 OF_FEATURES = ("coreset", "badge", "cluster_margin")
 """Rules that need features, the inputs of the student's last linear layer."""
+SPACING = 4
+"""How many candidates the rule spaced has for a query."""
 
 
 def choose_rows(
@@ -31,7 +33,7 @@ def choose_rows(
 
     Args:
         rule: ``"rad"``, the game against a teacher that is wrong where it hurts most; ``"uniform"``; ``"margin"`` and
-            ``"entropy"``, where the student is least sure; or one of `OF_FEATURES`.
+            ``"entropy"``, where the student is least sure; ``"spaced"``, see `spaced`; or one of `OF_FEATURES`.
         probabilities: ``(n, C)``, C at least 2.
         budget: b, from 0 to n.
         generator: For the rules that draw: rad, uniform and badge.
@@ -55,7 +57,9 @@ def choose_rows(
     if rule == "margin":
         return _largest(margin_gain(p), budget)
     if rule == "entropy":
-        return _largest(-(p * np.log(p.clip(np.finfo(p.dtype).tiny))).sum(1), budget)
+        return _largest(_entropy(p), budget)
+    if rule == "spaced":
+        return spaced(p, budget)
     if features is None or (rule == "coreset" and known_features is None):
         raise ValueError(f"expected features, and for coreset known_features, for the rule {rule!r}, found none")
     x = np.asarray(features, dtype=np.float64)
@@ -70,6 +74,17 @@ def margin_gain(probabilities: ArrayLike) -> Floats:
     """How unsure the student is of each row, ``(n,)`` in [0, 1]: 1 less its margin [the paper's gain, from memory]."""
     top = np.partition(np.asarray(probabilities, dtype=np.float64), -2, axis=1)
     return 1 - (top[:, -1] - top[:, -2])
+
+
+def spaced(probabilities: Floats, budget: int) -> Indices:
+    """Every m-th of the m b rows of which the student is least sure, so that they differ (MyriadAL, arXiv 2310.16161).
+
+    The rank is by margin and entropy together [text]: ``(1 - margin) + entropy / log C`` [ours]; m is `SPACING`, or as
+    many as the pool has rows for a query [ours].
+    """
+    unsure = margin_gain(probabilities) + _entropy(probabilities) / math.log(probabilities.shape[1])
+    step = max(1, min(SPACING, len(probabilities) // max(1, budget)))
+    return _largest(unsure, step * budget)[::step]
 
 
 def coreset(features: Floats, centers: Floats, budget: int) -> Indices:
@@ -127,6 +142,11 @@ def cluster_margin(probabilities: Floats, features: Floats, budget: int) -> Indi
     # a row is picked in the round whose number is how many of its cluster come before it: candidates rise by margin
     turn = np.array([np.count_nonzero(label[:i] == own) for i, own in enumerate(label)])
     return candidates[np.lexsort((label, size[label], turn))[:budget]]
+
+
+def _entropy(probabilities: Floats) -> Floats:
+    found: Floats = -(probabilities * np.log(probabilities.clip(np.finfo(probabilities.dtype).tiny))).sum(1)
+    return found
 
 
 def _largest(values: Floats, budget: int) -> Indices:
