@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -265,6 +266,13 @@ class TestAdapted:
         wrapped, x = AdaptedTeacher(adapt(Two(), logits=1, head="first")), torch.randn(2, 4)
         torch.testing.assert_close(wrapped(x), wrapped.network.first(x))
         assert last_linear(wrapped)[0] == "network.first"
+
+    def test_as_a_config_gives_it(self, teacher_file: Path) -> None:
+        spec = {"class_path": "lit_kd.teachers.AdaptedTeacher", "init_args": {"network": str(teacher_file)}}
+        model = KD("mlp-8", spec, **BASE)
+        trainer(max_epochs=1).fit(model, Blobs())
+        [found] = model.teachers.models
+        assert isinstance(found, AdaptedTeacher)
 
     def test_what_is_refused(self) -> None:
         model = KD("mlp-8", AdaptedTeacher(trained_teachers()[0]), teacher_cache="memory", **BASE)

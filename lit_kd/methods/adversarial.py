@@ -19,7 +19,7 @@ class AdversarialKD(KD):
     """`KD` in which the teacher is learned from at ``x + d``, d at most ``epsilon`` in each number; the label at x.
 
     - ``attack="student"``: d is where the student differs most from what the teacher says of x, and is taught that:
-      ``max_d KL(p_T(x) || p_S(x + d))`` (ARD, arXiv 1905.09747). For a student that resists attacks, as the teacher does.
+      ``max_d KL(p_T(x) || p_S(x + d))`` (ARD, arXiv 1905.09747, from memory). For students that resist attacks.
     - ``attack="teacher"``: d is where the teacher errs most, ``max_d CE(p_T(x + d), y)``, with its own class for a row
       without a label; the student is taught what it says there (after IKD, arXiv 2209.09841 [ours]).
 
