@@ -86,11 +86,11 @@ class GroupDistil(KD):
         y = class_labels(batch.y).unsqueeze(1)
         member = F.one_hot(y.squeeze(1).clamp(min=0), self.num_classes).to(losses[0]) * (y != UNLABELED)
         each = torch.stack([row_losses(losses, weights, {}).detach(), batch.by_share(torch.ones_like(losses[0]))])
-        total, rows = all_sum(each @ member)
+        total, rows = all_sum((each.unsqueeze(2) * member).sum(1))  # a matrix product would round under autocast
         log_weights = self.table.shared["group_log_weights"] + self.rate * torch.where(rows > 0, total / rows, 0)
         self.table.shared["group_log_weights"] = log_weights = log_weights.log_softmax(0)
         # the optimiser sees a mean over the rows of this process, and then one over processes
-        factor = member @ torch.where(rows > 0, log_weights.exp() / rows, 0) * len(y) * process()[1]
+        factor = (member * torch.where(rows > 0, log_weights.exp() / rows, 0)).sum(1) * len(y) * process()[1]
         shares = weights if isinstance(weights, Tensor) else factor.new_tensor(weights)
         return losses, factor.unsqueeze(1) * shares, extra
 

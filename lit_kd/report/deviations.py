@@ -13,7 +13,7 @@ PARTS = {"unsure": (0.0, 0.25), "sure": (0.75, 1.0)}
 def deviations(evidence: Mapping[str, npt.NDArray[Any]]) -> dict[str, float | None]:
     """The student's log-odds of the teacher's class by least squares from the teacher's own, in both `PARTS`.
 
-    ``slope_unsure``, ``offset_unsure``, ``slope_sure``, ``offset_sure`` [ours]; of ``lit_kd.report.evidence``, nothing
+    ``slope_unsure``, ``offset_unsure``, ``slope_sure``, ``offset_sure`` [ours]; of `lit_kd.report.evidence`, nothing
     if there is no teacher. A student that says the same has slope 1 and offset 0; one that is less sure than the
     teacher where that is unsure, as students are [text], lies below. ``None`` where the teacher is equally sure of all.
     """

@@ -22,13 +22,6 @@ class Deferral(Term):
 
     Args:
         weight: A constant factor: of the layer's learning rate, with plain SGD.
-
-    Examples:
-        >>> term = Deferral()
-        >>> student = Outputs(torch.zeros(2, 3), {"penultimate": torch.zeros(2, 4)})
-        >>> term.build(student, None)
-        >>> term.score(student).shape
-        torch.Size([2])
     """
 
     tasks = ("classification",)
