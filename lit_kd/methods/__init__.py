@@ -29,8 +29,8 @@ from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.review_kd import ReviewKD
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.rkd import RKD
-from lit_kd.methods.similarity_preserving import SimilarityPreserving
 from lit_kd.methods.sdd import SDD
+from lit_kd.methods.similarity_preserving import SimilarityPreserving
 from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
 from lit_kd.methods.small_loss import CoTeaching, JoCoR
@@ -56,12 +56,12 @@ __all__ = [
     "NKD",
     "PKT",
     "RKD",
+    "SDD",
     "SRRL",
     "VID",
-    "SDD",
     "WSLD",
-    "AttentionTransfer",
     "AdversarialKD",
+    "AttentionTransfer",
     "CoTeaching",
     "ComparativeKD",
     "Distilled",
@@ -74,7 +74,6 @@ __all__ = [
     "MixKD",
     "MultiLevelKD",
     "MutualLearning",
-    "PosteriorDistillation",
     "ReviewKD",
     "RobustActiveDistillation",
     "SLaM",

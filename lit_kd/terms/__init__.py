@@ -4,8 +4,8 @@ A term says which features it reads, which parts are trained along, and what it 
 """
 
 from lit_kd.terms.base import Term, TermSet, Weighed, Weights
-from lit_kd.terms.comparative import Comparative
 from lit_kd.terms.classes import ClassInformation
+from lit_kd.terms.comparative import Comparative
 from lit_kd.terms.deferral import Deferral
 from lit_kd.terms.features import Contrastive, Hint
 from lit_kd.terms.labels import (
@@ -51,9 +51,9 @@ __all__ = [
     "BernoulliCrossEntropy",
     "BernoulliKL",
     "Brier",
+    "ClassInformation",
     "ClassMaps",
     "Comparative",
-    "ClassInformation",
     "Contrastive",
     "Correlation",
     "CrossEntropy",
@@ -70,16 +70,14 @@ __all__ = [
     "MultiLevel",
     "NormalisedKL",
     "Relational",
+    "Review",
     "Revised",
+    "ScaleDecoupled",
     "Selectivity",
     "Similarity",
     "SmoothedCrossEntropy",
     "SoftTarget",
     "SoftmaxRegression",
-    "Review",
-    "Revised",
-    "ScaleDecoupled",
-    "SoftTarget",
     "Subclasses",
     "SuperLoss",
     "Task",
