@@ -30,6 +30,7 @@ test-slow: $(READY)  ## Run the long studies
 
 bench: $(READY)  ## Time lit_kd beside bare loops and other libraries: one table (minutes; on the GPU where there is one)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[bench]'
+	$(BIN)/python tests/benchmarks/equal.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks
 
 bench-scale: $(READY)  ## Measure how time and memory grow with the number of samples (minutes)

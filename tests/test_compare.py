@@ -30,6 +30,8 @@ from lit_kd.models import load_student
 from lit_kd.report.comparison import summary
 
 LABELS = {"model": {"class_path": "Supervised"}}
+ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+TERMS = {"model": {"class_path": "KD", "init_args": {"extra": [{"class_path": "DecoupledKL"}], "optimizer": ADAM}}}
 
 
 @pytest.fixture
@@ -139,6 +141,14 @@ class TestAgain:
         new = {f"{folder}/seed-2" for folder in FOLDERS.values()} | {"labels/seed-0", "labels/seed-2"}
         assert trained(before) == new
         assert numbers()[:6:2] == [row for row in results if row["seed"] == "0"]
+
+    def test_lists_and_another_optimizer_class(self) -> None:
+        compare(changed(Terms=TERMS), "--seeds", 0)
+        before = files(TINY)
+        assert (TINY / "terms" / "seed-0" / "result.json") in before
+        assert read_yaml(TINY / "terms/seed-0/config.yaml")["model"]["init_args"]["optimizer"] == ADAM  # no momentum
+        compare(changed(Terms=TERMS), "--seeds", 0)
+        assert trained(before) == set()
 
     def test_a_changed_recipe_is_refused(self) -> None:
         before = files(TINY)

@@ -124,8 +124,9 @@ def read_overrides(options: Sequence[str]) -> Config:
 
 
 def merge(base: Config, own: Config) -> Config:
-    """Nested mappings merged; where both have a value, ``own`` counts."""
-    merged = copy.deepcopy(base)
+    """Nested mappings merged; where both have a value, ``own`` counts, and options of another class do not."""
+    another = {"class_path"} <= base.keys() & own.keys() and base["class_path"] != own["class_path"]
+    merged = {} if another else copy.deepcopy(base)
     for key, value in own.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else copy.deepcopy(value)

@@ -1,5 +1,6 @@
 """One training of a comparison."""
 
+import copy
 import difflib
 import json
 import logging
@@ -36,7 +37,7 @@ def check(job: Job) -> None:
     """Raise a ValueError for a config that the parser refuses, before hours of other trainings."""
     _be_quiet()
     try:
-        make_cli(job.config, kind=ParseOnly, run=False, exit_on_error=False)
+        make_cli(copy.deepcopy(job.config), kind=ParseOnly, run=False, exit_on_error=False)
     except ArgumentError as error:
         raise ValueError(f"{job.method}: {error}") from error
 
