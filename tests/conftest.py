@@ -35,7 +35,7 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a finished run: today's student is tomorrow's teacher."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.ckpt"
     torch.manual_seed(0)
-    fitted = trainer()
+    fitted = trainer(max_epochs=5)  # until it names every class
     fitted.fit(Supervised("cnn-2", num_classes=CLASSES, input_shape=list(SHAPE)), Blobs())
     fitted.save_checkpoint(path)
     return path
