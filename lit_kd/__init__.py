@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Supervised,
         WeightedDistillation,
         cross_predict,
+        cross_relabel,
     )
     from lit_kd.types import Batch, Outputs
 
@@ -97,6 +98,7 @@ __all__ = [
     "WeightedDistillation",
     "__version__",
     "cross_predict",
+    "cross_relabel",
 ]
 
 

@@ -23,7 +23,17 @@ from lit_kd.types import UNLABELED
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
 COUPLED = ("dist", "similarity-preserving", "pkt", "rkd", "comparative-kd", "multi-level")
-UNMIXED = (*COUPLED, "adversarial", "adversarial-teacher", "mixkd", "crd", "elr", "sop", "co-teaching", "jocor")  # which are refused with mix
+UNMIXED = (
+    *COUPLED,
+    "adversarial",
+    "adversarial-teacher",
+    "mixkd",
+    "crd",
+    "elr",
+    "sop",
+    "co-teaching",
+    "jocor",
+)  # which are refused with mix
 
 
 def images(rows: int = 12) -> Batch:

@@ -6,7 +6,7 @@ from lit_kd.methods.attention_transfer import AttentionTransfer
 from lit_kd.methods.cat_kd import CATKD
 from lit_kd.methods.comparative_kd import ComparativeKD
 from lit_kd.methods.crd import CRD
-from lit_kd.methods.cross import cross_predict
+from lit_kd.methods.cross import cross_predict, cross_relabel
 from lit_kd.methods.ctkd import CTKD
 from lit_kd.methods.dist import DIST
 from lit_kd.methods.dkd import DKD
@@ -82,4 +82,5 @@ __all__ = [
     "Supervised",
     "WeightedDistillation",
     "cross_predict",
+    "cross_relabel",
 ]

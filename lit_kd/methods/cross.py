@@ -1,4 +1,4 @@
-"""Predictions by networks that never saw the row."""
+"""Predictions, and labels, by networks that never saw the row."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_kd.data import DataModule
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.distiller import Distiller
+from lit_kd.weightings.base import has_label
 
 
 def cross_predict(
@@ -40,6 +41,37 @@ def cross_predict(
         found = model.predict_rows(data.parts.rows(fold), teachers=False)
         said[fold] = found.student.logits.float().softmax(-1).cpu()
     return said
+
+
+def cross_relabel(
+    make: Callable[[], Distiller], data: DataModule, trainer: Callable[[], Trainer], start: Tensor, stages: int = 2
+) -> Tensor:
+    """Labels of the training rows, renewed by students that never saw the row (MCKD, arXiv 2311.08640) [text].
+
+    The rows are halved. In each stage a new student of each half relabels the other half by its most probable class
+    [ours]; labels that the data have are kept. Afterwards the data have the last labels. As students of later stages
+    learn labels that others gave, what a student has learned may come back to its rows indirectly.
+
+    Args:
+        make: Makes a method to train.
+        data: One of our data modules, of which some rows may have no label.
+        trainer: Makes the trainer of a student.
+        start: Labels to begin with, ``(N,)``, such as a teacher's most probable classes.
+        stages: How often rows are relabelled.
+
+    Returns:
+        The labels before the first stage and after each, ``(stages + 1, N)``.
+    """
+    data.setup()
+    given = data.parts.given[: data.train_size]
+    kept = has_label(given)
+    labels = [torch.where(kept, given, start.to(given))]
+    for _ in range(stages):
+        given.copy_(labels[-1])
+        found = cross_predict(make, data, trainer, folds=2).argmax(1)
+        labels.append(torch.where(kept, given, found))
+    given.copy_(labels[-1])
+    return torch.stack(labels)
 
 
 def _leave_out(model: Distiller, fold: Tensor, rows: int) -> None:
