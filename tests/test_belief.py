@@ -277,11 +277,12 @@ class TestBelieve:
 
 class TestBetter:
     def test_by_hand(self) -> None:
-        """One error more is asked for; then a normal deviate of the difference, both sides of it."""
+        """A normal deviate of the difference, both sides of it."""
         [found, equal, worse, barely] = better(torch.tensor([30.0, 9.0, 30.0, 45.0, 29.0])).tolist()
-        assert found == pytest.approx(erf(20 / sqrt(40) / sqrt(2)), abs=1e-6)
-        assert found == pytest.approx(0.99843, abs=1e-4)
-        assert (equal, worse, barely) == (0, 0, 0)
+        assert found == pytest.approx(erf(21 / sqrt(40) / sqrt(2)), abs=1e-6)
+        assert found == pytest.approx(0.99910, abs=1e-4)
+        assert (equal, worse) == (0, 0)
+        assert barely == pytest.approx(0.1027, abs=1e-4)
 
     def test_fewer_errors_are_better_and_more_rows_are_surer(self) -> None:
         falling = better(torch.cat([torch.tensor([40.0]), torch.arange(60.0)]))
@@ -289,7 +290,7 @@ class TestBetter:
         assert (falling[:38].diff() < 0).float().mean() > 0.5
         more = [better(torch.tensor([4.0 * rows, 3.0 * rows])).item() for rows in (1, 10, 100)]
         assert more == sorted(more)
-        assert more[0] == 0
+        assert more[0] < 0.3
         assert more[2] > 0.99
 
 

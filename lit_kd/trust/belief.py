@@ -14,7 +14,6 @@ from lit_kd.types import UNLABELED
 SHARPER = 2.0  # power of what the student says, for the channel alone, eq. (3): it has learned some of the noise
 LABEL_ROWS = 5.0  # pseudo-rows a class in the label's channel, eq. (3)
 TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows are few
-MORE_ERRORS = 1.0  # that the student must make, for a teacher to be heard, eq. (5)
 REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
 FEW = 0.05  # of the labels; where fewer are wrong, it matters less who repeats them, eq. (5)
 SURE = 3.0  # power of a class's probability, for how much to learn from it, eq. (8): what is unsure teaches little
@@ -107,7 +106,7 @@ def label_channel(student: Tensor, y: Tensor, labelled: Tensor, untrusted: Tenso
 def better(errors: Tensor) -> Tensor:
     """How sure it is that each teacher errs less than the student, eq. (5), ``(K,)`` in [0, 1]."""
     student, teachers = errors[0], errors[1:]
-    z = (student - teachers - MORE_ERRORS) / (student + teachers + 1).sqrt()
+    z = (student - teachers) / (student + teachers + 1).sqrt()
     return torch.erf(z / 2**0.5).clamp(min=0)
 
 
