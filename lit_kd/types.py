@@ -270,6 +270,13 @@ def class_labels(y: Tensor) -> Tensor:
     return y.argmax(-1).where(y.any(-1), UNLABELED) if y.is_floating_point() else y
 
 
+def distributions(y: Tensor, classes: int) -> Tensor:
+    """Labels, ``(B,)`` or ``(B, C)``, as distributions ``(B, C)``; zeros where one is missing."""
+    if y.is_floating_point():
+        return y
+    return nn.functional.one_hot(y.clamp(min=0), classes) * (y != UNLABELED).unsqueeze(-1)
+
+
 def full(tensor: Tensor) -> Tensor:
     """A tensor in at least float32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

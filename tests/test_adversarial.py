@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_kd import KD, AdversarialKD
 from lit_kd.models.taps import Tapped
+from lit_kd.teachers import AdaptedTeacher
 from lit_kd.teachers.modules import Teachers
 from lit_kd.terms.base import weighted_means
 from lit_kd.types import UNLABELED, Batch, Outputs
@@ -108,10 +109,9 @@ def test_an_attack_leaves_the_students_statistics() -> None:
     assert {int(n) for n in counts if n is not None} == {6}
 
 
-@pytest.mark.parametrize("size", [1e4])
-def test_far_logits(size: float) -> None:
+def test_far_logits() -> None:
     model, (x, _) = losses("student")[0], inputs()
-    x = (size * x).requires_grad_()
+    x = (1e4 * x).requires_grad_()
     batch = Batch(x, torch.ones(6).long(), None)
     means = weighted_means(*model.weighed(Outputs(model.student(x), {}), model.teachers(-x), batch))
     means["loss"].backward()
@@ -130,3 +130,40 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=match):
             AdversarialKD("mlp-8", **options, **BASE)
     trainer().fit(build("adversarial", teacher_cache="memory"), Blobs())
+    for attack in ("student", "teacher"):
+        model = AdversarialKD("mlp-8", AdaptedTeacher(trained_teachers()[0]), attack=attack, **BASE)  # type: ignore[arg-type]
+        if attack == "student":
+            trainer(max_epochs=1).fit(model, Blobs())
+            continue
+        with pytest.raises(ValueError, match="expected no AdaptedTeacher with attack='teacher'"):
+            trainer().fit(model, Blobs())
+
+
+@pytest.mark.parametrize("attack", ["student", "teacher"])
+def test_several_teachers(attack: Any) -> None:
+    """Of the median of three an outlier changes nothing; and what both passes drop is the same."""
+    student, other, (x, y) = Linear(0), Linear(1), inputs()
+    other.w.data *= -50
+
+    def made(teachers: list[nn.Module], **options: Any) -> AdversarialKD:
+        model = AdversarialKD(student, teachers, num_classes=2, attack=attack, **options)
+        model.teachers, model.tapped_student = Teachers(teachers), Tapped(student)
+        model.terms = model.make_terms()
+        model.log_means = lambda *_: None  # type: ignore[assignment, method-assign]
+        model._trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
+        return model
+
+    def taught(model: AdversarialKD) -> Tensor:
+        return model.weighed(Outputs(student(x), {}), model.teachers(x), Batch(x, y, None))[0][1]
+
+    found = taught(made([Linear(1), Linear(1), other], average="median"))
+    torch.testing.assert_close(found, taught(made([Linear(1)])), rtol=1e-10, atol=1e-12)
+
+    model, heard = made([Linear(1), other], drop=0.5, epsilon=1e-9), []
+    sources = model.sources
+    model.sources = lambda *given: [heard.append(one.logits) or one for one in sources(*given)]  # type: ignore[func-returns-value, method-assign]
+    for _ in range(8):
+        taught(model)
+    for clean, moved in zip(heard[::2], heard[1::2], strict=True):
+        torch.testing.assert_close(clean, moved, rtol=0, atol=1e-5)
+    assert len({one[0, 1].sign().item() for one in heard}) == 2

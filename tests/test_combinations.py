@@ -137,7 +137,7 @@ class TestCombinations:
 
     def test_weights_by_sample_refuse_a_coupled_term(self) -> None:
         model = WeightedDistillation("mlp-8", trained_teachers()[0], term=Coupled(), **BASE)
-        with pytest.raises(ValueError, match="weighted by sample, found one that couples the batch"):
+        with pytest.raises(ValueError, match="WeightedDistillation cannot weigh Coupled by sample: it couples"):
             trainer().fit(model, Blobs(labeled=0.5))
 
     @pytest.mark.parametrize(

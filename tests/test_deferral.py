@@ -17,6 +17,7 @@ from lit_kd.cli.training import train
 from lit_kd.models import load_student
 from lit_kd.models.taps import Tapped
 from lit_kd.report.deferral import deferral_chart
+from lit_kd.report.evidence import KeepEvidence
 from lit_kd.report.runs import EVIDENCE, Job
 from lit_kd.terms import Deferral
 from lit_kd.trust.deferral import deferral_curve
@@ -118,9 +119,28 @@ class TestTerm:
         assert model.terms is not None
         [term] = [one for one in model.terms if isinstance(one, Deferral)]
         torch.testing.assert_close(found, term.score(Tapped(model.student.eval(), ["penultimate"])(x)))
-        fit()
-        with pytest.raises(ValueError, match="extra term Deferral, found none"):
-            Deferral.from_checkpoint(tmp_path / "c.ckpt")
+        kept = torch.load(tmp_path / "c.ckpt", weights_only=True)
+        layer = {name: value for name, value in kept["state_dict"].items() if ".agrees." in name}
+        for names, found_there in (
+            ({name.replace("terms.extra.0.0", "student.block"): value for name, value in layer.items()}, "none"),
+            (layer | {name.replace("0.0", "0.1"): value for name, value in layer.items()}, "2"),
+        ):
+            torch.save(kept | {"state_dict": names}, tmp_path / "other.ckpt")
+            with pytest.raises(ValueError, match=f"extra term Deferral and one teacher, found {found_there}"):
+                Deferral.from_checkpoint(tmp_path / "other.ckpt")
+
+    def test_several_scores_are_averaged(self) -> None:
+        """As with teachers that are apart."""
+        model, keep = KD("mlp-8", trained_teachers(), extra=[Deferral(), Deferral()], **BASE), KeepEvidence()
+        fitted = trainer(max_epochs=1, callbacks=[keep])
+        fitted.fit(model, Blobs())
+        data = Blobs()
+        fitted.test(model, data, verbose=False)
+        x = torch.cat([batch.x for batch in data.test_dataloader()])
+        scores = [term.score(model.tapped_student(x)) for term in model.terms or () if isinstance(term, Deferral)]
+        found = torch.cat([part["deferral_score"] for part in keep.parts])
+        torch.testing.assert_close(found, (scores[0] + scores[1]) / 2, rtol=1e-5, atol=1e-7)
+        assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
 def test_the_picture() -> None:

@@ -41,6 +41,16 @@ def test_without_a_teacher_and_where_it_is_equally_sure_of_all() -> None:
     assert found["offset_unsure"] is None
 
 
+def test_infinite_numbers_are_left_out() -> None:
+    x = np.random.default_rng(1).normal(size=40)
+    given = {"teacher_log_odds": np.append(x, [np.inf, 0.0]), "student_log_odds": np.append(2 * x, [1.0, -np.inf])}
+    assert deviations(given) == deviations({"teacher_log_odds": x, "student_log_odds": 2 * x})
+    assert confidence_chart([given])[1].startswith("slope 2.00")
+    for few in ([], [np.inf] * 3, [1.0]):
+        found = deviations({"teacher_log_odds": np.array(few), "student_log_odds": np.array(few)})
+        assert found == dict.fromkeys(["slope_unsure", "offset_unsure", "slope_sure", "offset_sure"])
+
+
 def test_picture_and_words() -> None:
     x = np.random.default_rng(2).normal(size=60).astype(np.float32)
     figure, told = confidence_chart([{"teacher_log_odds": x, "student_log_odds": 2 * x}])

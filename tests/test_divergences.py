@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer
+from methods import CLASSES, SHAPE, Blobs, build, trained_teachers, trainer, weighted_terms
 from scipy.special import log_softmax, rel_entr, softmax
 from scipy.stats import pearsonr
 from torch import Tensor
 
-from lit_kd import ALMKD, KD, WSLD
+from lit_kd import ALMKD, DIST, KD, NKD, WSLD
 from lit_kd.losses import correlation_loss, divergence, kd_loss, normalised_kd_loss, standardised
 from lit_kd.losses.divergences import KINDS, Kind
-from lit_kd.terms import KL, BatchCorrelation, Correlation, DecoupledKL, LogitTerm, NormalisedKL
+from lit_kd.terms import KL, BatchCorrelation, BernoulliKL, Correlation, DecoupledKL, LogitTerm, NormalisedKL
+from lit_kd.terms.base import weighted_means
 from lit_kd.types import UNLABELED, Batch, Outputs
 from lit_kd.weightings import Paper
 
@@ -94,7 +95,23 @@ class TestDivergence:
         wrong = sum(0.5 * torch.nn.functional.kl_div(x, m, log_target=True, reduction="none").sum(-1) for x in (p, q))
         assert ((wrong - divergence(p, q, "jensen_shannon")).abs() > 1e-3).all()  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize("options", [{"divergence": "jeffreys"}, {"divergence": "skewed", "beta": 1.0}])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_class_that_both_rule_out(self, kind: Kind) -> None:
+        """It is as if there were no such class; its logit learns nothing."""
+        z, t = logits()
+        without = KL(divergence=kind).loss(z, t, Y)
+        wide = [torch.cat([x, torch.full((B, 1), -torch.inf)], 1).requires_grad_() for x in (z, t)]
+        found = KL(divergence=kind).loss(wide[0], wide[1], Y)
+        torch.testing.assert_close(found, without, rtol=1e-12, atol=0)
+        z.requires_grad_()
+        [expected] = torch.autograd.grad(KL(divergence=kind).loss(z, t, Y).sum(), z)
+        [gradient] = torch.autograd.grad(found.sum(), wide[0])
+        torch.testing.assert_close(gradient[:, :-1], expected, rtol=1e-10, atol=1e-14)
+        assert not gradient[:, -1].any()
+
+    @pytest.mark.parametrize(
+        "options", [{"divergence": "jeffreys"}, {"divergence": "skewed", "beta": 1.0}, {"beta": 5.0}]
+    )
     def test_what_is_not_known(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=r"expected as divergence one of|expected beta in"):
             KL(**options)
@@ -118,8 +135,14 @@ class TestStandardised:
     def test_by_hand(self) -> None:
         found = standardised(torch.tensor([[1.0, 2.0, 3.0]]))
         torch.testing.assert_close(found, torch.tensor([[-1.0, 0.0, 1.0]]))
-        with pytest.raises(ValueError, match="at least 3 classes"):
-            standardised(torch.zeros(1, 2))
+        with pytest.raises(ValueError, match="at least 3 classes with standardised logits, found 1"):
+            standardised(torch.zeros(1, 1))
+
+    def test_two_classes_are_refused_before_the_training(self) -> None:
+        with pytest.raises(ValueError, match="at least 3 classes with standardised logits, found 2"):
+            KD("mlp-8", "a", num_classes=2, input_shape=[4], term=KL(standardise=True)).make_terms()
+        with pytest.raises(TypeError, match="standardise"):
+            BernoulliKL(standardise=True)  # type: ignore[call-arg]
 
 
 class TestNormalised:
@@ -134,6 +157,26 @@ class TestNormalised:
             target = -softmax(b)[y] * log_softmax(a)[y]
             rest = -(softmax(b[others] / 3) * log_softmax(a[others] / 3)).sum()
             assert found[i].item() == pytest.approx(target + 1.5 * 9 * rest, rel=1e-10)
+
+    def test_a_teacher_that_is_certain(self) -> None:
+        z, t = logits()[0][:2], torch.tensor([[-torch.inf, 1.0, -torch.inf, -torch.inf, -torch.inf]] * 2).double()
+        z.requires_grad_()
+        found = normalised_kd_loss(z, t, torch.tensor([1, 0]), temperature=2.0)
+        found.sum().backward()
+        said = log_softmax(z[0].detach().numpy())[1], log_softmax(z[1, 1:].detach().numpy() / 2)[0]
+        assert found.tolist() == pytest.approx([-said[0], -1.5 * 4 * said[1]], rel=1e-10)  # nothing of the others; of 1
+        assert z.grad is not None
+        assert z.grad.isfinite().all()
+
+    def test_a_gamma_below_0(self) -> None:
+        for make in (
+            lambda: NormalisedKL(gamma=-1),
+            lambda: NKD("mlp-8", "a", num_classes=3, input_shape=[4], gamma=-1),
+        ):
+            with pytest.raises(ValueError, match="gamma of at least 0, found -1"):
+                make()
+        with pytest.raises(ValueError, match="intra of at least 0, found -1"):
+            DIST("mlp-8", "a", num_classes=3, input_shape=[4], intra=-1)
 
     def test_others_alike_teach_nothing_about_each_other(self) -> None:
         """The second part has no gradient there, but is not 0."""
@@ -185,10 +228,22 @@ def test_extreme_logits_give_finite_values_and_gradients(name: str, dtype: torch
     z = torch.tensor([[1e4, -1e4, 0], [0.0, 0, 0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
     t = torch.tensor([[-1e4, 1e4, 0], [1e4, -1e4, 0], [0, 0, 0.0]], dtype=dtype)
     found = TERMS[name](Outputs(z, {}), Outputs(t, {}), Batch(z, torch.tensor([0, 1, UNLABELED]), None))
-    found.float().sum().backward()
+    found.sum().backward()
+    assert found.dtype == torch.float32
     assert found.isfinite().all()
     assert z.grad is not None
     assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_are_float32_under_autocast(name: str) -> None:
+    """Of what bfloat16 gives; there a divergence may come out below 0."""
+    z, t = (x.bfloat16() for x in logits())
+    batch = Batch(z, Y, None)
+    expected = TERMS[name](Outputs(z.float(), {}), Outputs(t.float(), {}), batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = TERMS[name](Outputs(z, {}), Outputs(t, {}), batch)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 class TestWSLD:
@@ -205,6 +260,18 @@ class TestWSLD:
             weights[:, 1], 2 * expected, rtol=1e-4, atol=1e-4
         )  # a wrong label silences the teacher
 
+    def test_the_loss_of_each_row(self) -> None:
+        """Without a label w is 1: the row learns all that the teacher says."""
+        model = WSLD("mlp-8", "teacher", num_classes=C, input_shape=list(SHAPE), weight=2.0, temperature=3.0)
+        z, t = logits()
+        terms = weighted_terms(model, Outputs(z, {}), [Outputs(t, {})], Batch(z, Y, None))
+        for i, y in enumerate(Y.tolist()):
+            said, taught = log_softmax(z[i].numpy()), log_softmax(t[i].numpy())
+            label, w = (0.0, 1.0) if y == UNLABELED else (-said[y], 1 - math.exp(said[y] / -taught[y]))
+            kl = rel_entr(softmax(t[i].numpy() / 3), softmax(z[i].numpy() / 3)).sum()
+            assert terms["label"][i].item() == pytest.approx(label, rel=1e-10)
+            assert terms["teacher"][i].item() == pytest.approx(2 * w * 9 * kl, rel=1e-5)
+
 
 @pytest.mark.parametrize("name", ["KL reverse", "KL total_variation", "NormalisedKL", "Correlation", "standardised"])
 def test_learned_weights_over_each(name: str) -> None:
@@ -217,9 +284,26 @@ def test_learned_weights_over_each(name: str) -> None:
     assert model.table["weights"].std(0).max() > 0
 
 
-def test_a_coupled_part_is_not_weighed_by_sample() -> None:
-    model = KD("mlp-8", trained_teachers()[0], num_classes=CLASSES, input_shape=list(SHAPE), extra=[BatchCorrelation()])
-    trainer().fit(model, Blobs())
-    given = build("dist")
-    trainer().fit(given, Blobs())
-    assert "batch_correlation" in {term.name for term in given.terms or ()}
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("wsld", {}), ("group-distil", {}), ("kd", {"select": 0.5}), ("label-revision", {}), ("almkd-robust", {})],
+)
+def test_a_coupled_part_is_not_weighed_by_sample(method: str, options: dict[str, Any]) -> None:
+    """Which is told before the first step."""
+    model = build(method, term=BatchCorrelation(), **options)
+    model.on_fit_start = lambda: pytest.fail("too late")  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="cannot weigh BatchCorrelation by sample: it couples the rows of a batch"):
+        trainer().fit(model, Blobs())
+    trainer(max_epochs=1).fit(build(method, extra=[BatchCorrelation()], **options), Blobs())
+
+
+def test_dist_in_all() -> None:
+    """``CE + 2 T^2 (inter + 3 intra)``."""
+    model = DIST("mlp-8", "teacher", num_classes=C, input_shape=list(SHAPE), weight=2.0, intra=3.0, temperature=4.0)
+    model.terms, (z, t) = model.make_terms(), logits()
+    found = weighted_means(*model.weighed(Outputs(z, {}), [Outputs(t, {})], Batch(z, Y, None)))["loss"]
+    p, q = softmax(z.numpy() / 4, axis=1), softmax(t.numpy() / 4, axis=1)
+    inter = np.mean([1 - pearsonr(p[i], q[i]).statistic for i in range(B)])
+    intra = np.mean([1 - pearsonr(p[:, c], q[:, c]).statistic for c in range(C)])
+    label = -sum(log_softmax(z[i].numpy())[y] for i, y in enumerate(Y.tolist()) if y != UNLABELED) / B
+    assert found.item() == pytest.approx(label + 2 * 16 * (inter + 3 * intra), rel=1e-5)

@@ -46,6 +46,19 @@ class TestTwoMomenta:
             torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=0)
             assert other.item() == pytest.approx(third, rel=1e-12)
 
+    def test_a_copy_keeps_the_momenta(self) -> None:
+        w = nn.Parameter(torch.ones(2))
+        optimizer = TwoMomenta([w])
+        w.grad = torch.ones(2)
+        optimizer.of_label[w] = torch.ones(2)
+        optimizer.step()
+        other = copy.deepcopy(optimizer)
+        [state] = other.state.values()
+        assert_same(state, optimizer.state[w])
+        other.zero_grad()
+        assert not other.of_label
+        assert optimizer.of_label
+
     @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"delta": 0.2}, {"momentum": 0.05}, {"weight_decay": -1.0}])
     def test_what_does_not_fit(self, wrong: dict[str, float]) -> None:
         with pytest.raises(ValueError, match="expected lr and weight_decay of at least 0"):

@@ -128,6 +128,8 @@ class TestFit:
         assert set(logged) - learned == terms | {"train/loss"} | {f"val/{name}" for name in measured}
         assert logged["train/loss"] == pytest.approx(sum(logged[term] for term in terms), rel=1e-5)
 
+        copy.deepcopy(model)  # as no graph of the last step is kept
+
         [validated] = fitted.validate(model, data, verbose=False)
         [tested] = fitted.test(model, data, verbose=False)
         assert set(validated) == {f"val/{name}" for name in measured}

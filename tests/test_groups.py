@@ -153,12 +153,6 @@ class TestTraining:
         with pytest.raises(ValueError, match="rate of at least 0"):
             GroupDistil("mlp-8", rate=-0.1, **BASE)
 
-    def test_a_term_of_the_whole_batch_is_refused(self) -> None:
-        from lit_kd.terms import BatchCorrelation
-
-        with pytest.raises(ValueError, match="one that couples the batch"):
-            trainer().fit(build("group-distil", term=BatchCorrelation()), Blobs())
-
 
 class Hard(Blobs):
     """Of the last class, inputs are noise."""

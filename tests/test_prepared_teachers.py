@@ -20,7 +20,7 @@ from lit_kd.models import adapt, last_linear
 from lit_kd.teachers import AdaptedTeacher
 from lit_kd.teachers.modules import Teachers
 from lit_kd.terms import ClassInformation
-from lit_kd.types import UNLABELED, Batch
+from lit_kd.types import UNLABELED, Batch, Outputs
 
 B, C = 7, 5
 BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
@@ -177,6 +177,18 @@ class TestMCMI:
         with pytest.raises(ValueError, match="weight of at least 0"):
             MCMI("mlp-8", weight=-1.0, **BASE)
         assert ClassInformation().couples_batch is False
+
+    def test_a_random_network_is_told(self) -> None:
+        with pytest.warns(UserWarning, match="the student is a model name: its weights are random"):
+            trainer(max_epochs=1).fit(MCMI("mlp-8", **BASE), Blobs())
+
+    def test_float32_under_autocast(self) -> None:
+        z, y, term = torch.randn(6, 3).bfloat16(), torch.arange(6) % 3, ClassInformation()
+        term.build(Outputs(z, {}), None)
+        term.log_means.copy_(class_log_means(z.float(), y))
+        expected = term(Outputs(z.float(), {}), None, Batch(z, y))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(term(Outputs(z, {}), None, Batch(z, y)), expected, rtol=1e-6, atol=1e-7)
 
 
 class Normal(nn.Module):

@@ -85,6 +85,7 @@ class TestSmoothed:
             ([[0.5, 0.5], [0.5, 0.25]], "rows are at least 0 and sum to 1, found .0.5, 0.25. in row 1"),
             ([[0.5, 0.5]], "expected a 1 x 1 similarity matrix, found shape"),
             ([[0.5, math.nan], [0.5, 0.5]], "found .0.5, nan. in row 0"),
+            ([[0.5, 0.5], [1.0]], r"all as long, found rows of shapes \[\(1,\), \(2,\)\]"),
         ],
     )
     def test_what_is_no_matrix(self, matrix: Any, match: str) -> None:
@@ -92,6 +93,23 @@ class TestSmoothed:
             SmoothedCrossEntropy(matrix)
         with pytest.raises(ValueError, match=r"expected smoothing in \[0, 1\], found 1.5"):
             SmoothedCrossEntropy(PI, 1.5)
+
+    def test_matrices_as_networks_give_them(self) -> None:
+        """With a graph, in bfloat16."""
+        for matrix in (torch.eye(2, requires_grad=True), torch.eye(2).bfloat16(), list(torch.eye(2))):
+            term = SmoothedCrossEntropy(matrix)  # type: ignore[arg-type]
+            torch.testing.assert_close(term.matrix, torch.eye(2))
+            vectors = vector_similarity({"a": matrix[0], "b": matrix[1]}, ["a", "b"])  # type: ignore[dict-item]
+            torch.testing.assert_close(vectors, torch.eye(2).double())
+
+    def test_no_product_is_rounded_under_autocast(self) -> None:
+        z, term = (
+            logits().float(),
+            SmoothedCrossEntropy(PI.double() ** 0.5 / (PI.double() ** 0.5).sum(1, keepdim=True), 0.25),
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = term.loss(z, Y)
+        torch.testing.assert_close(found, term.loss(z, Y), rtol=1e-6, atol=0)
 
     def test_a_matrix_of_another_size_is_refused_before_the_training(self) -> None:
         steps: list[int] = []
@@ -107,7 +125,12 @@ class TestMatrices:
         """Actions: take cup, wash cup, wash pan; verbs and nouns as columns."""
         table = [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
         found = shared_attributes(table)
-        torch.testing.assert_close(found, torch.tensor([[2 / 3, 1 / 3, 0], [1 / 4, 1 / 2, 1 / 4], [0, 1 / 3, 2 / 3]]))
+        torch.testing.assert_close(
+            found,
+            torch.tensor([[2 / 3, 1 / 3, 0], [1 / 4, 1 / 2, 1 / 4], [0, 1 / 3, 2 / 3]]).double(),
+            atol=1e-7,
+            rtol=0,
+        )
 
     def test_of_vectors_by_cosines(self) -> None:
         v = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
@@ -138,8 +161,12 @@ class TestMatrices:
             (lambda: vector_similarity({"a": [1.0]}, ["a", "a"]), r"found \['a', 'a'\]"),
             (lambda: vector_similarity([[1.0], [2.0]], ["a"]), "one row for each of 1 classes, found 2"),
             (lambda: vector_similarity([[1.0, 0.0], [0.0, 0.0]]), "a vector other than 0 of each class.*of class 1"),
-            (lambda: vector_similarity(torch.ones(3)), r"one row a class, found shape \(3,\)"),
-            (lambda: vector_similarity([[math.inf]]), "expected finite numbers"),
+            (
+                lambda: vector_similarity(torch.ones(3)),
+                r"one row of numbers a class, all as long, found rows of shapes \[\(\)\]",
+            ),
+            (lambda: vector_similarity([[1.0], [math.inf]]), r"expected finite numbers, found \[inf\] in row 1"),
+            (lambda: vector_similarity({"a": [1.0], "b": [1.0, 2.0]}, ["a", "b"]), "all as long"),
             (lambda: shared_attributes([[1, -1]]), "attributes of at least 0, found -1"),
             (lambda: shared_attributes([[0, 0], [1, 0]]), "an attribute of each class, found none of class 0"),
         ],
@@ -242,6 +269,13 @@ TERMS: list[LabelTerm] = [SmoothedCrossEntropy(THREE), SmoothedCrossEntropy(THRE
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: term.name)
 class TestEach:
+    def test_float32_under_autocast(self, term: LabelTerm) -> None:
+        z, y = torch.randn(4, 3).bfloat16(), torch.tensor([0, 2, UNLABELED, 1])
+        expected = term(Outputs(z.float(), {}), None, Batch(z, y))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = term(Outputs(z, {}), None, Batch(z, y))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_extreme_logits(self, term: LabelTerm, dtype: torch.dtype) -> None:
         z = torch.tensor([[1e4, -1e4, 0], [0.0, 0, 0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)

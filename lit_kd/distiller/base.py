@@ -59,6 +59,7 @@ class Distiller(Evaluated):
     needs_meta: bool = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
     changes_batches: bool = False  # whether inputs are no rows of the data's: nothing is kept of them
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
+    by_sample: bool = False  # whether `weigh` gives a number a sample: what is weighed may not couple the batch
     settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take
     lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder found
     trains_on_meta: bool = False  # whether the meta rows join the training rows
@@ -165,8 +166,7 @@ class Distiller(Evaluated):
         if training and self.needs_teacher and not self._teacher_specs:
             raise ValueError(f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or a path")
         self._epoch, new = None, training and self.terms is None
-        if new:
-            self.terms = self.make_terms()
+        self.terms = self.make_terms() if new else self.terms
         if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
             teacher_taps = self.terms.taps("teacher") if self.terms else ()
             self.teachers = load_teachers(self, self._teacher_specs, teacher_taps, required=training)
@@ -190,8 +190,9 @@ class Distiller(Evaluated):
     def make_terms(self) -> TermSet:
         """Copies of the user's terms, or the default ones."""
         term, label, extra = self._templates
-        own = label or self.task.label_term(), term or self.default_term()
-        made = TermSet(*own, extra, self.num_sources, self.task.name, len(self._teacher_specs))
+        own = label or self.task.label_term(), term or self.default_term(), extra
+        made = TermSet(*own, self.num_sources, self.task.name, len(self._teacher_specs))
+        made.check(type(self).__name__, self.by_sample, self.num_classes)
         if self.changes_batches and (self.teacher_cache or made.wants_rows):
             raise ValueError("expected no teacher_cache, and no term that renews rows or couples them: rows are mixed")
         return made
@@ -275,8 +276,7 @@ class Distiller(Evaluated):
         if self._epoch is None or self._epoch[0] != self.current_epoch:
             self._epoch = self.current_epoch, None  # done, if this is asked for meanwhile
             self.prepare_epoch()
-            ours = isinstance(self.datamodule, DataModule)
-            self._epoch = self.current_epoch, self.training_rows() if ours else None
+            self._epoch = self.current_epoch, self.training_rows() if isinstance(self.datamodule, DataModule) else None
         return self._epoch[1]
 
     def on_train_epoch_end(self) -> None:

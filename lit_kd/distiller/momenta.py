@@ -13,8 +13,8 @@ class TwoMomenta(Optimizer):
     """SGD that accumulates the label's gradient apart from that of what is distilled (DOT, ICCV 2023) [code].
 
     ``v = (momentum - delta) v + g + weight_decay w`` of the label's g, ``u = (momentum + delta) u + h`` of the rest h,
-    then ``w = w - lr (v + u)``. A parameter that the label does not reach has ``momentum``. At delta = 0 it is
-    `torch.optim.SGD` with momentum.
+    then ``w = w - lr (v + u)``. A parameter that the label's loss does not reach uses plain ``momentum``. At delta = 0
+    it is `torch.optim.SGD` with momentum.
 
     Args:
         params: Parameters, or groups of them.
@@ -39,6 +39,11 @@ class TwoMomenta(Optimizer):
         self.of_label: dict[Tensor, Tensor] = {}
         """What of ``grad`` of each parameter is the label's, where the label reaches it; `zero_grad` clears it."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: gradients are left behind, as torch does."""
+        super().__setstate__(state)
+        self.of_label = {}
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch."""
         super().zero_grad(set_to_none)
@@ -58,8 +63,9 @@ class TwoMomenta(Optimizer):
                 if label is not None:
                     parts = {"label": (label + decay, m - d), "taught": (p.grad - label, m + d)}
                 for name, (gradient, momentum) in parts.items():
-                    velocity = self.state[p].setdefault(name, torch.zeros_like(p))
-                    p.add_(velocity.mul_(momentum).add_(gradient), alpha=-group["lr"])
+                    if name not in self.state[p]:
+                        self.state[p][name] = torch.zeros_like(p)
+                    p.add_(self.state[p][name].mul_(momentum).add_(gradient), alpha=-group["lr"])
         return loss
 
 

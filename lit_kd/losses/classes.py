@@ -1,11 +1,10 @@
-"""How much a network says of a sample beyond its class."""
+"""How much a prediction tells about a sample beyond its class."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.losses.logits import kl_divergence
-from lit_kd.types import UNLABELED
+from lit_kd.types import UNLABELED, distributions
 
 
 def class_log_means(logits: Tensor, y: Tensor) -> Tensor:
@@ -14,7 +13,7 @@ def class_log_means(logits: Tensor, y: Tensor) -> Tensor:
     Logits are ``(N, C)`` of all rows, labels ``(N,)``; rows without a label are left out.
     """
     classes = logits.shape[1]
-    log_p, rows = logits.double().log_softmax(-1), F.one_hot(y.clamp(min=0), classes).bool() & (y != UNLABELED)[:, None]
+    log_p, rows = logits.double().log_softmax(-1), distributions(y, classes).bool()
     means = [log_p[of_class].logsumexp(0) - of_class.sum().double().log() for of_class in rows.T]
     uniform = torch.full_like(log_p[0], 1 / classes).log()
     return torch.stack([mean if of_class.any() else uniform for mean, of_class in zip(means, rows.T, strict=True)])

@@ -9,7 +9,7 @@ from torch import Tensor
 def median_teacher(teachers: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
     """T times the median of each class's ``log softmax(t_k / T)``, ``(B, C)``: logits, of logits (arXiv 2112.01405).
 
-    The paper has the median of logits [text]; log-probabilities do not hang on a constant that a teacher adds to its
+    The paper has the median of logits [text]; log-probabilities do not depend on a constant that a teacher adds to its
     logits [ours]. Of an even number of teachers it is the mean of both middles. No minority of teachers moves it beyond
     what the others say.
 

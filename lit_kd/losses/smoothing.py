@@ -3,18 +3,11 @@
 All take student logits ``(B, C)`` and labels, ``(B,)`` or soft ``(B, C)``, and give 0 where one is missing.
 """
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from lit_kd.losses.logits import cross_entropy, kl_divergence
-from lit_kd.types import UNLABELED, full
-
-
-def distributions(y: Tensor, classes: int) -> Tensor:
-    """Labels as distributions ``(B, C)``; zeros where one is missing."""
-    if y.is_floating_point():
-        return y
-    return F.one_hot(y.clamp(min=0), classes) * (y != UNLABELED).unsqueeze(-1)
+from lit_kd.types import distributions, full
 
 
 def smoothed_cross_entropy(logits: Tensor, y: Tensor, matrix: Tensor, smoothing: float) -> Tensor:
@@ -24,7 +17,8 @@ def smoothed_cross_entropy(logits: Tensor, y: Tensor, matrix: Tensor, smoothing:
     nothing [derived].
     """
     label = distributions(y, logits.shape[-1]).to(matrix)
-    return cross_entropy(full(logits), (1 - smoothing) * label + smoothing * label @ matrix)
+    with torch.autocast(logits.device.type, enabled=False):  # a product would be rounded
+        return cross_entropy(full(logits), (1 - smoothing) * label + smoothing * label @ matrix)
 
 
 def brier_score(logits: Tensor, y: Tensor) -> Tensor:
@@ -32,7 +26,7 @@ def brier_score(logits: Tensor, y: Tensor) -> Tensor:
 
     Examples:
         >>> import torch
-        >>> brier_score(torch.zeros(2, 2), torch.tensor([1, UNLABELED]))
+        >>> brier_score(torch.zeros(2, 2), torch.tensor([1, -1]))
         tensor([0.5000, 0.0000])
     """
     label = distributions(y, logits.shape[-1])

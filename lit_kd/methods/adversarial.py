@@ -10,6 +10,7 @@ from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.methods.kd import KD
 from lit_kd.models import Network
 from lit_kd.models.taps import Tapped
+from lit_kd.teachers import AdaptedTeacher
 from lit_kd.terms import Weighed
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice, class_labels, evaluating
 from lit_kd.weightings.mean_teacher import as_one
@@ -19,12 +20,13 @@ class AdversarialKD(KD):
     """`KD` in which the teacher is learned from at ``x + d``, d at most ``epsilon`` in each number; the label at x.
 
     - ``attack="student"``: d is where the student differs most from what the teacher says of x, and is taught that:
-      ``max_d KL(p_T(x) || p_S(x + d))`` (ARD, arXiv 1905.09747, from memory). For students that resist attacks.
+      ``max_d KL(p_T(x) || p_S(x + d))``, the inner maximum of RSLAD (arXiv 2108.07969) [code], from d = 0 [ours],
+      beside the label at x, as in ARD (arXiv 1905.09747) [code]. For students that resist attacks.
     - ``attack="teacher"``: d is where the teacher errs most, ``max_d CE(p_T(x + d), y)``, with its own class for a row
       without a label; the student is taught what it says there (after IKD, arXiv 2209.09841 [ours]).
 
     The maximum is sought from d = 0 by steps along the gradient's sign, each of ``2.5 epsilon / steps``; one step is
-    FGSM. Networks are attacked in evaluation mode, several teachers as their mean [ours].
+    FGSM. Networks are attacked in evaluation mode, several teachers as their ``average`` [ours].
 
     Args:
         student: The network to train, a module or a name.
@@ -33,7 +35,8 @@ class AdversarialKD(KD):
         epsilon: Above 0, in units of what the networks read: where pixels are divided by a standard deviation s,
             8 / 255 of a pixel is ``8 / 255 / s``. Inputs are not cut off to the range of pixels.
         steps: Of the search, at least 1.
-        **base: See `KD` and `lit_kd.Distiller`; without ``mix``, and ``"teacher"`` without ``teacher_cache``.
+        **base: See `KD` and `lit_kd.Distiller`; without ``mix``, and ``"teacher"`` without ``teacher_cache`` and
+            without a teacher that adapts, as it is asked in evaluation mode.
     """
 
     tasks = ("classification",)
@@ -58,6 +61,13 @@ class AdversarialKD(KD):
             )
         self.attack, self.epsilon, self.steps = attack, epsilon, steps
 
+    def setup(self, stage: str) -> None:
+        """Refuse to attack a teacher that adapts."""
+        super().setup(stage)
+        adapts = any(isinstance(model, AdaptedTeacher) for model in self.teachers.models)
+        if stage == "fit" and self.attack == "teacher" and adapts:
+            raise ValueError("expected no AdaptedTeacher with attack='teacher', which asks it in evaluation mode")
+
     def attacked(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """The inputs ``x + d`` of a loss that is large, from a function of inputs to losses ``(B,)``."""
         d = torch.zeros_like(x)
@@ -71,8 +81,9 @@ class AdversarialKD(KD):
         """Those of `KD`, the teachers' at other inputs."""
         if not isinstance(batch.x, Tensor) or not batch.x.is_floating_point():
             raise ValueError(f"expected inputs to attack, a floating-point tensor, found {type(batch.x).__name__}")
+        draws = self._draws.get_state()
         losses, weights, extra = super().weighed(student, teachers, batch)
-        said = as_one(teachers).logits
+        said = as_one(teachers, of=self.average).logits
         if self.attack == "student":
             with evaluating(self.student):
                 x = self.attacked(batch.x, lambda x: kd_loss(self.tapped_student(x).logits, said))
@@ -80,9 +91,11 @@ class AdversarialKD(KD):
             y = class_labels(batch.y)
             y = y.where(y != UNLABELED, said.argmax(-1))
             models = [Tapped(model) for model in self.teachers.models]
-            x = self.attacked(batch.x, lambda x: cross_entropy(as_one([model(x) for model in models]).logits, y))
+            mean = lambda x: as_one([model(x) for model in models], of=self.average).logits  # noqa: E731
+            x = self.attacked(batch.x, lambda x: cross_entropy(mean(x), y))
             teachers = self.teachers(x)
         student = self.tapped_student(x)
         assert self.terms is not None
+        self._draws.set_state(draws)  # the same teachers are dropped
         moved, _ = self.terms(student, self.sources(student, teachers, batch), batch)
         return [losses[0], *moved[1:]], weights, extra

@@ -43,6 +43,7 @@ class ALMKD(ManualOptimisation, Selective):
         **base: See `lit_kd.weightings.manual`, `lit_kd.weightings.selection` and `lit_kd.Distiller`.
     """
 
+    by_sample = True
     look_ahead: LookAhead  # there in training, as are table and terms
     table: SampleTable
     terms: TermSet

@@ -33,6 +33,8 @@ class DIST(Beside, MeanTeacher):
         extra: list[Term] | None = None,
         **base: Any,
     ) -> None:
+        if intra < 0:
+            raise ValueError(f"expected an intra of at least 0, found {intra}")
         within = BatchCorrelation(temperature, weight * intra)
         super().__init__(student=student, teacher=teacher, weight=weight, extra=[within, *(extra or [])], **base)
         self.intra, self.temperature = intra, temperature

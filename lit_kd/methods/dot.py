@@ -67,6 +67,7 @@ class DOT(ManualOptimisation, KD):
         assert loss is not None
         if not only_statistics(self.trainer):
             self._keep_gradient_of_label()
+        del self._of_label  # and its graph
         return self.update(loss, batch_idx)
 
     def total(

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
@@ -13,8 +12,8 @@ from lit_kd.models import Network
 from lit_kd.terms import Weighed
 from lit_kd.terms.base import row_losses
 from lit_kd.terms.task import EvaluationMetrics
-from lit_kd.types import UNLABELED, Batch, Outputs, class_labels
-from lit_kd.weightings.base import has_label
+from lit_kd.types import UNLABELED, Batch, Outputs, class_labels, distributions
+from lit_kd.weightings.base import labelled_rows
 
 
 class WorstGroupAccuracy(MulticlassStatScores):
@@ -47,6 +46,7 @@ class GroupDistil(KD):
 
     table: SampleTable  # there in training
     tasks = ("classification",)
+    by_sample = True
 
     def __init__(
         self,
@@ -78,19 +78,18 @@ class GroupDistil(KD):
 
     def training_rows(self) -> Tensor:
         """Those with a label."""
-        return has_label(self.data.labels).nonzero().squeeze(1)
+        return labelled_rows(self.data)
 
     def weighed(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Weighed:
         """Those of `KD`, each row by its group's weight."""
         losses, weights, extra = super().weighed(student, teachers, batch)
-        y = class_labels(batch.y).unsqueeze(1)
-        member = F.one_hot(y.squeeze(1).clamp(min=0), self.num_classes).to(losses[0]) * (y != UNLABELED)
+        member = distributions(class_labels(batch.y), self.num_classes).to(losses[0])
         each = torch.stack([row_losses(losses, weights, {}).detach(), batch.by_share(torch.ones_like(losses[0]))])
         total, rows = all_sum((each.unsqueeze(2) * member).sum(1))  # a matrix product would round under autocast
         log_weights = self.table.shared["group_log_weights"] + self.rate * torch.where(rows > 0, total / rows, 0)
         self.table.shared["group_log_weights"] = log_weights = log_weights.log_softmax(0)
         # the optimiser sees a mean over the rows of this process, and then one over processes
-        factor = (member * torch.where(rows > 0, log_weights.exp() / rows, 0)).sum(1) * len(y) * process()[1]
+        factor = (member * torch.where(rows > 0, log_weights.exp() / rows, 0)).sum(1) * len(member) * process()[1]
         shares = weights if isinstance(weights, Tensor) else factor.new_tensor(weights)
         return losses, factor.unsqueeze(1) * shares, extra
 

@@ -28,6 +28,7 @@ class LabelRevision(Selective):
     """
 
     num_sources = 1
+    by_sample = True
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class LossDivider(Distiller):
 
     table: SampleTable  # there in training
     needs_teacher = False
+    by_sample = True
 
     def __init__(
         self,

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lit_kd.losses import class_log_means
 from lit_kd.methods.supervised import Supervised
-from lit_kd.models import Network
+from lit_kd.models import Network, is_path
 from lit_kd.terms import ClassInformation, Term
 from lit_kd.types import class_labels
 
@@ -12,10 +14,10 @@ from lit_kd.types import class_labels
 class MCMI(Supervised):
     """Prepares a teacher: ``CE - weight KL(p || Q_y)`` (MCMI, arXiv 2401.08732).
 
-    Fine-tunes a trained network, here the ``student``, so that it says more of a sample than its class. Q_y is the mean
-    of what it says of rows with the label y, from one pass before the training, and is then fixed [code]; the pass is
-    in evaluation mode and without augmentation [ours]. The teacher is then distilled by any method. The authors take 20
-    epochs of SGD from a learning rate of 0.05, cosine [code]. Needs a data module of `lit_kd.data`.
+    Fine-tunes a trained network, here the ``student``, so that its predictions tell more about a sample than its class.
+    Q_y is its mean prediction over the rows labelled y, from one pass before the training, and is then fixed [code];
+    the pass is in evaluation mode and without augmentation [ours]. The teacher is then distilled by any method. The
+    authors take 20 epochs of SGD from a learning rate of 0.05, cosine [code]. Needs a data module of `lit_kd.data`.
 
     Args:
         student: The trained network, a module or a checkpoint path.
@@ -31,12 +33,15 @@ class MCMI(Supervised):
             raise ValueError(f"expected a weight of at least 0, found {weight}")
         super().__init__(student=student, extra=[ClassInformation(-weight), *(extra or [])], **base)
         self.weight = weight
+        self._fresh = isinstance(student, str) and not is_path(student) and not base.get("pretrained")
 
     def prepare_epoch(self) -> None:
         """Before the first, ask what the network says of each class on average."""
         assert self.terms is not None
         for term in self.terms:
             if isinstance(term, ClassInformation) and term.log_means.isnan().any():
+                if self._fresh:
+                    rank_zero_warn("the student is a model name: its weights are random. Give a checkpoint's path.")
                 rows = self.training_rows()
                 rows = rows if self.data.train_on_meta else rows[rows < self.data.train_size]
                 said, _, y = self.predict_rows(self.data.parts.rows(rows), teachers=False)

@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_kd.methods.kd import KD
 from lit_kd.models import Network
-from lit_kd.types import UNLABELED, Batch
+from lit_kd.types import Batch, distributions
 
 
 class MixKD(KD):
@@ -51,7 +50,6 @@ class MixKD(KD):
             raise ValueError(f"expected inputs to mix, a floating-point tensor, found {type(x).__name__}")
         share = torch.distributions.Beta(self.alpha, self.alpha).sample((len(y),)).to(x)
         partner = torch.randperm(len(y)).to(x.device)
-        labels = y if y.dim() == 2 else F.one_hot(y.clamp(min=0), self.num_classes) * (y != UNLABELED).unsqueeze(1)
-        parts = x, labels.to(x)
+        parts = x, distributions(y, self.num_classes).to(x)
         mixed, soft = (part[partner].lerp(part, share.view(-1, *[1] * (part.dim() - 1))) for part in parts)
         return Batch(torch.cat([x, mixed]), torch.cat([parts[1], soft * self.mixed_labels]))

@@ -31,6 +31,7 @@ class NKD(Beside, MeanTeacher):
     ) -> None:
         super().__init__(student=student, teacher=teacher, weight=weight, **base)
         self.gamma, self.temperature = gamma, temperature
+        self.default_term()  # refuses what it cannot do
 
     def default_term(self) -> Term:
         """Normalised KL."""

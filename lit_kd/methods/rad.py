@@ -34,6 +34,7 @@ class RobustActiveDistillation(Stretched):
     """
 
     tasks = ("classification",)
+    by_sample = True
     settled = ("extra",)
 
     def __init__(

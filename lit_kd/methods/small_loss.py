@@ -9,7 +9,7 @@ from lit_kd.methods.peers import Peers
 from lit_kd.models import Network
 from lit_kd.terms import Term, Weights
 from lit_kd.types import Batch, class_labels
-from lit_kd.weightings.base import has_label
+from lit_kd.weightings.base import has_label, labelled_rows
 
 
 class SmallLoss(Peers):
@@ -23,6 +23,8 @@ class SmallLoss(Peers):
         ramp_epochs: Epochs until that share is dropped [code].
         **base: See `lit_kd.Distiller`.
     """
+
+    by_sample = True
 
     def __init__(
         self, *, peers: list[Network], noise_rate: float | None = None, ramp_epochs: int = 10, **base: Any
@@ -42,7 +44,7 @@ class SmallLoss(Peers):
 
     def training_rows(self) -> Tensor:
         """Those with a label."""
-        return has_label(self.data.labels).nonzero().squeeze(1)
+        return labelled_rows(self.data)
 
     def small(self, losses: Tensor, batch: Batch) -> Tensor:
         """For rows of small loss by how much their mean exceeds the batch's sum over B; 0 for others, ``(B,)``."""

@@ -8,7 +8,7 @@ from lit_kd.distiller import Distiller
 from lit_kd.models import Network
 from lit_kd.terms import Weights
 from lit_kd.types import Batch, Outputs
-from lit_kd.weightings.base import has_label
+from lit_kd.weightings.base import labelled_rows
 
 
 class Supervised(Distiller):
@@ -31,7 +31,7 @@ class Supervised(Distiller):
 
     def training_rows(self) -> Tensor:
         """Those with a label."""
-        return has_label(self.data.labels).nonzero().squeeze(1)
+        return labelled_rows(self.data)
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """The label alone."""

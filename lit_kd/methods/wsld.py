@@ -28,6 +28,7 @@ class WSLD(Beside, MeanTeacher):
     """
 
     tasks = ("classification",)
+    by_sample = True
 
     def __init__(
         self,

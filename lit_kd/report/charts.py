@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from lit_kd.data import UNLABELED
-from lit_kd.report.deviations import PARTS, deviations
+from lit_kd.report.deviations import PARTS, deviations, log_odds
 from lit_kd.report.runs import Arrays
 
 RIGHT, WRONG, PLAIN = "#2a78b5", "#d1495b", "#8a8f98"
@@ -143,9 +143,9 @@ def reliability_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
 
 def confidence_chart(seeds: Sequence[Arrays]) -> tuple[Figure, str]:
     """The student's log-odds of the teacher's class against the teacher's own, from all seeds; in words the slopes."""
-    x, y = (np.concatenate([seed[f"{who}_log_odds"] for seed in seeds]) for who in ("teacher", "student"))
+    x, y = np.concatenate([log_odds(seed) for seed in seeds], axis=1)
     parts = deviations({"teacher_log_odds": x, "student_log_odds": y})
-    slope, intercept = np.polyfit(x.astype(float), y, 1)
+    slope, intercept = np.polyfit(x, y, 1)
     shown = np.random.default_rng(0).permutation(len(x))[:DOTS]
     ends = np.array([x[shown].min(), x[shown].max()])
     labels = {"xlabel": "teacher: how sure of its class, %", "ylabel": "student of the same class, %"}

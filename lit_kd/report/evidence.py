@@ -33,12 +33,12 @@ class KeepEvidence(Callback):
         self.parts = []
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Keep a batch, and the score of the term `Deferral`."""
+        """Keep a batch, and the score of the term `Deferral`, the mean if there are several."""
         found = evidence(**outputs)
-        for term in pl_module.terms or ():
-            if isinstance(term, Deferral):
-                student = pl_module.tapped_student(pl_module.unpack(batch).x)
-                found["deferral_score"] = term.score(student)[: len(outputs["y"])]
+        terms = [term for term in pl_module.terms or () if isinstance(term, Deferral)]
+        if terms:
+            student = pl_module.tapped_student(pl_module.unpack(batch).x)
+            found["deferral_score"] = torch.stack([term.score(student)[: len(outputs["y"])] for term in terms]).mean(0)
         self.parts.append({name: value.cpu() for name, value in found.items()})
 
     def save(self, path: Path) -> None:

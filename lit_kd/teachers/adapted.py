@@ -19,7 +19,8 @@ class AdaptedTeacher(nn.Module):
     On training batches they normalise by the batch, and their running statistics follow [code]; in evaluation these are
     used. No parameter changes, dropout stays off, and the network that is given stays as it is [ours]. For a teacher
     whose data were unlike the student's. Taps have the prefix ``network.``. There is no teacher cache. Each process
-    follows its own batches, and a resumed run starts from the given statistics, which only its evaluation reads.
+    follows its own batches. A resumed run starts from the given statistics, which evaluation and batches of one row
+    read.
 
     Args:
         network: A module, or the path of a lit_kd checkpoint.

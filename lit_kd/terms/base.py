@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_kd.data.table import SampleTable
+from lit_kd.losses import standardised
 from lit_kd.types import Batch, Outputs
 
 Weights = Sequence[float] | Tensor
@@ -148,6 +149,15 @@ class TermSet(nn.Module):
     def weighted(self) -> list[Term]:
         """Those of the label and of the sources, which the method weighs."""
         return [term for group in self._groups[:2] for term in group]
+
+    def check(self, method: str, by_sample: bool, classes: int) -> None:
+        """Refuse, before the training, to weigh what couples the batch by sample, or to standardise two logits."""
+        for term in self.weighted if by_sample else ():
+            if term.couples_batch:
+                found = f"{method} cannot weigh {type(term).__name__} by sample: it couples the rows of a batch"
+                raise ValueError(f"{found}. Instead, pass it as extra")
+        if any(getattr(term, "standardise", False) for term in self):
+            standardised(torch.zeros(1, classes))
 
     @property
     def temperature(self) -> float:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lit_kd.losses import class_information
 from lit_kd.terms.base import Term
-from lit_kd.types import Batch, Outputs, class_labels
+from lit_kd.types import Batch, Outputs, class_labels, full
 
 
 class ClassInformation(Term):
@@ -26,4 +26,4 @@ class ClassInformation(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The information, in nats."""
-        return class_information(student.logits, class_labels(batch.y), self.log_means)
+        return class_information(full(student.logits), class_labels(batch.y), self.log_means)

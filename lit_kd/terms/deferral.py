@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from lit_kd.models.checkpoint import read_checkpoint
 from lit_kd.terms.base import Term
 from lit_kd.types import PENULTIMATE, Batch, Outputs
+
+LAYER = r"\bterms\.extra\.\d+\.\d+\.agrees\.(weight|bias)$"
 
 
 class Deferral(Term):
@@ -47,12 +50,13 @@ class Deferral(Term):
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str]) -> Deferral:
-        """The term of a training's checkpoint, with the trained layer, for `score`; a ValueError if there is none."""
+        """The term of a training's checkpoint, with the trained layer, for `score`; a ValueError without one."""
         state = read_checkpoint(Path(path)).get("state_dict", {})
-        parts = {name.rpartition(".agrees.")[2]: value for name, value in reversed(state.items()) if ".agrees." in name}
-        if parts.keys() != {"weight", "bias"}:
-            raise ValueError(f"{path}: expected a checkpoint of a training with the extra term Deferral, found none")
-        term = cls()
+        found = {name: value for name, value in state.items() if re.search(LAYER, name)}
+        if len(found) != 2:
+            expected = "expected a checkpoint of a training with the extra term Deferral and one teacher"
+            raise ValueError(f"{path}: {expected}, found {len(found) // 2 or 'none'}")
+        term, parts = cls(), {name.rpartition(".")[2]: value for name, value in found.items()}
         term.agrees = nn.Linear(parts["weight"].shape[1], 1)
         term.agrees.load_state_dict(parts)
         return term.requires_grad_(False)

@@ -12,7 +12,7 @@ from lit_kd.losses import (
     taylor_cross_entropy,
 )
 from lit_kd.terms.base import Term
-from lit_kd.types import Batch, Outputs
+from lit_kd.types import Batch, Outputs, full
 
 
 class LabelTerm(Term):
@@ -27,7 +27,7 @@ class LabelTerm(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """See `loss`."""
-        return self.loss(student.logits, batch.y)
+        return self.loss(full(student.logits), batch.y)
 
 
 class CrossEntropy(LabelTerm):
@@ -138,4 +138,4 @@ class SoftTarget(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        return cross_entropy(student.logits, self.table[self.column][batch.index])
+        return cross_entropy(full(student.logits), self.table[self.column][batch.index])

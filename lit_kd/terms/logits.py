@@ -25,7 +25,7 @@ from lit_kd.losses import (
 from lit_kd.losses.divergences import Kind
 from lit_kd.terms.base import Term
 from lit_kd.trust.reliability import MixingRates, class_ranks, margin
-from lit_kd.types import Batch, Outputs, check_choice, class_labels
+from lit_kd.types import Batch, Outputs, check_choice, class_labels, full
 
 
 class LogitTerm(Term):
@@ -53,7 +53,7 @@ class LogitTerm(Term):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """See `loss`."""
         assert teacher is not None
-        z, t = student.logits, teacher.logits
+        z, t = full(student.logits), full(teacher.logits)
         if self.standardise:
             z, t = standardised(z), standardised(t)
         return self.loss(z, t, batch.y)
@@ -155,6 +155,8 @@ class NormalisedKL(LogitTerm):
         self, gamma: float = 1.5, temperature: float = 1.0, weight: float = 1.0, standardise: bool = False
     ) -> None:
         super().__init__(temperature, weight, standardise)
+        if gamma < 0:
+            raise ValueError(f"expected a gamma of at least 0, found {gamma}")
         self.gamma = gamma
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
@@ -193,6 +195,9 @@ class BernoulliKL(LogitTerm):
     """For several labels a sample, the mean of their KL divergences; see `lit_kd.losses.bernoulli_kd_loss`."""
 
     tasks = ("multilabel",)
+
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0) -> None:
+        super().__init__(temperature, weight)
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
         """Mean KL divergence of the labels."""

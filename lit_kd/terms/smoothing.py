@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_kd.data.labels import check_matrix
 from lit_kd.losses import brier_score, smoothed_cross_entropy, teacher_free_loss
 from lit_kd.terms.labels import LabelTerm
+from lit_kd.trust.similarity import as_rows
 from lit_kd.types import Outputs
 
 
@@ -30,7 +31,7 @@ class SmoothedCrossEntropy(LabelTerm):
         if not 0 <= smoothing <= 1:
             raise ValueError(f"expected smoothing in [0, 1], found {smoothing}")
         meaning = "Entry [i][j] is the share of class j in what class i gives away."
-        checked = check_matrix(matrix, len(matrix), "similarity", meaning)
+        checked = check_matrix(as_rows(matrix), len(matrix), "similarity", meaning)
         self.register_buffer("matrix", torch.from_numpy(checked).float(), persistent=False)
         self.smoothing = smoothing
 

@@ -1,4 +1,4 @@
-"""What is learned from a teacher's logits at a temperature that is learned, too."""
+"""Distillation from logits at a learned temperature."""
 
 import torch
 from torch import Tensor, nn

@@ -21,7 +21,7 @@ def shared_attributes(table: Rows, classes: Sequence[str] | None = None) -> Tens
     Examples:
         >>> shared_attributes({"cut": [0, 1], "cut bread": [1, 1]}, classes=["cut bread", "cut"])
         tensor([[0.6667, 0.3333],
-                [0.5000, 0.5000]])
+                [0.5000, 0.5000]], dtype=torch.float64)
     """
     rows = _rows(table, classes)
     if (rows < 0).any():
@@ -40,7 +40,7 @@ def vector_similarity(vectors: Rows, classes: Sequence[str] | None = None) -> Te
         >>> vector_similarity([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
         tensor([[0.6250, 0.3750, 0.0000],
                 [0.3750, 0.6250, 0.0000],
-                [0.0000, 0.0000, 1.0000]])
+                [0.0000, 0.0000, 1.0000]], dtype=torch.float64)
     """
     rows = torch.nn.functional.normalize(_rows(vectors, classes))
     return _shares((rows @ rows.mT).clamp(min=0), "a vector other than 0")
@@ -55,11 +55,19 @@ def _rows(given: Rows, classes: Sequence[str] | None) -> Tensor:
         given = [given[name] for name in classes]
     elif classes is not None and len(classes) != len(given):
         raise ValueError(f"expected one row for each of {len(classes)} classes, found {len(given)}")
-    rows = torch.as_tensor(given)
-    rows = rows if rows.is_floating_point() else rows.float()
-    if rows.dim() != 2 or not rows.isfinite().all():
-        raise ValueError(f"expected finite numbers, one row a class, found shape {tuple(rows.shape)}")
-    return rows
+    return as_rows(given)
+
+
+def as_rows(given: Tensor | Sequence[Sequence[float] | Tensor]) -> Tensor:
+    """Rows ``(C, d)`` in float64 and without a graph; a ValueError where their lengths differ, or one is not finite."""
+    rows = [torch.as_tensor(row).detach().double().cpu() for row in given]
+    shapes = {tuple(row.shape) for row in rows}
+    if len(shapes) != 1 or rows[0].dim() != 1:
+        raise ValueError(f"expected one row of numbers a class, all as long, found rows of shapes {sorted(shapes)}")
+    for i, row in enumerate(rows):
+        if not row.isfinite().all():
+            raise ValueError(f"expected finite numbers, found {row.tolist()} in row {i}")
+    return torch.stack(rows)
 
 
 def _shares(alike: Tensor, what: str) -> Tensor:

@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_kd.data import DataModule
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.trust.meta import meta_gradient
 from lit_kd.types import UNLABELED, Batch, Pairs
@@ -142,3 +143,8 @@ class TellRule(Callback):
 def has_label(y: Tensor) -> Tensor:
     """Which of N samples have a label, or at least one of several, bool ``(N,)``."""
     return (y != UNLABELED).view(len(y), -1).any(1)
+
+
+def labelled_rows(data: DataModule) -> Tensor:
+    """Indices of the rows that are trained on and have a label, ``(n,)``."""
+    return has_label(data.labels).nonzero().squeeze(1)

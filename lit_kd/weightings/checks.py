@@ -27,7 +27,7 @@ def own_rule(rule: str | Rule, rules: Mapping[str, type[Rule]]) -> Rule:
 
 
 def check_training(module: ALMKD) -> None:
-    """Refuse data that the rule is not made for, and terms that cannot be weighed by sample; a ValueError."""
+    """Refuse data that the rule is not made for, and terms that its look-ahead does not reach; a ValueError."""
     check_terms(module)
     rule, name, task = module.rule, type(module.rule).__name__, module.task.name
     if task not in rule.tasks:
@@ -55,16 +55,13 @@ def check_maker(rule: Rule, table: SampleTable, fresh: bool) -> None:
 
 
 def check_terms(module: ALMKD) -> None:
-    """Refuse terms that cannot be weighed by sample; a ValueError."""
+    """Refuse terms that the look-ahead does not reach; a ValueError."""
     for term in module.terms.weighted:
-        if term.couples_batch:
-            reason, cure = "couples the rows of a batch", "pass it as extra"
-        elif term.reads_features and module.needs_meta and module.meta_gradient == "last_layer":
-            reason = "compares features, which the last layer's meta-gradient does not reach"
-            cure = "set meta_gradient to exact, or pass it as extra"
-        else:
-            continue
-        raise ValueError(f"ALMKD cannot weigh {type(term).__name__} by sample: it {reason}. Instead, {cure}")
+        if term.reads_features and module.needs_meta and module.meta_gradient == "last_layer":
+            raise ValueError(
+                f"ALMKD cannot weigh {type(term).__name__} by sample: it compares features, which the last layer's "
+                "meta-gradient does not reach. Instead, set meta_gradient to exact, or pass it as extra"
+            )
     if module.speed.compile and module.needs_meta and module.meta_gradient != "last_layer":
         raise ValueError(f"expected compile=False with meta_gradient {module.meta_gradient!r}: take one of the two")
 

@@ -23,6 +23,7 @@ class FewLabels(Distiller):
 
     num_sources = 1
     tasks = ("classification",)
+    by_sample = True
 
     def __init__(self, *, labels: Literal["hard", "soft"] = "hard", **base: Any) -> None:
         super().__init__(**base)

@@ -25,7 +25,7 @@ class Selective(Distiller):
         super().__init__(**base)
         if select is not None and not (0 < select <= 1 and self.task.name == "classification"):
             raise ValueError(f"expected select in (0, 1], and one class a sample, found {select}")
-        self.select = select
+        self.select, self.by_sample = select, self.by_sample or select is not None
         self.selected: Tensor | None = None
         """Which rows are distilled, bool ``(N + M,)``; ``None``: all."""
 
