@@ -91,8 +91,11 @@ class AdversarialKD(KD):
             y = class_labels(batch.y)
             y = y.where(y != UNLABELED, said.argmax(-1))
             models = [Tapped(model) for model in self.teachers.models]
-            mean = lambda x: as_one([model(x) for model in models], of=self.average).logits  # noqa: E731
-            x = self.attacked(batch.x, lambda x: cross_entropy(mean(x), y))
+
+            def errs(x: Tensor) -> Tensor:
+                return cross_entropy(as_one([model(x) for model in models], of=self.average).logits, y)
+
+            x = self.attacked(batch.x, errs)
             teachers = self.teachers(x)
         student = self.tapped_student(x)
         assert self.terms is not None
