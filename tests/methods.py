@@ -81,6 +81,27 @@ def with_maps(student: nn.Module | str) -> nn.Module | str:
     return student if hasattr(student, "layer1") else Mapped(student)
 
 
+class Pooled(nn.Sequential):
+    """A network whose last linear layer reads the mean of a map of 2 by 2 places."""
+
+    def __init__(self) -> None:
+        last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+        super().__init__(OrderedDict(layer1=nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU()), last=last))
+
+
+def on_places(method: Any, student: Any, teachers: Sequence[Any], one: dict[str, Any], **options: Any) -> Distiller:
+    """Of networks with a last map of 2 by 2 places; a given CNN's map is one place, for which there are options."""
+    if student == "mlp-8":
+        taught: Distiller = method("methods.Pooled", [copy.deepcopy(_trained()[2])], **_taps("layer1"), **options)
+        return taught
+    given: Distiller = method(student, teachers, **_taps(PENULTIMATE), **(options | one))
+    return given
+
+
+def _taps(tap: str) -> dict[str, str]:
+    return {"student_tap": tap, "teacher_tap": tap}
+
+
 METHODS: dict[str, Callable[..., Distiller]] = {
     "supervised": lambda student, teachers, **base: Supervised(student, **base),
     "kd": lambda student, teachers, **base: KD(student, teachers[0], **base),
@@ -143,15 +164,18 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     ),
     "srrl": lambda student, teachers, **base: SRRL(student, teachers, weight=0.3, **base),
     "review-kd": lambda student, teachers, **base: ReviewKD(
-        student, teachers, student_stages=["penultimate"], teacher_stages=["penultimate"], warmup_epochs=1, **base
+        with_maps(student),
+        teachers[0],
+        student_taps=["layer1", PENULTIMATE],
+        teacher_taps=["layer1", PENULTIMATE],
+        warmup_epochs=1,
+        **base,
     ),
-    "cat-kd": lambda student, teachers, **base: CATKD(
-        student, teachers, student_tap="penultimate", teacher_tap="penultimate", normalise=False, weight=0.1, **base
+    "cat-kd": lambda student, teachers, **base: on_places(
+        CATKD, student, teachers, {"normalise": False, "weight": 0.1}, **base
     ),
-    "sdd": lambda student, teachers, **base: SDD(
-        student, teachers, student_tap="penultimate", teacher_tap="penultimate", scales=[1], **base
-    ),
-    "comparative-kd": lambda student, teachers, **base: ComparativeKD(student, teachers, **({"weight": 0.1} | base)),
+    "sdd": lambda student, teachers, **base: on_places(SDD, student, teachers, {"scales": [1]}, scales=[1, 2], **base),
+    "comparative-kd": lambda student, teachers, **base: ComparativeKD(student, teachers, **base),
     "lelp": lambda student, teachers, **base: LELP(student, teachers[0], subclasses=2, **base),
     "mutual": lambda student, teachers, **base: MutualLearning(student, **({"peers": ["mlp-12"]} | base)),
     "simkd": lambda student, teachers, **base: SimKD(student, teachers[0], **base),
@@ -224,8 +248,8 @@ def _trained() -> list[nn.Module]:
     teachers = []
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        for name in ("cnn-2", "mlp-16"):
-            teacher = build_model(name, CLASSES, SHAPE)
+        for name in ("cnn-2", "mlp-16", "pooled"):
+            teacher = Pooled() if name == "pooled" else build_model(name, CLASSES, SHAPE)
             optimizer = torch.optim.Adam(teacher.parameters(), lr=0.02)
             for _ in range(40):
                 optimizer.zero_grad()
@@ -238,7 +262,7 @@ def _trained() -> list[nn.Module]:
 
 def trained_teachers() -> list[nn.Module]:
     """A CNN with BatchNorm and an MLP, in training mode: to freeze them is the library's duty."""
-    return copy.deepcopy(_trained())
+    return copy.deepcopy(_trained()[:2])
 
 
 def weighted_terms(model: Distiller, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:

@@ -60,6 +60,8 @@ CASES: dict[str, dict[str, Any]] = {
     "crd": {},
     "vid": {},
     "srrl": {},
+    "sdd": {},
+    "lelp": {},
     "mutual": {},
     "simkd": {},
     "elr": {},
@@ -299,7 +301,7 @@ def test_repeated_rows_are_not_counted(several: dict[tuple[int, str], dict[str, 
 
 
 def choose_apart(method: str, processes: int) -> None:
-    """Rows are mixed or chosen in each process's own batch: the processes learn the same, if not what one learns."""
+    """Rows are mixed, chosen or compared in each process's own batch: the processes learn the same, if not what one learns."""
     seed_everything(0, verbose=False)
     model = build(method)
     trainer(devices=processes, strategy="ddp").fit(model, Blobs(batch_size=ROWS // processes))
@@ -414,7 +416,7 @@ def one_of_several(rank: int, processes: int, directory: str) -> None:
     if processes == 2:
         refuse_other_rows(processes)
         choose_alike(processes)
-        for method in ("mixkd", "co-teaching", "jocor"):
+        for method in ("mixkd", "co-teaching", "jocor", "rkd", "review-kd"):
             choose_apart(method, processes)
         torch.save(measure_padded(processes), Path(directory) / f"{processes} padded {rank}.pt")
         torch.save(share_a_cache(processes, directory), Path(directory) / f"{processes} cache {rank}.pt")

@@ -3,13 +3,18 @@
 from torch import Tensor
 
 
-def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of each sample's features, ``(B, ...)`` (FitNet, arXiv 1412.6550) [code]."""
+def check_alike(student: Tensor, teacher: Tensor) -> None:
+    """Refuse features of two shapes, which would be broadcast; a ValueError."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"expected features of the student of the teacher's shape, {tuple(teacher.shape)}, found "
             f"{tuple(student.shape)}: put an adapter between them"
         )
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error of each sample's features, ``(B, ...)`` (FitNet, arXiv 1412.6550) [code]."""
+    check_alike(student, teacher)
     return (student - teacher).square().flatten(1).mean(-1)
 
 

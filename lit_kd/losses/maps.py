@@ -1,8 +1,13 @@
-"""Losses on maps of features, ``(B, c, h, w)``; of networks whose numbers of channels may differ, where not said."""
+"""Losses on maps of features, ``(B, c, h, w)``.
+
+The two networks may have different numbers of channels unless a loss says otherwise.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lit_kd.losses.features import check_alike
 
 
 def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -13,9 +18,9 @@ def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors over the last axis, of length 1; one of zeros stays as it is and has no gradient."""
+    """Vectors over the last axis, of length 1; those not above 1e-12 become zeros and have no gradient."""
     norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norm.where(norm > 0, torch.inf)
+    return vectors / norm.where(norm > 1e-12, torch.inf)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -42,5 +47,6 @@ def information_loss(mean: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
 
     The mean has the teacher's shape, and a variance above 0 is for each channel, ``(c,)``. It can be below 0.
     """
+    check_alike(mean, teacher)
     spread = variance.view(-1, 1, 1)
     return 0.5 * ((teacher - mean).square() / spread + spread.log()).mean((1, 2, 3))

@@ -1,6 +1,6 @@
 """Losses on how the samples of a batch relate to each other, from vectors of features ``(B, d)``: one number, ``()``.
 
-The widths d of both networks may differ. Of a single sample, not all zeros, there is nothing to learn: each is 0.
+The widths d of both networks may differ. For a single sample that is not all zeros, every loss is 0.
 """
 
 import torch
@@ -23,7 +23,7 @@ def affinity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``p_ij log((p_ij + eps) / (q_ij + eps))`` with eps 1e-7, the mean over all pairs (PKT, arXiv 1803.10837) [code].
 
     p is the teacher's and q the student's ``(1 + cos) / 2``, divided by its sum over j. The cosine with a vector of
-    zeros is 0 [ours].
+    zeros is 0, without a gradient [ours]; in published code that gradient is NaN.
     """
     q, p = (_affinities(unit(f)) for f in (student, teacher))
     return (p * ((p + 1e-7) / (q + 1e-7)).log()).mean()

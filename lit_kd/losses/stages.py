@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_kd.losses.features import hint_loss
+from lit_kd.losses.features import check_alike, hint_loss
+from lit_kd.losses.maps import unit
 from lit_kd.types import full
 
 
@@ -32,7 +33,7 @@ def class_map_loss(student: Tensor, teacher: Tensor, normalise: bool = True) -> 
     """
     student, teacher = (F.adaptive_avg_pool2d(full(maps), 2).flatten(2) for maps in (student, teacher))
     if normalise:
-        student, teacher = (F.normalize(maps, dim=-1, eps=1e-6) for maps in (student, teacher))
+        student, teacher = (unit(maps) for maps in (student, teacher))
     return hint_loss(student, teacher)
 
 
@@ -49,10 +50,11 @@ def regional_logits(logits: Tensor, maps: Tensor, scales: Sequence[int]) -> Tens
 
 
 def comparative_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """How far differences between samples differ, over all pairs of a batch (arXiv 2311.02253); ``()``.
+    """How far differences between samples differ, over all pairs of a batch (arXiv 2311.02253) [code]; ``()``.
 
     The mean over all i, j and elements of ``((s_i - s_j) - (t_i - t_j))^2``, from responses ``(B, ...)``. It is twice
     the variance of ``s - t`` over the batch [derived], so no pair is formed; what all samples share does not count.
     """
+    check_alike(student, teacher)
     apart = full(student) - full(teacher)
     return 2 * (apart - apart.mean(0)).square().mean()

@@ -19,7 +19,8 @@ class AttentionTransfer(Beside):
         teacher: One teacher or a list: modules or checkpoint paths.
         student_taps: Layers of the student by their paths.
         teacher_taps: As many of the teacher, in the same order.
-        weight: What is distilled, beside 1 for the label; 1000 in the benchmarks [code].
+        weight: What is distilled, beside 1 for the label; 1000 in the benchmarks [code], for maps of 32 x 32 to 8 x 8;
+            smaller maps need less, in proportion to their pixels.
         **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
     """
 

@@ -10,7 +10,8 @@ from lit_kd.weightings.mean_teacher import Beside
 class ComparativeKD(Beside):
     """Differences between the samples of a batch become the teacher's (arXiv 2311.02253), beside 1 for the label.
 
-    See `lit_kd.terms.Comparative`. Each pair teaches, so that few samples suffice.
+    See `lit_kd.terms.Comparative`. Each pair teaches, so that few samples suffice. The label has cross-entropy here
+    [ours]; the authors compare differences of labels, too.
 
     Args:
         student: The network to train, a module or a name.
@@ -18,7 +19,7 @@ class ComparativeKD(Beside):
         student_tap: A layer of the student by its path, or ``"penultimate"``: what the last linear layer reads; none:
             logits are compared.
         teacher_tap: The same of the teacher.
-        weight: What is distilled; 1 in the authors' code, whose distance may have another scale.
+        weight: What is distilled; 1 in the authors' code, which can diverge [ours].
         **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
     """
 
@@ -29,7 +30,7 @@ class ComparativeKD(Beside):
         *,
         student_tap: str | None = None,
         teacher_tap: str | None = None,
-        weight: float = 1.0,
+        weight: float = 0.1,
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, weight=weight, **base)

@@ -5,7 +5,7 @@ from typing import Any
 from lit_kd.models import Network
 from lit_kd.terms import DecoupledKL, Term, Weights
 from lit_kd.types import Batch, Outputs
-from lit_kd.weightings.mean_teacher import MeanTeacher
+from lit_kd.weightings.mean_teacher import MeanTeacher, warm_up
 
 
 class DKD(MeanTeacher):
@@ -45,5 +45,4 @@ class DKD(MeanTeacher):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Weights:
         """1, and w, which several sources share."""
-        w = min((self.current_epoch + 1) / max(1, self.warmup_epochs), 1.0)
-        return [1.0] + [w / len(sources)] * len(sources)
+        return [1.0] + [warm_up(self.current_epoch, self.warmup_epochs) / len(sources)] * len(sources)

@@ -24,7 +24,7 @@ class LELP(Distiller):
     Args:
         student: The network to train, a module, whose last layer is replaced, or a name.
         teacher: One teacher: a module or a checkpoint path.
-        subclasses: S of each class, at least 1, where it is KD at temperature 1; 4 to 10 [ours].
+        subclasses: S, the outputs of each class, at least 1; 1 is KD at temperature 1; 4 to 10 [ours].
         **base: See `lit_kd.Distiller`.
     """
 

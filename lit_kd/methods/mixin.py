@@ -14,7 +14,7 @@ from lit_kd.distiller.optimisation import refuse_callbacks
 from lit_kd.methods.almkd import ALMKD
 from lit_kd.models.checkpoint import drop_unknown
 from lit_kd.models.subclasses import Subclassed
-from lit_kd.models.taps import Watch
+from lit_kd.models.taps import Composite, Watch
 from lit_kd.teachers.cache import follow
 from lit_kd.terms.base import row_losses, weighted_means
 from lit_kd.types import Batch, Outputs, as_ours, as_theirs
@@ -29,7 +29,7 @@ class Distilled(LightningModule):
     `lit_kd.data`; prediction steps get what your loader gives. Every method runs in automatic optimisation, and in a
     manual one of your own: the look-ahead of ALM-KD takes no step, and its ``gradient_clip_val`` and
     ``accumulate_grad_batches`` have no effect here. Hooks that you override must call ``super()``. Methods that change
-    batches, or train further networks, cannot be used.
+    batches or the network, or train further ones, cannot be used.
     """
 
     _method: tuple[Distiller, ...] = ()  # in a tuple, it is no submodule: the student is yours
@@ -47,10 +47,7 @@ class Distilled(LightningModule):
                 made = self.configure_distillation()
             except AttributeError as error:  # which torch would take for a missing property
                 raise RuntimeError(f"configure_distillation() failed: {error}") from error
-            wraps = type(made).complete_student is not Distiller.complete_student or isinstance(
-                made.student, Subclassed
-            )
-            if made.changes_batches or made.peers or wraps:
+            if made.changes_batches or made.peers or isinstance(made.student, (Composite, Subclassed)):
                 found = type(made).__name__
                 raise ValueError(f"expected a method that leaves batches and networks as they are, found {found}")
             unpack = made.unpack

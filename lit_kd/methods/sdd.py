@@ -10,7 +10,8 @@ from lit_kd.terms import ScaleDecoupled, Term
 class SDD(FitNet):
     """Logits of regions of the last map besides those of the whole (SDD, arXiv 2403.13512).
 
-    The label counts 1; see `lit_kd.terms.ScaleDecoupled`.
+    See `lit_kd.terms.ScaleDecoupled`. The label counts 1, and there is no warm-up [ours]. In the authors' code, SD-KD
+    has 0.1 for the label and 0.9 for KD; SD-DKD and SD-NKD have 1 and ``min(epoch / warmup, 1)``.
 
     Args:
         student: The network to train, a module or a name.
@@ -38,6 +39,6 @@ class SDD(FitNet):
         weight: float = 1.0,
         **base: Any,
     ) -> None:
-        taps = {"student_tap": student_tap, "teacher_tap": teacher_tap}
-        each = ScaleDecoupled(term, student_tap, teacher_tap, scales)
-        super().__init__(student=student, teacher=teacher, weight=weight, term=each, **taps, **base)
+        term = ScaleDecoupled(term, student_tap, teacher_tap, scales)
+        super().__init__(student, teacher, weight=weight, term=term, **base)
+        self.student_tap, self.teacher_tap = student_tap, teacher_tap

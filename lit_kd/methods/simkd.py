@@ -10,6 +10,7 @@ from lit_kd.models import Network, last_linear
 from lit_kd.models.taps import Composite, Tapped
 from lit_kd.teachers.modules import first_batch
 from lit_kd.terms import Hint, Term, Weights
+from lit_kd.terms.features import gives_logits
 from lit_kd.types import PENULTIMATE, Batch, Outputs, evaluating
 
 
@@ -72,8 +73,7 @@ class SimKD(Distiller):
         theirs, head = self.teachers(batch.x)[0], last_linear(self.teachers.models[0])[1]
         features = theirs.features[self.teacher_tap]
         pooled = features.mean((2, 3)) if features.dim() == 4 else features
-        fits = pooled.dim() == 2 and pooled.shape[1] == head.in_features
-        if not fits or (head(pooled) - theirs.logits).abs().max() > 0.01 * theirs.logits.abs().max():
+        if pooled.shape[1:] != (head.in_features,) or not gives_logits(head(pooled), theirs.logits):
             raise ValueError(
                 f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found "
                 "that it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"

@@ -48,7 +48,9 @@ def student_name(path: str | os.PathLike[str]) -> tuple[str, list[int] | None]:
     """A checkpoint's student's name and input shape, as for `build_model`."""
     checkpoint = read_checkpoint(Path(path))
     if checkpoint.get("composite"):
-        raise ValueError(f"{path}: expected a student to train on, found a composite one, of SimKD or LELP: it teaches")
+        raise ValueError(
+            f"{path}: expected a student to train on, found one that SimKD or LELP has extended: use it as a teacher"
+        )
     hparams = checkpoint["hyper_parameters"]
     return hparams["student"], hparams.get("input_shape")
 

@@ -9,7 +9,7 @@ from lit_kd.data.table import SampleTable, all_sum, process
 from lit_kd.losses import contrastive_loss, hint_loss
 from lit_kd.losses.maps import pooled_alike
 from lit_kd.terms.base import Term
-from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, index_of
+from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, full, index_of
 
 
 class FeatureTerm(Term):
@@ -84,6 +84,21 @@ def adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
         "expected features that an adapter can bring together, both (d,), (tokens, d) or (c, h, w), found "
         f"{student} of the student and {teacher} of the teacher: tap other layers"
     )
+
+
+def gives_logits(said: Tensor, logits: Tensor, bias: bool = True) -> bool:
+    """Whether what a linear layer says of features is the logits ``(B, C)``; of maps, the mean over the image counts.
+
+    It is ``(B, C)`` or ``(B, C, h, w)``. The tolerance is 2 % of how far logits differ between rows, so that what rows
+    share hides nothing. Without `bias`, a difference that all rows share is that bias. A single row is taken to fit.
+    """
+    said = said.mean((2, 3)) if said.dim() == 4 else said
+    if said.shape != logits.shape:
+        return False
+    apart, rounding = full(logits) - full(said), 4 * torch.finfo(logits.dtype).eps * logits.abs().max()
+    apart = apart if bias else apart - apart[0]
+    fits = apart.abs().max() <= 0.02 * (logits - logits[0]).abs().max() + rounding
+    return len(logits) == 1 or bool(fits)
 
 
 class Contrastive(FeatureTerm):

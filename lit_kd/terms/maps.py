@@ -11,7 +11,7 @@ from lit_kd.losses import attention_loss, hint_loss, information_loss, selectivi
 from lit_kd.losses.maps import pooled_alike
 from lit_kd.models.taps import STAGES
 from lit_kd.terms.base import Term
-from lit_kd.terms.features import FeatureTerm, adapter
+from lit_kd.terms.features import FeatureTerm, adapter, gives_logits
 from lit_kd.types import PENULTIMATE, Batch, Outputs, full
 
 
@@ -19,8 +19,8 @@ class MapTerm(Term):
     """The sum over pairs of layers of a loss on a map of the student and one of the teacher, ``(B, c, h, w)``.
 
     Args:
-        student_taps: Layers of the student, see `lit_kd.models.taps.Tapped`; by default the stages that our
-            convolutional networks have, as have ResNets of torchvision and timm.
+        student_taps: Layers of the student, see `lit_kd.models.taps.Tapped`; by default `layer1` to
+            `layer3`, which our convolutional networks and the ResNets of torchvision and timm have.
         teacher_taps: As many layers of the teacher, in the same order.
         weight: A constant factor.
     """
@@ -138,8 +138,10 @@ class SoftmaxRegression(FeatureTerm):
         s, t = self.features(student, teacher)
         if not self.head:
             raise ValueError("expected a term that knows the teacher's last layer, found none: train with lit_kd.SRRL")
-        fits = t.dim() == 2 and t.shape[1] == self.head[0].in_features
-        if not fits or (self.head[0](t) - teacher.logits).abs().max() > 0.01 * teacher.logits.abs().max():
+        if s.dim() not in (2, 4):
+            found = f"layer {self.student_taps[0]!r} of the student, found {tuple(s.shape[1:])}"
+            raise ValueError(f"expected vectors or maps of {found}: tap another layer, such as {PENULTIMATE!r}")
+        if not gives_logits(self.head[0](t), teacher.logits):
             raise ValueError(
                 "expected a teacher whose last linear layer gives its logits, found that it does not: name the layer, "
                 "lit_kd.models.adapt(teacher, head='fc')"

@@ -8,7 +8,7 @@ from lit_kd.terms.features import FeatureTerm
 from lit_kd.types import PENULTIMATE, Batch, Outputs, full
 
 ANGLE_ROWS = 128
-"""Of how many rows angles are compared, so that they take 8 MB a network, and not 4 GB at a batch of 1024."""
+"""Of how many rows angles are compared, so that their cube takes 8 MB a network, and not 4 GB at a batch of 1024."""
 
 
 class RelationTerm(FeatureTerm):
@@ -55,7 +55,8 @@ class Affinity(RelationTerm):
 class Relational(RelationTerm):
     """Distances and angles between samples (RKD), see `lit_kd.losses.distance_loss` and `lit_kd.losses.angle_loss`.
 
-    Angles are compared between the first 128 rows of the batch, as their memory grows with the cube [ours].
+    Angles are compared between the first 128 rows of the batch [ours]: they take ``B^3 + B^2 d`` numbers, 0.27 GB a
+    copy at d = 4096. There, tap ``penultimate``.
 
     Args:
         student_tap: A layer of the student, see `lit_kd.models.taps.Tapped`.

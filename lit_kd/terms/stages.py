@@ -8,18 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_kd.losses import class_map_loss, pyramid_loss, regional_logits
+from lit_kd.models.taps import STAGES
 from lit_kd.terms.base import Term
-from lit_kd.terms.features import FeatureTerm
-from lit_kd.terms.logits import KL, LogitTerm
-from lit_kd.types import CLASS_MAPS, PENULTIMATE, Batch, Outputs, class_labels, full
-
-STAGES = ("layer1", "layer2", "layer3", PENULTIMATE)
-"""The stages of `lit_kd.models.networks`, and the pooled features."""
-
-
-def as_maps(features: Tensor) -> Tensor:
-    """Features ``(B, c)`` as maps ``(B, c, 1, 1)``; maps as they are."""
-    return features[:, :, None, None] if features.dim() == 2 else features
+from lit_kd.terms.features import FeatureTerm, gives_logits
+from lit_kd.terms.logits import KL, LogitTerm, Mixed
+from lit_kd.terms.maps import MapTerm
+from lit_kd.types import CLASS_MAPS, PENULTIMATE, Batch, Outputs, class_labels
 
 
 class Fusion(nn.Module):
@@ -52,59 +46,45 @@ class Fusion(nn.Module):
         return self.outer(x), x
 
 
-class Review(Term):
+class Review(MapTerm):
     """The student's stages, each fused with those above it, against the teacher's (ReviewKD, arXiv 2104.09044) [code].
 
     From the last stage to the first, see `Fusion`; each is compared by `lit_kd.losses.pyramid_loss`, and the losses are
-    summed. Shapes follow from the first batch. Vectors are maps of size 1.
+    summed. The authors compare with the teacher's maps before the ReLU [code]; here with the layers' outputs [ours], so
+    their weights need not fit. Vectors are maps of size 1.
 
     Args:
-        student_stages: Layers of the student from the first to the last, see `lit_kd.models.taps.Tapped`.
-        teacher_stages: The counterpart of each in the teacher.
+        student_taps: Layers of the student from the first to the last, see `lit_kd.models.taps.Tapped`; by default
+            ``layer1`` to ``layer3`` and ``penultimate``.
+        teacher_taps: The counterpart of each in the teacher.
         weight: A constant factor.
     """
 
-    def __init__(
-        self, student_stages: Sequence[str] = STAGES, teacher_stages: Sequence[str] = STAGES, weight: float = 1.0
-    ) -> None:
-        super().__init__(weight)
-        self.student_taps, self.teacher_taps = tuple(student_stages), tuple(teacher_stages)
-        if not self.student_taps or len(self.student_taps) != len(self.teacher_taps):
-            raise ValueError(
-                "expected stages of the student and as many of the teacher, found "
-                f"{list(student_stages)} and {list(teacher_stages)}"
-            )
+    takes_vectors = True
 
-    def stages(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
-        """Maps of student and teacher, from the first stage to the last; a ValueError for features that are none."""
-        assert teacher is not None
-        pairs = []
-        for taps in zip(self.student_taps, self.teacher_taps, strict=True):
-            s, t = (as_maps(out.features[tap]) for out, tap in zip((student, teacher), taps, strict=True))
-            if not s.dim() == t.dim() == 4:
-                raise ValueError(
-                    f"expected maps (B, c, h, w) or vectors (B, c) of the layers {taps}, found {tuple(s.shape)} and "
-                    f"{tuple(t.shape)}: tap other layers"
-                )
-            pairs.append((s, t))
-        return pairs
+    def __init__(
+        self,
+        student_taps: Sequence[str] = (*STAGES, PENULTIMATE),
+        teacher_taps: Sequence[str] = (*STAGES, PENULTIMATE),
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(student_taps, teacher_taps, weight)
 
     def build(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make the fusions."""
-        stages = self.stages(student, teacher)
-        width = min(512, stages[-1][0].shape[1])
-        last = len(stages) - 1
-        self.fusions = nn.ModuleList(Fusion(s.shape[1], width, t.shape[1], k < last) for k, (s, t) in enumerate(stages))
+        pairs = self.pairs(student, teacher)
+        width, last = min(512, pairs[-1][0].shape[1]), len(pairs) - 1
+        self.fusions = nn.ModuleList(Fusion(s.shape[1], width, t.shape[1], k < last) for k, (s, t) in enumerate(pairs))
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The sum over the stages, ``(B,)``."""
-        stages, carried, losses = self.stages(student, teacher), None, []
-        if len(student.logits) == 1 and self.training:
+        pairs, carried, losses = self.pairs(student, teacher), None, []
+        if self.training and len(student.logits) == 1 and any(f[0, 0].numel() == 1 for pair in pairs for f in pair):
             raise ValueError(
-                "expected batches of several rows, as the fusion has BatchNorm, found one row: let the training loader "
-                "leave it out, drop_last=True, or set another batch_size"
+                "expected batches of several rows, as the fusion of vectors has BatchNorm, found one row: let the "
+                "training loader leave it out, drop_last=True, or set another batch_size"
             )
-        for fusion, (s, t) in zip(reversed(list(self.fusions)), reversed(stages), strict=True):
+        for fusion, (s, t) in zip(reversed(list(self.fusions)), reversed(pairs), strict=True):
             made, carried = fusion(s, carried, t.shape[2:])
             losses.append(pyramid_loss(made, t))
         return torch.stack(losses).sum(0)
@@ -127,8 +107,8 @@ class HeadTerm(FeatureTerm):
 
     def class_maps(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
         """Those of student and teacher, ``(B, C, h, w)``."""
-        s, t = self.features(student, teacher)
-        return as_maps(s), as_maps(t)
+        s, t = (f[..., None, None] if f.dim() == 2 else f for f in self.features(student, teacher))
+        return s, t
 
     def build(self, student: Outputs, teacher: Outputs | None) -> None:
         """Refuse layers that the last linear layers do not read, and maps that are too small; a ValueError."""
@@ -136,9 +116,7 @@ class HeadTerm(FeatureTerm):
         taps = [tap.removeprefix(CLASS_MAPS) for tap in (*self.student_taps, *self.teacher_taps)]
         maps = self.class_maps(student, teacher)
         for who, out, tap, found in zip(("student", "teacher"), (student, teacher), taps, maps, strict=True):
-            fits = found.dim() == 4 and found.shape[:2] == out.logits.shape
-            bias = full(out.logits) - full(found).mean((2, 3)) if fits else out.logits
-            if not fits or (bias - bias[0]).abs().max() > 0.02 * out.logits.abs().max():
+            if not gives_logits(found, out.logits, bias=False):
                 raise ValueError(
                     f"expected the {who}'s last linear layer to read the mean of its layer {tap!r}, found that it does "
                     "not: choose the layer before the pooling, the last map"
@@ -201,9 +179,13 @@ class ScaleDecoupled(HeadTerm):
     ) -> None:
         super().__init__(student_tap, teacher_tap, weight)
         term = KL() if term is None else term
-        if not isinstance(term, LogitTerm) or term.couples_batch or "classification" not in term.tasks:
-            found = type(term).__name__
-            raise ValueError(f"expected a term of logits of one number a sample, such as KL(), found {found}")
+        hooks = type(term).build is not Term.build or type(term).update is not Term.update
+        own = hooks or term.keeps_rows or [*term.parameters()] or isinstance(term, Mixed)
+        if own or not isinstance(term, LogitTerm) or term.couples_batch or "classification" not in term.tasks:
+            raise ValueError(
+                "expected a term of logits of one number a sample, without state or parts of its own, such as KL(), "
+                f"found {type(term).__name__}"
+            )
         if not scales or min(scales) < 1:
             raise ValueError(f"expected scales of whole numbers from 1, such as [1, 2, 4], found {list(scales)}")
         self.term, self.temperature = term, term.temperature

@@ -97,16 +97,16 @@ def projections(features: Tensor, classes: Tensor, head: Tensor, subclasses: int
             f"expected more than {subclasses} training rows that the teacher puts into each class, found "
             f"{int(counts.min())} in class {int(counts.argmin())}: choose fewer subclasses, or give more rows"
         )
-    centres, directions = [], []
+    centres, directions, own = [], [], []
     for c in range(len(head)):
         centres.append(features[classes == c].mean(0))
         apart = (features[classes == c] - centres[-1]) @ unseen.T
         leading = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -subclasses:]
         turn = torch.nn.init.orthogonal_(torch.empty(subclasses, subclasses, dtype=torch.float64)).to(leading.device)
-        directions.append(unseen.T @ leading @ turn)
-    centre, direction = torch.stack(centres), torch.stack(directions)
-    own = torch.einsum("nd,nds->ns", features - centre[classes], direction[classes])
-    return centre, direction * sharpness(own)
+        turned = leading @ turn
+        directions.append(unseen.T @ turned)
+        own.append(apart @ turned)
+    return torch.stack(centres), torch.stack(directions) * sharpness(torch.cat(own))
 
 
 def sharpness(projected: Tensor) -> float:

@@ -115,6 +115,11 @@ class Beside(Distiller):
         return [1.0, *[self.weight / len(sources)] * len(sources)]
 
 
+def warm_up(epoch: int, epochs: int) -> float:
+    """What a weight is multiplied by in an epoch, counted from 0: ``1 / epochs`` in the first, then up to 1."""
+    return min((epoch + 1) / max(1, epochs), 1.0)
+
+
 class Shares(Distiller):
     """The label counts ``1 - weight``, and what is distilled the weight, which several sources share.
 
