@@ -71,6 +71,8 @@ def test_features_of_other_widths_have_an_adapter() -> None:
 
 
 def test_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected features .* teacher's shape, \(4, 1\), found \(4, 3\)"):
+        comparative_loss(draw(4, 3), draw(4, 1))
     with pytest.raises(ValueError, match="expected a layer of both networks, or of none for logits"):
         Comparative("layer1")
     model = ALMKD("mlp-8", trained_teachers()[0], term=Comparative(), rule=Paper(warmup_epochs=0, every=1), **BASE)

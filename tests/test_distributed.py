@@ -301,7 +301,7 @@ def test_repeated_rows_are_not_counted(several: dict[tuple[int, str], dict[str, 
 
 
 def choose_apart(method: str, processes: int) -> None:
-    """Rows are mixed, chosen or compared in each process's own batch: the processes learn the same, if not what one learns."""
+    """Rows are mixed, chosen or compared in each process's own batch: they learn the same, if not what one learns."""
     seed_everything(0, verbose=False)
     model = build(method)
     trainer(devices=processes, strategy="ddp").fit(model, Blobs(batch_size=ROWS // processes))

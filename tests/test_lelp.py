@@ -14,6 +14,7 @@ from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lit_kd import KD, LELP, Distilled
 from lit_kd.losses import kd_loss
@@ -84,6 +85,21 @@ class TestProjections:
             found.append(projections(features, logits.argmax(1), head, S)[1])
         assert torch.equal(found[0], found[1])
         assert not torch.allclose(found[0], found[2])
+
+    def test_memory(self) -> None:
+        """Not all directions for each row."""
+        sizes = []
+
+        class Sizes(TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                made = function(*args, **(kwargs or {}))
+                sizes.append(made.numel() if isinstance(made, Tensor) else 0)
+                return made
+
+        features, logits, head = teacher()
+        with Sizes():
+            projections(features, logits.argmax(1), head, S)
+        assert max(sizes) == N * D
 
     @pytest.mark.parametrize("subclasses", [2, 3, 4])
     def test_entropy(self, subclasses: int) -> None:
@@ -273,7 +289,9 @@ class TestMethod:
             assert export_student(read.model, tmp_path / file, kind, input_shape=SHAPE) < 1e-5
         with pytest.raises(ValueError, match="expected another format for LELP's student"):
             export_student(read.model, tmp_path / "s.safetensors", "safetensors", input_shape=SHAPE)
-        with pytest.raises(ValueError, match="expected a student to train on, found a composite one, of SimKD or LELP"):
+        with pytest.raises(
+            ValueError, match="expected a student to train on, found one that SimKD or LELP has extended"
+        ):
             student_name(path)
         taught = trainer(max_epochs=4)
         taught.fit(KD("mlp-16", str(path), **BASE), Blobs())

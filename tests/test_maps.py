@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from test_combinations import Images
 from torch import Tensor, nn
 
 from lit_kd import ALMKD, KD, SRRL, VID, AttentionTransfer, Batch, Outputs
 from lit_kd.losses import attention_loss, information_loss, selectivity_loss
+from lit_kd.losses.maps import unit
 from lit_kd.models import build_model, last_linear
 from lit_kd.models.checkpoint import read_student
 from lit_kd.terms import Attention, Selectivity, SoftmaxRegression, Term, Variational
@@ -94,6 +96,27 @@ class TestAttention:
         torch.testing.assert_close(found, torch.full((B,), 1 / 9))
         torch.testing.assert_close(s.grad, torch.zeros_like(s))
 
+    @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e-13])
+    def test_vectors_close_to_zero_have_no_gradient(self, size: float) -> None:
+        """Which a floor of the norm alone would make as large as one over it."""
+        f = torch.full((B, 4), size, requires_grad=True)
+        unit(f).sum().backward()
+        torch.testing.assert_close(f.grad, torch.zeros_like(f), rtol=0, atol=0)
+        far = torch.full((B, 4), 1e-6, requires_grad=True)
+        torch.testing.assert_close(unit(far), torch.full((B, 4), 0.5))
+
+    def test_the_weight_of_the_config(self) -> None:
+        """On small maps, that of the benchmarks outweighs the label."""
+        config = yaml.safe_load(Path("configs/methods/attention_transfer.yaml").read_text())["model"]["init_args"]
+        found = []
+        for weight in config["weight"], 1000.0:
+            torch.manual_seed(0)
+            run = trainer(max_epochs=3)
+            run.fit(AttentionTransfer("cnn-2", trained_teachers()[0], weight=weight, **BASE), Blobs(seed=0))
+            found.append(run.callback_metrics["val/accuracy"].item())
+        print(found)
+        assert found[0] > 0.9 > found[1]
+
 
 def test_selectivity_by_hand() -> None:
     s, t = draw(2, 4, 4), draw(3, 2, 2, seed=1)
@@ -149,6 +172,12 @@ class TestVariational:
         torch.testing.assert_close(best.grad, torch.zeros_like(best), atol=1e-12, rtol=0)
         small = information_loss(teacher, teacher, torch.full((4,), 1e-3).double())
         assert (small < 0).all()  # a density may be above 1
+
+    def test_nothing_is_broadcast(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"expected features .* teacher's shape, \(3, 4, 3, 3\), found \(3, 1, 3, 3\)"
+        ):
+            information_loss(draw(1, 3, 3), draw(4, 3, 3), torch.ones(4))
 
     def test_variances_are_trained(self) -> None:
         """A list of them outside of the optimizer, as published, never learns."""
@@ -207,6 +236,10 @@ class TestSoftmaxRegression:
         torch.testing.assert_close(f.grad, (first + second) @ connect.weight.detach(), rtol=1e-10, atol=1e-12)
         assert second.abs().max() > 0.01
         assert head.weight.grad is None
+
+    def test_tokens_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"expected vectors or maps of layer 'f' of the student, found \(7, 16\)"):
+            self.made(7, 16)
 
     @pytest.mark.parametrize("taps", [{}, {"student_tap": "layer3"}])
     def test_training(self, taps: dict[str, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_kd import ALMKD, CRD, KD, Distilled, Distiller, FitNet, MixKD
+from lit_kd import ALMKD, CRD, KD, SRRL, Distilled, Distiller, FitNet, MixKD, SimKD
 from lit_kd.data import DistillationDataModule
 from lit_kd.models import build_model
 from lit_kd.weightings import Paper
@@ -22,6 +22,7 @@ METHODS: dict[str, Any] = {
     "kd": lambda net: KD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
     "fitnet": lambda net: FitNet(net, trained_teachers()[0], weight=1.0, num_classes=CLASSES, optimizer=sgd),
     "crd": lambda net: CRD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
+    "srrl": lambda net: SRRL(net, trained_teachers()[0], weight=0.3, num_classes=CLASSES, optimizer=sgd),
     "robust": lambda net: ALMKD(net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd),
     "late": lambda net: ALMKD(
         net, trained_teachers()[0], num_classes=CLASSES, optimizer=sgd, rule=Paper(warmup_epochs=5)
@@ -205,6 +206,14 @@ class TestRefused:
 
         with pytest.raises(ValueError, match="leaves batches and networks as they are, found MixKD"):
             trainer(max_epochs=1).fit(Mixing("kd"), noisy())
+
+    def test_a_method_that_changes_the_network(self) -> None:
+        class Extending(Mine):
+            def configure_distillation(self) -> Distiller:
+                return SimKD(self.net, trained_teachers()[0], num_classes=CLASSES)
+
+        with pytest.raises(ValueError, match="leaves batches and networks as they are, found SimKD"):
+            trainer(max_epochs=1).fit(Extending("kd"), noisy())
 
     def test_hooks_without_super(self) -> None:
         class Silent(Mine):

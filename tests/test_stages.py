@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from methods import CLASSES, Blobs, trainer
 from scipy.signal import correlate
 from torch import Tensor, nn
 
-from lit_kd import ALMKD, CATKD, KD, SDD, Distilled, Distiller, ReviewKD, losses
+from lit_kd import ALMKD, CATKD, KD, SDD, ComparativeKD, Distilled, Distiller, ReviewKD, losses
 from lit_kd.data import Source, TensorRows
 from lit_kd.models import adapt, build_model, last_linear
 from lit_kd.models.taps import Replay, Tapped
 from lit_kd.terms import (
     KL,
     BatchCorrelation,
+    BernoulliKL,
     ClassMaps,
     CrossEntropy,
     DecoupledKL,
     Hint,
+    Mixed,
     NormalisedKL,
     Review,
     ScaleDecoupled,
     Term,
 )
+from lit_kd.terms.features import gives_logits
 from lit_kd.terms.stages import Fusion
 from lit_kd.types import CLASS_MAPS, PENULTIMATE, UNLABELED, Batch, Outputs
 from lit_kd.weightings import Paper
@@ -146,18 +151,26 @@ class TestReview:
 
     def test_refused(self) -> None:
         for given in ([], ["layer1"]), ([], []), (["layer1"], ["layer1", "layer2"]):
-            with pytest.raises(ValueError, match="expected stages of the student and as many of the teacher"):
+            with pytest.raises(ValueError, match="expected lists of as many layers of the student as of the teacher"):
                 Review(*given)
         with pytest.raises(ValueError, match="expected warmup_epochs of at least 0"):
             ReviewKD("cnn-2", "a", warmup_epochs=-1, **BASE)
         out = Outputs(draw(B, C), {"a": draw(B, 4, 7)})
-        with pytest.raises(ValueError, match=r"expected maps .* of the layers \('a', 'a'\), found \(5, 4, 7\)"):
+        with pytest.raises(ValueError, match=r"expected maps \(c, h, w\) of layer 'a' of the student, found \(4, 7\)"):
             Review(["a"], ["a"]).build(out, out)
-        one = Outputs(draw(1, C), {"a": draw(1, 4)})
-        term = Review(["a"], ["a"])
-        term.build(one, one)
-        with pytest.raises(ValueError, match=r"expected batches of several rows, .* drop_last=True"):
-            term(one, one, Batch(one.logits, torch.zeros(1)))
+
+    def test_one_row(self) -> None:
+        """BatchNorm learns from it where there are several places."""
+        for shape, places in ((4,), 1), ((4, 1, 1), 1), ((4, 2, 1), 2):
+            one = Outputs(draw(1, C), {"a": draw(1, *shape)})
+            term = Review(["a"], ["a"])
+            term.build(one, one)
+            term.double()
+            if places == 1:
+                with pytest.raises(ValueError, match=r"expected batches of several rows, .* drop_last=True"):
+                    term(one, one, Batch(one.logits, torch.zeros(1)))
+                term.eval()
+            assert term(one, one, Batch(one.logits, torch.zeros(1))).isfinite().all()
 
     def test_warm_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, out = ReviewKD("cnn-2", "a", weight=6.0, warmup_epochs=3, **BASE), Outputs(draw(B, C), {})
@@ -236,6 +249,18 @@ class TestCATKD:
         assert losses.class_map_loss(7 * s, s).max() < 1e-12
         assert (losses.class_map_loss(7 * s, s, normalise=False) > 0.1).all()
 
+    def test_maps_of_zeros_have_no_gradient(self) -> None:
+        """And those close to them none of 1e5."""
+        for size in 0.0, 1e-20, 1e-14:
+            s = torch.full((B, C, 2, 2), size, requires_grad=True)
+            losses.class_map_loss(s, draw(B, C, 2, 2).float()).sum().backward()
+            torch.testing.assert_close(s.grad, torch.zeros_like(s), rtol=0, atol=0)
+
+    def test_the_default_weight_is_the_config_s(self) -> None:
+        for name, method in ("cat_kd", CATKD), ("comparative_kd", ComparativeKD):
+            config = yaml.safe_load(Path(f"configs/methods/{name}.yaml").read_text())["model"]["init_args"]
+            assert method("cnn-2", "a", **BASE).weight == config["weight"]
+
     def test_gradients_reach_the_student_s_head_and_not_the_teacher_s(self) -> None:
         teacher, student = network(seed=1).float(), network().float()
         before = copy.deepcopy(teacher.state_dict())
@@ -313,7 +338,21 @@ class TestSDD:
         assert found[1] == 0
 
     def test_refused(self) -> None:
-        for wrong in BatchCorrelation(), Hint(), CrossEntropy():
+        class Kept(KL):
+            keeps_rows = True
+
+        class Built(KL):
+            def build(self, student: Outputs, teacher: Outputs | None) -> None:
+                pass
+
+        class Updated(KL):
+            def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
+                pass
+
+        learned = KL()
+        learned.scale = nn.Parameter(torch.zeros(()))  # type: ignore[assignment]
+        logits_alone = Kept(), Built(), Updated(), learned, Mixed(), BernoulliKL()
+        for wrong in BatchCorrelation(), Hint(), CrossEntropy(), *logits_alone:
             with pytest.raises(ValueError, match="expected a term of logits of one number a sample"):
                 ScaleDecoupled(wrong)
         for scales in [], [0, 1]:
@@ -336,6 +375,32 @@ class TestSDD:
                 trainer().fit(SDD("cnn-2", teacher, **given, **BASE), Pictures())  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="expected the student's last linear layer to read the mean of its layer"):
             trainer().fit(SDD("wrn-10-1", teacher, **BASE), Pictures())  # ReLU lies between
+
+
+class TestGivesLogits:
+    def test_what_rows_share_hides_nothing(self) -> None:
+        """Such as a bias of a head, beside which all else is small."""
+        maps, bias = draw(B, C, 4, 4), 1e4 * draw(C, seed=1)
+        logits, other = maps.mean((2, 3)) + bias, draw(B, C, 4, 4, seed=2)
+        for given in logits, logits.float():
+            assert gives_logits(maps, given, bias=False)
+            assert not gives_logits(other, given, bias=False)
+            assert not gives_logits(maps.relu(), given, bias=False)
+            assert gives_logits(maps.mean((2, 3)) + bias, given)
+            assert not gives_logits(other.mean((2, 3)) + bias, given)
+            assert not gives_logits(maps, given)
+
+    def test_rounding(self) -> None:
+        maps = draw(B, C, 4, 4)
+        assert gives_logits(maps.bfloat16(), (maps.mean((2, 3)) + 3).bfloat16(), bias=False)
+        same = maps[:1].expand(B, -1, -1, -1).float()
+        assert gives_logits(same, same.mean((3, 2)))
+
+    def test_a_single_row_and_other_shapes(self) -> None:
+        maps = draw(1, C, 4, 4)
+        assert gives_logits(maps, maps.mean((2, 3)) + 1, bias=False)
+        assert not gives_logits(maps[:, :2], maps.mean((2, 3)))
+        assert not gives_logits(draw(1, 7, C), maps.mean((2, 3)))
 
 
 EXTREME = {

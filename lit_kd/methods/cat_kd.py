@@ -17,8 +17,8 @@ class CATKD(FitNet):
             such as ``resnet20`` and ``cnn-16``, ``"relu"`` in ``wrn-16-2``, ``"layer4"`` in torchvision's ResNets.
         teacher_tap: The same of the teacher.
         normalise: Compare maps of norm 1, so that no network's scale counts.
-        weight: What the maps count, beside 1 for the label. In the authors' configs 10 to 600 with normalised maps and 0.5
-            to 15 without; with 600, maps have 4 by 4 places, which is not offered.
+        weight: What the maps count, beside 1 for the label. In the authors' configs 10 to 600 with normalised maps, and
+            0.5 to 15 without; with 600, maps have 4 by 4 places, which is not offered.
         **base: See `FitNet` and `lit_kd.Distiller`.
     """
 
