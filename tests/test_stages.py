@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from commands import CONFIGS
 from methods import CLASSES, Blobs, trainer
 from scipy.signal import correlate
 from torch import Tensor, nn
@@ -258,7 +258,7 @@ class TestCATKD:
 
     def test_the_default_weight_is_the_config_s(self) -> None:
         for name, method in ("cat_kd", CATKD), ("comparative_kd", ComparativeKD):
-            config = yaml.safe_load(Path(f"configs/methods/{name}.yaml").read_text())["model"]["init_args"]
+            config = yaml.safe_load((CONFIGS / f"methods/{name}.yaml").read_text())["model"]["init_args"]
             assert method("cnn-2", "a", **BASE).weight == config["weight"]
 
     def test_gradients_reach_the_student_s_head_and_not_the_teacher_s(self) -> None:

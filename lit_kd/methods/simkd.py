@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network, last_linear
@@ -62,23 +61,20 @@ class SimKD(Distiller):
         with evaluating(body):
             ours = Tapped(body, (tap,))(batch.x).features[tap]
         if not self.student.spec:
-            self._build(batch, ours)
+            theirs, head = self.teachers(batch.x)[0], last_linear(self.teachers.models[0])[1]
+            features = theirs.features[self.teacher_tap]
+            pooled = features.mean((2, 3)) if features.dim() == 4 else features
+            if pooled.shape[1:] != (head.in_features,) or not gives_logits(head(pooled), theirs.logits):
+                raise ValueError(
+                    f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, "
+                    "found that it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
+                )
+            self.student.build(ours.shape[1:], features.shape[1:], head)
         # what lies behind the tap learns nothing, and DDP would wait for its gradient
         learning = [p for p in body.parameters() if p.requires_grad]
         read = torch.autograd.grad(ours.sum(), learning, allow_unused=True) if ours.requires_grad else ()
         for parameter, gradient in zip(learning, read or [None] * len(learning), strict=True):
             parameter.requires_grad_(gradient is not None)
-
-    def _build(self, batch: Batch, ours: Tensor) -> None:
-        theirs, head = self.teachers(batch.x)[0], last_linear(self.teachers.models[0])[1]
-        features = theirs.features[self.teacher_tap]
-        pooled = features.mean((2, 3)) if features.dim() == 4 else features
-        if pooled.shape[1:] != (head.in_features,) or not gives_logits(head(pooled), theirs.logits):
-            raise ValueError(
-                f"expected the teacher's last linear layer to read the mean of its layer {self.teacher_tap!r}, found "
-                "that it does not: choose the layer before the pooling as teacher_tap, or 'penultimate'"
-            )
-        self.student.build(ours.shape[1:], features.shape[1:], head)
 
     def on_validation_start(self) -> None:
         """Refuse a student without projector and head."""

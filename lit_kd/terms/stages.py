@@ -51,13 +51,7 @@ class Review(MapTerm):
 
     From the last stage to the first, see `Fusion`; each is compared by `lit_kd.losses.pyramid_loss`, and the losses are
     summed. The authors compare with the teacher's maps before the ReLU [code]; here with the layers' outputs [ours], so
-    their weights need not fit. Vectors are maps of size 1.
-
-    Args:
-        student_taps: Layers of the student from the first to the last, see `lit_kd.models.taps.Tapped`; by default
-            ``layer1`` to ``layer3`` and ``penultimate``.
-        teacher_taps: The counterpart of each in the teacher.
-        weight: A constant factor.
+    their weights need not fit. Vectors are maps of size 1. Layers are given from the first to the last.
     """
 
     takes_vectors = True
@@ -80,9 +74,9 @@ class Review(MapTerm):
         """The sum over the stages, ``(B,)``."""
         pairs, carried, losses = self.pairs(student, teacher), None, []
         if self.training and len(student.logits) == 1 and any(f[0, 0].numel() == 1 for pair in pairs for f in pair):
+            cure = "let the training loader leave it out, drop_last=True, or set another batch_size"
             raise ValueError(
-                "expected batches of several rows, as the fusion of vectors has BatchNorm, found one row: let the "
-                "training loader leave it out, drop_last=True, or set another batch_size"
+                f"expected batches of several rows, as vectors go through BatchNorm, found one row: {cure}"
             )
         for fusion, (s, t) in zip(reversed(list(self.fusions)), reversed(pairs), strict=True):
             made, carried = fusion(s, carried, t.shape[2:])
@@ -91,13 +85,7 @@ class Review(MapTerm):
 
 
 class HeadTerm(FeatureTerm):
-    """A function of both networks' class maps: of what each one's own last linear layer makes of each place of a map.
-
-    Args:
-        student_tap: The layer whose mean over the image the student's last linear layer reads.
-        teacher_tap: The same of the teacher.
-        weight: A constant factor.
-    """
+    """A function of both networks' class maps: of what each one's own last linear layer makes of each place of a map."""
 
     least = 1
     """The least height and width of a map."""
@@ -182,10 +170,8 @@ class ScaleDecoupled(HeadTerm):
         hooks = type(term).build is not Term.build or type(term).update is not Term.update
         own = hooks or term.keeps_rows or [*term.parameters()] or isinstance(term, Mixed)
         if own or not isinstance(term, LogitTerm) or term.couples_batch or "classification" not in term.tasks:
-            raise ValueError(
-                "expected a term of logits of one number a sample, without state or parts of its own, such as KL(), "
-                f"found {type(term).__name__}"
-            )
+            found = f"such as KL(), found {type(term).__name__}"
+            raise ValueError(f"expected a term of logits of one number a sample, without state or parts, {found}")
         if not scales or min(scales) < 1:
             raise ValueError(f"expected scales of whole numbers from 1, such as [1, 2, 4], found {list(scales)}")
         self.term, self.temperature = term, term.temperature
