@@ -15,7 +15,19 @@ from methods import CLASSES, Blobs, trainer
 from scipy.signal import correlate
 from torch import Tensor, nn
 
-from lit_kd import ALMKD, CATKD, KD, SDD, ComparativeKD, Distilled, Distiller, ReviewKD, losses
+from lit_kd import (
+    ALMKD,
+    CATKD,
+    KD,
+    SDD,
+    AttentionTransfer,
+    ComparativeKD,
+    Distilled,
+    Distiller,
+    ReviewKD,
+    Supervised,
+    losses,
+)
 from lit_kd.data import Source, TensorRows
 from lit_kd.models import adapt, build_model, last_linear
 from lit_kd.models.taps import Replay, Tapped
@@ -467,6 +479,20 @@ def test_students_of_maps_learn(method: str) -> None:
     run.fit(model, Pictures(labeled=0.8))
     assert run.callback_metrics["val/accuracy"] > 0.9
     assert run.callback_metrics["train/loss"].isfinite()
+
+
+def test_attention_on_small_maps_needs_a_small_weight() -> None:
+    """That of the config; that of the benchmarks, for larger maps, leaves nothing of the label."""
+    config = yaml.safe_load((CONFIGS / "methods/attention_transfer.yaml").read_text())["model"]["init_args"]
+    found, teacher = [], network("cnn-3", 1).float()
+    trainer(max_epochs=4).fit(Supervised(teacher, **BASE), Pictures(seed=0))
+    for weight in config["weight"], 1000.0:
+        torch.manual_seed(0)
+        run = trainer(max_epochs=4)
+        run.fit(AttentionTransfer("cnn-4", teacher, weight=weight, **BASE), Pictures(seed=0))
+        found.append(run.callback_metrics["val/accuracy"].item())
+    assert found[0] > 0.9
+    assert found[1] < 0.6
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,7 +14,7 @@ from lit_kd.weightings.mean_teacher import warm_up
 class ReviewKD(AttentionTransfer):
     """Stages of the student, fused from the last to the first, become the teacher's (ReviewKD, arXiv 2104.09044).
 
-    The label counts 1, `lit_kd.terms.Review` ``w weight``; w begins at 1 / warm-up [other code], the authors' at 0 [code].
+    The label counts 1, `lit_kd.terms.Review` ``w weight``; w begins at 1 / warm-up [other code], not at 0 [code].
 
     Args:
         student: The network to train, a module or a name.

@@ -40,5 +40,6 @@ class SDD(FitNet):
         **base: Any,
     ) -> None:
         term = ScaleDecoupled(term, student_tap, teacher_tap, scales)
-        super().__init__(student, teacher, weight=weight, term=term, **base)
-        self.student_tap, self.teacher_tap = student_tap, teacher_tap
+        super().__init__(
+            student, teacher, student_tap=student_tap, teacher_tap=teacher_tap, term=term, weight=weight, **base
+        )

@@ -25,9 +25,8 @@ class Comparative(Term):
     def __init__(self, student_tap: str | None = None, teacher_tap: str | None = None, weight: float = 1.0) -> None:
         super().__init__(weight)
         if (student_tap is None) != (teacher_tap is None):
-            raise ValueError(
-                f"expected a layer of both networks, or of none for logits, found {student_tap!r} and {teacher_tap!r}"
-            )
+            found = f"{student_tap!r} and {teacher_tap!r}"
+            raise ValueError(f"expected a layer of both networks, or of none for logits, found {found}")
         if student_tap is not None and teacher_tap is not None:
             self.student_taps, self.teacher_taps = (student_tap,), (teacher_tap,)
         self.adapter: nn.Module | None = None

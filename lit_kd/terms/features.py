@@ -92,13 +92,12 @@ def gives_logits(said: Tensor, logits: Tensor, bias: bool = True) -> bool:
     It is ``(B, C)`` or ``(B, C, h, w)``. The tolerance is 2 % of how far logits differ between rows, so that what rows
     share hides nothing. Without `bias`, a difference that all rows share is that bias. A single row is taken to fit.
     """
-    said = said.mean((2, 3)) if said.dim() == 4 else said
-    if said.shape != logits.shape:
-        return False
-    apart, rounding = full(logits) - full(said), 4 * torch.finfo(logits.dtype).eps * logits.abs().max()
-    apart = apart if bias else apart - apart[0]
-    fits = apart.abs().max() <= 0.02 * (logits - logits[0]).abs().max() + rounding
-    return len(logits) == 1 or bool(fits)
+    said = full(said).mean((2, 3)) if said.dim() == 4 else full(said)
+    if said.shape != logits.shape or len(logits) == 1:
+        return said.shape == logits.shape
+    apart, rounding = full(logits) - said, 4 * torch.finfo(logits.dtype).eps * logits.abs().max()
+    allowed = 0.02 * (logits - logits[0]).abs().max() + rounding
+    return bool(((apart if bias else apart - apart[0]).abs() <= allowed).all())
 
 
 class Contrastive(FeatureTerm):

@@ -75,9 +75,7 @@ class Review(MapTerm):
         pairs, carried, losses = self.pairs(student, teacher), None, []
         if self.training and len(student.logits) == 1 and any(f[0, 0].numel() == 1 for pair in pairs for f in pair):
             cure = "let the training loader leave it out, drop_last=True, or set another batch_size"
-            raise ValueError(
-                f"expected batches of several rows, as vectors go through BatchNorm, found one row: {cure}"
-            )
+            raise ValueError(f"expected batches of several rows, which BatchNorm of vectors needs, found one: {cure}")
         for fusion, (s, t) in zip(reversed(list(self.fusions)), reversed(pairs), strict=True):
             made, carried = fusion(s, carried, t.shape[2:])
             losses.append(pyramid_loss(made, t))
@@ -85,7 +83,7 @@ class Review(MapTerm):
 
 
 class HeadTerm(FeatureTerm):
-    """A function of both networks' class maps: of what each one's own last linear layer makes of each place of a map."""
+    """A function of both networks' class maps: of what each one's last linear layer makes of each place of a map."""
 
     least = 1
     """The least height and width of a map."""
