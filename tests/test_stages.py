@@ -482,17 +482,16 @@ def test_students_of_maps_learn(method: str) -> None:
 
 
 def test_attention_on_small_maps_needs_a_small_weight() -> None:
-    """That of the config; that of the benchmarks, for larger maps, leaves nothing of the label."""
+    """That of the config; that of the benchmarks, for larger maps, leaves the label little."""
     config = yaml.safe_load((CONFIGS / "methods/attention_transfer.yaml").read_text())["model"]["init_args"]
-    found, teacher = [], network("cnn-3", 1).float()
+    found, teacher = [], network("cnn-8").float()
     trainer(max_epochs=4).fit(Supervised(teacher, **BASE), Pictures(seed=0))
     for weight in config["weight"], 1000.0:
         torch.manual_seed(0)
-        run = trainer(max_epochs=4)
+        run = trainer(max_epochs=6)
         run.fit(AttentionTransfer("cnn-4", teacher, weight=weight, **BASE), Pictures(seed=0))
-        found.append(run.callback_metrics["val/accuracy"].item())
-    assert found[0] > 0.9
-    assert found[1] < 0.6
+        found.append(run.callback_metrics["train/label"].item())
+    assert found[0] < 0.4 * found[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
