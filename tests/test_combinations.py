@@ -16,13 +16,20 @@ from lit_kd import (
     CRD,
     DKD,
     KD,
+    LELP,
+    SDD,
+    SRRL,
+    VID,
     Batch,
+    ComparativeKD,
     Distiller,
     FitNet,
     LabelRevision,
     MixKD,
+    MultiLevelKD,
     MutualLearning,
     Outputs,
+    ReviewKD,
     SimKD,
     SLaM,
     Supervised,
@@ -49,6 +56,7 @@ from lit_kd.types import PENULTIMATE
 from lit_kd.weightings import Paper
 
 BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+TAPS: dict[str, Any] = {"student_taps": [PENULTIMATE], "teacher_taps": [PENULTIMATE]}
 
 
 class Coupled(Term):
@@ -251,6 +259,31 @@ class TestFeatures:
             model = FitNet(student, teacher, student_tap=tap, teacher_tap=tap, weight=1.0, num_classes=CLASSES)
             trainer(max_epochs=1).fit(model, data)
             assert isinstance(model.terms.each[0].adapter, nn.Linear)  # type: ignore[union-attr, index]
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda teacher, **base: CRD("cnn-2", teacher, negatives=16, **base),
+            lambda teacher, **base: VID("cnn-2", teacher, **TAPS, **base),
+            lambda teacher, **base: ReviewKD("cnn-2", teacher, **TAPS, **base),
+            lambda teacher, **base: SRRL("cnn-2", teacher, weight=0.01, **base),
+            lambda teacher, **base: SimKD("cnn-2", teacher, **base),
+            lambda teacher, **base: SDD("cnn-2", teacher, teacher_tap=PENULTIMATE, scales=[1], **base),
+            lambda teacher, **base: ComparativeKD("cnn-2", teacher, **base),
+            lambda teacher, **base: LELP("cnn-2", teacher, subclasses=2, **base),
+            lambda teacher, **base: MultiLevelKD("cnn-2", teacher, **base),
+            lambda teacher, **base: ALMKD("cnn-2", teacher, **base),
+        ],
+    )
+    def test_a_vision_transformer_teaches_a_convolutional_network(self, make: Any) -> None:
+        from torchvision.models import VisionTransformer
+
+        torch.manual_seed(1)
+        teacher = VisionTransformer(4, 2, 2, 2, 16, 32, num_classes=CLASSES)
+        torch.nn.init.normal_(teacher.heads.head.weight, std=2.0)  # else it names one class alone
+        fitted = trainer(max_epochs=1)
+        fitted.fit(make(teacher, num_classes=CLASSES, input_shape=[3, 4, 4]), Images())
+        assert fitted.callback_metrics["train/loss"].isfinite()
 
     def test_adapters_are_trained_and_resumed_but_not_exported(self, tmp_path: Path) -> None:
         model, fitted = (
