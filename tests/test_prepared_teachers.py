@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import LightningDataModule, seed_everything
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from lit_kd import KD, MCMI
+from lit_kd import KD, MCMI, Supervised
+from lit_kd.data import DistillationDataModule, draw_soft_labels
 from lit_kd.losses import class_information, class_log_means, mean_teacher, median_shares, median_teacher
 from lit_kd.models import adapt, last_linear
 from lit_kd.teachers import AdaptedTeacher
@@ -292,3 +295,33 @@ class TestAdapted:
             trainer().fit(model, Blobs())
         with pytest.raises(ValueError, match="expected a network"):
             AdaptedTeacher("mlp-8")
+
+
+class TestBank:
+    def test_of_one_hot_rows_gives_the_labels_back_and_trains_as_they_do(self) -> None:
+        x, y = blobs(90)
+        bank = torch.eye(CLASSES).repeat(2, 1)
+        soft = torch.from_numpy(draw_soft_labels(bank, [0, 1, 2, 0, 1, 2], y, seed=0)).float()
+        assert torch.equal(soft.argmax(1), y)
+        networks = []
+        for labels in y, soft:
+            seed_everything(1)
+            inner = LightningDataModule.from_datasets(TensorDataset(x, labels), TensorDataset(x, y), batch_size=15)
+            model = Supervised("mlp-8", num_classes=CLASSES, input_shape=list(SHAPE))
+            trainer().fit(model, DistillationDataModule(inner, num_classes=CLASSES))
+            networks.append(model.student)
+        for one, other in zip(*(network.parameters() for network in networks), strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_each_row_of_a_class_is_drawn_as_often(self) -> None:
+        bank, of, y = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), [0, 0, 1], np.arange(4000) % 2
+        found = draw_soft_labels(bank, of, y, seed=3)
+        assert (found[y == 1] == bank[2]).all()
+        assert (found[y == 0] == bank[0]).all(1).mean() == pytest.approx(0.5, abs=0.04)
+        np.testing.assert_array_equal(found, draw_soft_labels(bank, of, y, seed=3))
+
+    def test_bad_banks(self) -> None:
+        with pytest.raises(ValueError, match="found none of class 2"):
+            draw_soft_labels(np.eye(3)[:2], [0, 1], [0, 2], seed=0)
+        with pytest.raises(ValueError, match=r"probabilities \(m, C\) and m classes, found \(3, 3\) and \(2,\)"):
+            draw_soft_labels(np.eye(3), [0, 1], [0], seed=0)

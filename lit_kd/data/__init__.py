@@ -5,7 +5,7 @@ from lit_kd.types import UNLABELED, Batch, as_batch
 from .base import DataModule, data_of
 from .folder import ImageFolderDataModule
 from .foreign import DistillationDataModule
-from .labels import corrupt, stratified_split, transition_matrix
+from .labels import corrupt, draw_soft_labels, stratified_split, transition_matrix
 from .partition import Source
 from .rows import ItemRows, Rows, TensorRows
 from .sampler import EpochSampler
@@ -37,6 +37,7 @@ __all__ = [
     "as_batch",
     "corrupt",
     "data_of",
+    "draw_soft_labels",
     "stratified_split",
     "transition_matrix",
 ]

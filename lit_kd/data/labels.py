@@ -129,6 +129,32 @@ def transition_matrix(
     return (1 - rate) * eye + rate * wrong
 
 
+def draw_soft_labels(bank: npt.ArrayLike, of: npt.ArrayLike, labels: npt.ArrayLike, seed: int) -> Matrix:
+    """For each label a soft label of its class, drawn from a bank (LW-KD, arXiv 2005.09163) [text], ``(n, C)``.
+
+    The bank holds what a teacher says of samples of its own, such as synthetic ones: it never sees those that the
+    student learns from. A bank of one-hot rows gives the labels back. The paper's adversarial part is left out.
+
+    Args:
+        bank: Probabilities, ``(m, C)``.
+        of: The class of each row of the bank, ``(m,)``.
+        labels: The class of each row to learn from, ``(n,)``.
+        seed: Seed of the draw.
+    """
+    rows, classes, y = np.asarray(bank, dtype=np.float64), np.asarray(of), np.asarray(labels)
+    if rows.ndim != 2 or len(rows) != len(classes) or not np.allclose(rows.sum(1), 1, atol=1e-4) or (rows < 0).any():
+        raise ValueError(
+            f"expected a bank of probabilities (m, C) and m classes, found {rows.shape} and {classes.shape}"
+        )
+    lacking = np.setdiff1d(y, classes)
+    if len(lacking):
+        raise ValueError(f"expected soft labels of every class in the bank, found none of class {lacking[0]}")
+    rng, drawn = np.random.default_rng(seed), np.empty((len(y), rows.shape[1]))
+    for c in np.unique(y):
+        drawn[y == c] = rng.choice(rows[classes == c], (y == c).sum())
+    return drawn
+
+
 def check_matrix(
     matrix: Any,
     num_classes: int,
