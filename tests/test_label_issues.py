@@ -211,6 +211,23 @@ class TestCrossPredict:
         assert right[1] > 0.85
         assert right[2] > right[1]
         assert torch.equal(data.labels[:n], labels[2])
+        with pytest.raises(ValueError, match="expected rows without a label, found none"):
+            cross_relabel(make, data, trainer, said)
+
+    @pytest.mark.parametrize(
+        "start", [torch.zeros(47, dtype=torch.long), torch.zeros(48, CLASSES), torch.full((48,), CLASSES)]
+    )
+    def test_what_is_no_class_for_each_row(self, start: Tensor) -> None:
+        with pytest.raises(ValueError, match=r"expected as start 48 classes in \[0, 3\), found torch"):
+            cross_relabel(lambda: Seeing(**BASE), Blobs(labeled=20), trainer, start)
+
+    def test_labels_are_as_before_where_a_training_fails(self) -> None:
+        data = Blobs(labeled=20)
+        data.setup()
+        before = data.labels.clone()
+        with pytest.raises(ZeroDivisionError):
+            cross_relabel(lambda: 1 // 0, data, trainer, data.clean_labels[:48])  # type: ignore[arg-type, return-value]
+        assert torch.equal(data.labels, before)
 
     @pytest.mark.parametrize("folds", [1, 49])
     def test_numbers_of_folds(self, folds: int) -> None:

@@ -139,5 +139,5 @@ def test_the_published_form_trains() -> None:
     model, fitted = build("multi-level", published=True), trainer()
     fitted.fit(model, Blobs(labeled=0.5))
     assert fitted.callback_metrics["val/accuracy"] > 0.9
-    with pytest.raises(ValueError, match="rows are mixed"):
+    with pytest.raises(ValueError, match="expected unmixed rows"):
         trainer().fit(build("multi-level", mix="mixup"), Blobs())

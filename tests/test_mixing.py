@@ -152,10 +152,13 @@ def test_every_method_trains(method: str) -> None:
     [
         (lambda: Supervised("mlp-8", mix="mixed", **SHAPED), "expected as mix one of"),
         (lambda: MixKD("mlp-8", mix="mixup", **SHAPED), "without revise, select and mix"),
-        (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", teacher_cache="memory", **SHAPED), "no teacher_cache"),
-        (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", term=Contrastive(), **SHAPED), "renews rows"),
-        (lambda: Supervised("mlp-8", mix="mixup", label_term=ELR(), **SHAPED), "renews rows"),
-        (lambda: Supervised("mlp-8", mix="mixup", label_term=SOP(), **SHAPED), "renews rows"),
+        (
+            lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", teacher_cache="memory", **SHAPED),
+            "unmixed rows with teacher_cache",
+        ),
+        (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", term=Contrastive(), **SHAPED), "keep or compare rows"),
+        (lambda: Supervised("mlp-8", mix="mixup", label_term=ELR(), **SHAPED), "keep or compare rows"),
+        (lambda: Supervised("mlp-8", mix="mixup", label_term=SOP(), **SHAPED), "keep or compare rows"),
     ],
 )
 def test_what_cannot_be_mixed(make: Any, found: str) -> None:

@@ -50,7 +50,8 @@ def cross_relabel(
 
     The rows are halved. In each stage a new student of each half relabels the other half by its most probable class
     [ours]; labels that the data have are kept. Afterwards the data have the last labels. As students of later stages
-    learn labels that others gave, what a student has learned may come back to its rows indirectly.
+    learn labels that others gave, what a student has learned may come back to its rows indirectly. A ValueError if
+    all rows have a label, as after an earlier call.
 
     Args:
         make: Makes a method to train.
@@ -64,12 +65,26 @@ def cross_relabel(
     """
     data.setup()
     given = data.parts.given[: data.train_size]
-    kept = has_label(given)
+    before, kept = given.clone(), has_label(given)
+    if (
+        start.shape != given.shape
+        or start.is_floating_point()
+        or not 0 <= start.min() <= start.max() < data.num_classes
+    ):
+        found = f"{start.dtype} {tuple(start.shape)} from {start.min()} to {start.max()}"
+        raise ValueError(f"expected as start {len(given)} classes in [0, {data.num_classes}), found {found}")
+    if kept.all():
+        raise ValueError(
+            "expected rows without a label, found none; an earlier call may have labelled all: make new data"
+        )
     labels = [torch.where(kept, given, start.to(given))]
-    for _ in range(stages):
-        given.copy_(labels[-1])
-        found = cross_predict(make, data, trainer, folds=2).argmax(1)
-        labels.append(torch.where(kept, given, found))
+    try:
+        for _ in range(stages):
+            given.copy_(labels[-1])
+            labels.append(torch.where(kept, given, cross_predict(make, data, trainer, folds=2).argmax(1)))
+    except BaseException:
+        given.copy_(before)
+        raise
     given.copy_(labels[-1])
     return torch.stack(labels)
 

@@ -35,7 +35,9 @@ class Tapped:
         layers: dict[str, nn.Module] = dict(self.model.named_modules())
         if tap not in layers:
             near = difflib.get_close_matches(tap, layers, n=5) or list(layers)[1:6]
-            raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}")
+            convolves = any(isinstance(layer, nn.Conv2d) for layer in layers.values())
+            cure = "" if convolves else "; without a convolution it has no maps: take FitNet, CRD, PKT or RKD"
+            raise ValueError(f"no layer {tap!r} in {type(self.model).__name__}; the nearest are {near}{cure}")
         return layers[tap]
 
     def listen(self, features: dict[str, Tensor]) -> list[RemovableHandle]:

@@ -137,7 +137,8 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
         return None
     points, samples = ([job.arrays(name) for job, _ in shown] for name in (POINTS, SAMPLES))
     weights = [each["weights"][:, 0] if each else None for each in samples]
-    top = max([1.0, *(float(weight.max()) for weight in weights if weight is not None)])
+    most = max([1.0, *(float(weight.max()) for weight in weights if weight is not None)])
+    top = min(most, 2.0)  # L2RW's weights reach the size of the batch
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(3.6 * columns + 0.8, 3.6 * rows + 0.6), layout="constrained")
@@ -151,7 +152,8 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
         axes.set_axis_off()
     if dots is not None:
         label = "learned weight of the label (0: it is ignored)"
-        figure.colorbar(dots, ax=list(places), label=label, fraction=0.04, aspect=40)
+        extend = "max" if most > top else "neither"
+        figure.colorbar(dots, ax=list(places), label=label, fraction=0.04, aspect=40, extend=extend)
     size = int((points[0]["label"] >= 0).sum())
     caption = (
         f"Background: the predicted class. Dots: {min(SHOWN, size)} of {size} labeled training points, in the colour "
