@@ -154,7 +154,7 @@ def test_every_method_trains(method: str) -> None:
         (lambda: MixKD("mlp-8", mix="mixup", **SHAPED), "without revise, select and mix"),
         (
             lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", teacher_cache="memory", **SHAPED),
-            "unmixed rows with teacher_cache",
+            "unmixed rows for teacher_cache",
         ),
         (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", term=Contrastive(), **SHAPED), "keep or compare rows"),
         (lambda: Supervised("mlp-8", mix="mixup", label_term=ELR(), **SHAPED), "keep or compare rows"),

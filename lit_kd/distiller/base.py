@@ -194,9 +194,7 @@ class Distiller(Evaluated):
         made = TermSet(*own, self.num_sources, self.task.name, len(self._teacher_specs))
         made.check(type(self).__name__, self.by_sample, self.num_classes)
         if self.changes_batches and (self.teacher_cache or made.wants_rows):
-            raise ValueError(
-                "expected unmixed rows with teacher_cache and with terms that keep or compare rows: leave out mix"
-            )
+            raise ValueError("expected unmixed rows for teacher_cache and terms that keep or compare rows: no mix")
         return made
 
     def configure_callbacks(self) -> Any:
