@@ -178,7 +178,7 @@ class TestCombinations:
         [
             (
                 lambda t: MixKD("mlp-8", t[0], label_term=Running(), **BASE),
-                "terms that keep or compare rows",
+                "Running keeps what it saw of each row",
             ),
             (lambda t: LabelRevision("mlp-8", t[:2], extra=[Hint()], **BASE), "expected one teacher for Hint"),
             (lambda t: KD("mlp-8", t[0], term=Wide(), **BASE), r"one number a sample.*Wide gave \(\d+, 3\)"),

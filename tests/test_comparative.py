@@ -78,5 +78,5 @@ def test_refused() -> None:
     model = ALMKD("mlp-8", trained_teachers()[0], term=Comparative(), rule=Paper(warmup_epochs=0, every=1), **BASE)
     with pytest.raises(ValueError, match="ALMKD cannot weigh Comparative by sample"):
         trainer().fit(model, Blobs())
-    with pytest.raises(ValueError, match="terms that keep or compare rows"):
+    with pytest.raises(ValueError, match="Comparative compares the rows of a batch"):
         trainer().fit(ComparativeKD("mlp-8", trained_teachers()[0], mix="mixup", **BASE), Blobs())

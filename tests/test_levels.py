@@ -139,5 +139,5 @@ def test_the_published_form_trains() -> None:
     model, fitted = build("multi-level", published=True), trainer()
     fitted.fit(model, Blobs(labeled=0.5))
     assert fitted.callback_metrics["val/accuracy"] > 0.9
-    with pytest.raises(ValueError, match="expected unmixed rows"):
+    with pytest.raises(ValueError, match="MultiLevel compares the rows of a batch"):
         trainer().fit(build("multi-level", mix="mixup"), Blobs())

@@ -154,11 +154,14 @@ def test_every_method_trains(method: str) -> None:
         (lambda: MixKD("mlp-8", mix="mixup", **SHAPED), "without revise, select and mix"),
         (
             lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", teacher_cache="memory", **SHAPED),
-            "unmixed rows for teacher_cache",
+            "no teacher_cache where rows are mixed",
         ),
-        (lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", term=Contrastive(), **SHAPED), "keep or compare rows"),
-        (lambda: Supervised("mlp-8", mix="mixup", label_term=ELR(), **SHAPED), "keep or compare rows"),
-        (lambda: Supervised("mlp-8", mix="mixup", label_term=SOP(), **SHAPED), "keep or compare rows"),
+        (
+            lambda: KD("mlp-8", trained_teachers()[0], mix="mixup", term=Contrastive(), **SHAPED),
+            "Contrastive keeps what",
+        ),
+        (lambda: Supervised("mlp-8", mix="mixup", label_term=ELR(), **SHAPED), "ELR keeps what it saw"),
+        (lambda: Supervised("mlp-8", mix="mixup", label_term=SOP(), **SHAPED), "SOP keeps what it saw"),
     ],
 )
 def test_what_cannot_be_mixed(make: Any, found: str) -> None:

@@ -192,9 +192,9 @@ class Distiller(Evaluated):
         term, label, extra = self._templates
         own = label or self.task.label_term(), term or self.default_term(), extra
         made = TermSet(*own, self.num_sources, self.task.name, len(self._teacher_specs))
-        made.check(type(self).__name__, self.by_sample, self.num_classes)
-        if self.changes_batches and (self.teacher_cache or made.wants_rows):
-            raise ValueError("expected unmixed rows for teacher_cache and terms that keep or compare rows: no mix")
+        made.check(type(self).__name__, self.by_sample, self.changes_batches, self.num_classes)
+        if self.changes_batches and self.teacher_cache:
+            raise ValueError("expected no teacher_cache where rows are mixed, as every mixture is new: leave one out")
         return made
 
     def configure_callbacks(self) -> Any:

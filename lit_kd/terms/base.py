@@ -150,8 +150,14 @@ class TermSet(nn.Module):
         """Those of the label and of the sources, which the method weighs."""
         return [term for group in self._groups[:2] for term in group]
 
-    def check(self, method: str, by_sample: bool, classes: int) -> None:
-        """Refuse, before the training, to weigh what couples the batch by sample, or to standardise two logits."""
+    def check(self, method: str, by_sample: bool, mixed: bool, classes: int) -> None:
+        """Refuse, before the training, what does not fit mixed rows, weights by sample, or two classes."""
+        for term in self if mixed else ():
+            if term.couples_batch or type(term).update is not Term.update:
+                does = "compares the rows of a batch" if term.couples_batch else "keeps what it saw of each row"
+                raise ValueError(
+                    f"expected rows that are not mixed: {type(term).__name__} {does}. Leave out mix, or it"
+                )
         for term in self.weighted if by_sample else ():
             if term.couples_batch:
                 found = f"{method} cannot weigh {type(term).__name__} by sample: it couples the rows of a batch"
@@ -168,11 +174,6 @@ class TermSet(nn.Module):
     def has_parts(self) -> bool:
         """Whether `build` does something."""
         return any(type(term).build is not Term.build for term in self)
-
-    @property
-    def wants_rows(self) -> bool:
-        """Whether inputs must be rows of the data: a mixture is none to be renewed, or to be compared."""
-        return any(term.couples_batch or type(term).update is not Term.update for term in self)
 
     def taps(self, whose: str) -> tuple[str, ...]:
         """The layers of the ``"student"`` or of the ``"teacher"`` that terms read."""
