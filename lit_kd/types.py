@@ -43,8 +43,8 @@ class Batch(NamedTuple):
     Attributes:
         x: What the models read.
         y: Labels, int64 ``(B,)``, or probabilities ``(B, C)``; with several labels a sample, 0 or 1, ``(B, C)``.
-        index: Position of each sample in the training set, int64 ``(B,)``, if the loader gives it: stable under
-            shuffling, subsets and several processes.
+        index: Position of each sample in the training set, behind which meta, validation and test rows follow, int64
+            ``(B,)``, if the loader gives it: stable under shuffling, subsets and several processes.
     """
 
     x: Inputs

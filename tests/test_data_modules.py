@@ -70,7 +70,9 @@ class TestSplits:
         assert torch.equal(gather(data.predict_dataloader()).x, tested)
         assert [len(p) for p in found] == [1078, 180, 180, 359]
         np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(1797))
-        assert index is None
+        assert index.tolist() == list(range(1438, 1797))
+        assert data.parts.ids == [str(p) for p in np.concatenate([np.sort(found[0]), *found[1:]])]
+        assert gather(data.val_dataloader()).index.tolist() == list(range(1258, 1438))
 
     def test_one_split_for_every_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = digits(seed=5)
@@ -316,7 +318,8 @@ class TestSeveralLabels:
             np.testing.assert_array_equal(y[:, :4], table[digit])
             np.testing.assert_array_equal(y[:, 4], digit % 3 == 0)
             assert y.dtype == torch.int64
-            assert index is None or torch.equal(data.labels[index], y)
+            trained = index < len(data.labels)
+            assert torch.equal(data.labels[index[trained]], y[trained])
 
     def test_stratified_by_combination(self) -> None:
         data = self.attributes()
@@ -384,7 +387,7 @@ def test_in_a_trainer() -> None:
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(1258))
     assert orders[0] != orders[1]
     assert all(isinstance(b["meta"], Batch) and len(b["meta"].y) == len(b["train"].y) for _, b in fits)
-    assert all(b.index is None for b in model.seen["val"])
+    assert torch.cat([b.index for b in model.seen["val"]]).unique().tolist() == list(range(1258, 1438))
     run.test(model, datamodule=data, verbose=False)
     x, y, _ = gather(model.seen["test"])
     np.testing.assert_array_equal(y, RAW.target[positions(x)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_kd.data import UNLABELED, EpochSampler, ItemRows, TensorRows, corrupt, stratified_split, transition_matrix
 from lit_kd.data.labels import count_rows
+from lit_kd.data.partition import Partition, Source
 from lit_kd.data.rows import JoinedRows
 from lit_kd.data.seeds import derive_seed, resolve_seed
 
@@ -206,3 +208,19 @@ class TestRows:
         x: Any = JoinedRows(Named(torch.arange(5)), Named(torch.arange(5, 10))).fetch([8, 1, 6, 0])
         assert x["a"].tolist() == [8, 1, 6, 0]
         assert x["b"].shape == (4, 2)
+
+
+def test_rows_have_names() -> None:
+    x, y = TensorRows(torch.zeros(12, 2)), np.arange(12) % 3
+    split = partial(Partition, num_classes=3, meta=3, val=3, matrix=None, seed=0, labeled=None, multilabel=False)
+    letters = list("abcdefghijkl")
+    own = split(Source(x, x, y, x, y, ids=letters))
+    where = np.concatenate([own.positions[part] for part in ("train", "meta", "val")])
+    assert own.ids == [letters[p] for p in where] + [f"test/{row}" for row in range(12)]
+    held = split(Source(x, x, y, val=x, val_labels=y, val_ids=[f"held {row}" for row in range(12)]))
+    assert held.ids[:12] == [str(row) for row in range(12)]
+    assert set(held.ids[12:]) == {f"held {row}" for row in range(12)}
+    with pytest.raises(ValueError, match="an id of its own for each of 12 rows, found 12 ids, 'a' more than once"):
+        split(Source(x, x, y, ids=["a", "a", *letters[2:]]))
+    with pytest.raises(ValueError, match="for each of 12 rows, found 3 ids"):
+        split(Source(x, x, y, ids=letters[:3]))

@@ -24,7 +24,7 @@ class DataModule(LightningDataModule, ABC):
     """Gives every method its batches, `Batch(x, y, index)`.
 
     It splits the rows into train, meta, val and test, stratified by class, and corrupts training labels only. An index
-    is a position in the training set of ``N`` rows; the ``M`` meta rows follow.
+    is a position in the training set of ``N`` rows; the ``M`` meta, the validation and the test rows follow.
 
     A method tells its needs by attributes. With `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
     `trains_on_meta`, the meta rows join the training rows. `rows_of_epoch`, if there is one, runs at the first batch

@@ -52,12 +52,15 @@ class ImageFolderDataModule(DataModule):
         _subfolders(self.root / self.test_folder, also="" if self.test_folder == "test" else "test/ or ")
         train, test = self._list("train"), self._list(self.test_folder)
         rows, plain, labels = self._rows(train, self.augment), self._rows(train), _classes(train)
-        source = Source(rows, plain, labels, self._rows(test), _classes(test), identity=self._names(train))
+        source = Source(rows, plain, labels, self._rows(test), _classes(test))
+        source.ids, source.test_ids = self._names(train), self._names(test)
         if self.test_folder == "test" and (self.root / "val").is_dir():
             val = self._list("val")
             source.val, source.val_labels = self._rows(val), _classes(val)
             source.val_train = self._rows(val, self.augment)
-            source.identity += self._names(val)
+            source.val_ids = self._names(val)
+        # file names tell data sets apart; decoded pixels depend on the library
+        source.identity = "\n".join([*source.ids, *(source.val_ids or ())]).encode()
         return source
 
     def _list(self, split: str) -> list[Sample]:
@@ -90,9 +93,8 @@ class ImageFolderDataModule(DataModule):
             transform = t.Compose([*view, t.ToTensor(), t.Normalize(MEAN, STD)])
         return ItemRows(_ImageFiles(samples, self.image_input, transform))
 
-    def _names(self, samples: list[Sample]) -> bytes:
-        # file names tell data sets apart; decoded pixels depend on the library
-        return "\n".join(Path(path).relative_to(self.root).as_posix() for path, _ in samples).encode()
+    def _names(self, samples: list[Sample]) -> list[str]:
+        return [Path(path).relative_to(self.root).as_posix() for path, _ in samples]
 
 
 class _ImageFiles(Dataset[tuple[Tensor, int]]):

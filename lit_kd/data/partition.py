@@ -1,6 +1,8 @@
 """Splits a source of rows into train, meta, val and test parts, with noisy and clean labels."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +33,9 @@ class Source:
     unlike: str | None = None  # the error message if meta rows must not be trained on
     soft: Tensor | None = None  # probabilities, (n, C), to train with in the place of labels; with own `val`
     identity: bytes = b""  # what tells this data set from another
+    ids: Sequence[str] | None = None  # names of the pool's rows, such as files; else their positions
+    val_ids: Sequence[str] | None = None  # of own validation rows; else val/0, val/1, ...
+    test_ids: Sequence[str] | None = None  # of own test rows, likewise
 
 
 class Partition:
@@ -47,6 +52,7 @@ class Partition:
         test: Test rows.
         fingerprint: Hash of indices, given labels and the source's `identity`.
         rows_fingerprint: The same without labels.
+        ids: The name of each row: of training, meta, validation, then test rows, in the order of indices.
     """
 
     positions: dict[str, Positions]
@@ -103,13 +109,18 @@ class Partition:
         self.fingerprint = self._fingerprint(given, num_classes)
         self.rows_fingerprint = self._fingerprint(given[:0], 0)
 
+        own_ids = [*named(source.ids, len(labels)), *named(source.val_ids, len(clean) - len(labels), "val/")]
         held_out = self.positions["val"]
-        self.val = Indexed(self.plain, held_out, torch.from_numpy(clean[held_out]), None)
-        test, test_labels = source.plain, labels
+        test, test_labels, test_ids = source.plain, labels, own_ids
         if source.test is not None:
             test, test_labels = source.test, checked(source.test_labels, source.test, "test")
-            tested = np.arange(len(test_labels))
-        self.test = Indexed(test, tested, torch.from_numpy(test_labels[tested]), None)
+            tested, test_ids = np.arange(len(test_labels)), named(source.test_ids, len(test_labels), "test/")
+        n = len(held_out)
+        index = len(truth) + torch.arange(n + len(tested))
+        self.val = Indexed(self.plain, held_out, torch.from_numpy(clean[held_out]), index[:n])
+        self.test = Indexed(test, tested, torch.from_numpy(test_labels[tested]), index[n:])
+        own = np.concatenate([train, self.positions["meta"], held_out])
+        self.ids = [*(own_ids[p] for p in own), *(test_ids[p] for p in tested)]
 
     def train_rows(self, meta: bool) -> Indexed:
         """The training rows, followed by the meta rows if `meta`; a ValueError if those must not be trained on."""
@@ -136,6 +147,16 @@ class Partition:
             digest.update(array.astype("<i8").tobytes())
         digest.update(self.source.identity)
         return digest.hexdigest()
+
+
+def named(ids: Sequence[str] | None, rows: int, prefix: str = "") -> list[str]:
+    """The names of rows, by default their positions behind a prefix; a ValueError unless each has one of its own."""
+    found = [f"{prefix}{row}" for row in range(rows)] if ids is None else [str(name) for name in ids]
+    if len(found) != rows or len(set(found)) < len(found):
+        twice = next((name for name, times in Counter(found).items() if times > 1), None)
+        also = "" if twice is None else f", {twice!r} more than once"
+        raise ValueError(f"expected an id of its own for each of {rows} rows, found {len(found)} ids{also}")
+    return found
 
 
 def check_labels(

@@ -37,9 +37,9 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
     if not len(rows):
         raise ValueError("expected rows to predict, found none. Give the data a split of this kind, e.g. meta=0.1.")
     data, trainer, student = module.data, module.trainer, module.tapped_student
-    # the cache knows only the data's own rows
+    # the cache knows only the data's own training and meta rows
     own = rows.indices is not None and rows.rows in (data.parts.plain, data.parts.augmented)
-    cached = own and teachers.cache is not None
+    cached = own and int(rows.indices.max()) < len(data.labels) and teachers.cache is not None  # type: ignore[union-attr]
     students, taught, labels = [], [], []
     with isolate_rng(), evaluating(student.model), torch.no_grad(), trainer.precision_plugin.forward_context():
         for first in range(0, len(rows), data.batch_size):
