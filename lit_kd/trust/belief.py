@@ -82,11 +82,7 @@ def normalised(values: Tensor) -> Tensor:
 
 
 def channel_of(rows: Tensor, values: Tensor, prior: float) -> Tensor:
-    """How often each class goes with each other, ``(C, C)``, each row a distribution.
-
-    It is the sum of values ``(N, C)`` by class ``(N,)``, with pseudo-rows of which 70% are on the diagonal and the rest
-    is spread evenly.
-    """
+    """The mean of values ``(N, C)`` by class ``(N,)``, pseudo-rows included: 70% on the diagonal, the rest even."""
     classes = values.shape[1]
     start = 0.7 * torch.eye(classes).to(values) + 0.3 / classes
     return normalised(prior * start + values.new_zeros(classes, classes).index_add(0, rows, values))
@@ -141,10 +137,7 @@ def frequency(y: Tensor, labelled: Tensor, classes: int) -> Tensor:
 
 
 def mostly_right(posterior: Tensor, y: Tensor, untrusted: Tensor) -> Tensor:
-    """Whether labels of a class seem right more often than a mistake for any other, bool ``(C,)``.
-
-    If they do not, the student may have lost the class, and its doubt is not to be believed.
-    """
+    """Whether labels of a class seem right more often than a mistake for any other: else it may be lost, ``(C,)``."""
     classes = posterior.shape[1]
     found = posterior.new_zeros(classes, classes).index_add(0, y[untrusted], posterior[untrusted])
     return found.diagonal() >= found.amax(1)
