@@ -5,12 +5,14 @@ from lit_kd.types import UNLABELED, Batch, as_batch
 from .base import DataModule, data_of
 from .folder import ImageFolderDataModule
 from .foreign import DistillationDataModule
+from .hub import HFDatasetModule
 from .labels import corrupt, draw_soft_labels, stratified_split, transition_matrix
 from .partition import Source
 from .rows import ItemRows, Rows, TensorRows
 from .sampler import EpochSampler
 from .small import BlobsDataModule, DigitAttributesDataModule, DigitsDataModule, GMMDataModule, SpiralDataModule
 from .table import SampleTable
+from .tables import CSVDataModule
 from .vision import CIFAR10DataModule, CIFAR100DataModule, FashionMNISTDataModule, MNISTDataModule
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "BlobsDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "CSVDataModule",
     "DataModule",
     "DigitAttributesDataModule",
     "DigitsDataModule",
@@ -26,6 +29,7 @@ __all__ = [
     "EpochSampler",
     "FashionMNISTDataModule",
     "GMMDataModule",
+    "HFDatasetModule",
     "ImageFolderDataModule",
     "ItemRows",
     "MNISTDataModule",

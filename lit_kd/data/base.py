@@ -4,20 +4,20 @@ from abc import ABC, abstractmethod
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data.labels import Matrix, Positions, Weights, balanced_weights, check_matrix, transition_matrix
+from lit_kd.data.labels import Matrix, Positions, check_matrix, draw_weights, transition_matrix
 from lit_kd.data.partition import Partition, Source
+from lit_kd.data.relabel import relabel
 from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.models.images import ImageInput
-from lit_kd.types import UNLABELED, Batch, check_choice, check_numbers
+from lit_kd.types import UNLABELED, Batch, check_numbers
 
 
 class DataModule(LightningDataModule, ABC):
@@ -48,6 +48,7 @@ class DataModule(LightningDataModule, ABC):
         drop_last: Drop the last training batch if it is not full, as BatchNorm may need it.
         labeled: Training rows that keep their label, a fraction or a count of those that have one, stratified by the
             given label; the others get `UNLABELED`. Default: all.
+        labels: A table of labels to train with in the place of these, after all noise: see `lit_kd.data.relabel`.
         row_weights: How often to draw each training row, with replacement: a number a row, or ``"balanced"``: all
             classes of the given labels equally often. Default, as ``"uniform"``: each row once an epoch.
         on_device: Keep inputs on the training device, and cut and augment batches there. The inputs must be tensors in
@@ -85,6 +86,7 @@ class DataModule(LightningDataModule, ABC):
         seed: int | None = None,
         drop_last: bool = False,
         labeled: int | float | None = None,
+        labels: str | None = None,
         row_weights: Literal["uniform", "balanced"] | list[float] | None = None,
         on_device: bool = False,
     ) -> None:
@@ -107,6 +109,7 @@ class DataModule(LightningDataModule, ABC):
         self.train_on_meta = train_on_meta
         self.seed = seed
         self.labeled = labeled
+        self.labels_file = labels
         self.row_weights = row_weights
         self.draws: int | None = None  # rows an epoch, if not all
         self.on_device = on_device
@@ -128,6 +131,8 @@ class DataModule(LightningDataModule, ABC):
         source, matrix = self.load(), self.noise_matrix()
         sizes = self.num_classes, self.meta, self.val
         self._partition = Partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
+        if self.labels_file is not None:
+            relabel(self._partition, self.labels_file, self.num_classes, self.class_names)
         if self.trainer is not None and self.trainer.world_size > 1:
             strategy = self.trainer.strategy
             alike = strategy.broadcast(self.fingerprint) == self.fingerprint
@@ -185,7 +190,7 @@ class DataModule(LightningDataModule, ABC):
     @property
     def knows_truth(self) -> bool:
         """Whether the data module made the noise or hid labels, and so knows the true labels."""
-        return self.noise_matrix() is not None or bool((self.labels != self.clean_labels).any())
+        return self.parts.knows_truth
 
     @property
     def trusted(self) -> Tensor:
@@ -219,7 +224,7 @@ class DataModule(LightningDataModule, ABC):
                 f"for batch_size {self.batch_size}: lower batch_size, or set drop_last=false"
             )
         draws = self.draws or len(stream)
-        weights = self._draw_weights(len(stream))
+        weights = draw_weights(self.row_weights, self.labels[: len(stream)].numpy(), self.train_size)
         train = self._shuffled(stream, draws, "order", rows=self._epoch_rows, weights=weights)
         if not needs_meta:
             return train
@@ -269,19 +274,6 @@ class DataModule(LightningDataModule, ABC):
     def _epoch_rows(self) -> Positions | None:
         rows: Tensor | None = getattr(self._method, "rows_of_epoch", lambda: None)()
         return None if rows is None else rows.cpu().numpy()
-
-    def _draw_weights(self, rows: int) -> Weights | None:
-        """How often to draw each training row and, behind them, each meta row."""
-        if self.row_weights is None or isinstance(self.row_weights, str):
-            check_choice("row_weights", self.row_weights, (None, "uniform", "balanced"))
-            return balanced_weights(self.labels[:rows].numpy()) if self.row_weights == "balanced" else None
-        weights = np.asarray(self.row_weights, dtype=np.float64)
-        if weights.shape != (self.train_size,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
-            raise ValueError(
-                f"expected in row_weights a number of at least 0 for each of {self.train_size} training rows, some "
-                f"above 0, found shape {weights.shape} and sum {weights.sum()}"
-            )
-        return np.concatenate([weights, np.full(rows - self.train_size, weights.mean())])
 
     def _shuffled(self, source: Indexed, length: int, purpose: str, **drawing: Any) -> DataLoader[Batch]:
         several = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

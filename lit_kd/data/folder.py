@@ -1,6 +1,6 @@
 """Images in one folder a class, decoded when needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeAlias
@@ -85,29 +85,36 @@ class ImageFolderDataModule(DataModule):
         return [(str(path), number[name]) for path, name in zip(images, found, strict=True)]
 
     def _rows(self, samples: list[Sample], augment: bool = False) -> ItemRows:
-        from torchvision import transforms as t
-
-        transform = self.image_input.transform()
-        if augment:
-            view = [t.RandomResizedCrop(self.image_size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
-            transform = t.Compose([*view, t.ToTensor(), t.Normalize(MEAN, STD)])
-        return ItemRows(_ImageFiles(samples, self.image_input, transform))
+        return image_rows([path for path, _ in samples], _classes(samples), self.image_input, augment)
 
     def _names(self, samples: list[Sample]) -> list[str]:
         return [Path(path).relative_to(self.root).as_posix() for path, _ in samples]
 
 
+def image_rows(files: Sequence[Any], labels: Labels, images: ImageInput, augment: bool = False) -> ItemRows:
+    """Images, in files by path or open, with their classes; with `augment`, as random crops and mirror images."""
+    from torchvision import transforms as t
+
+    transform = images.transform()
+    if augment:
+        view = [t.RandomResizedCrop(images.size, scale=(0.25, 1.0)), t.RandomHorizontalFlip()]
+        transform = t.Compose([*view, t.ToTensor(), t.Normalize(images.mean, images.std)])
+    return ItemRows(_ImageFiles(files, labels.tolist(), images, transform))
+
+
 class _ImageFiles(Dataset[tuple[Tensor, int]]):
     """Image files and their classes."""
 
-    def __init__(self, samples: list[Sample], images: ImageInput, transform: Callable[[Any], Tensor]) -> None:
-        self.samples, self.images, self.transform = samples, images, transform
+    def __init__(
+        self, files: Sequence[Any], labels: list[int], images: ImageInput, transform: Callable[[Any], Tensor]
+    ) -> None:
+        self.files, self.labels, self.images, self.transform = files, labels, images, transform
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        path, label = self.samples[row]
+        path, label = self.files[row], self.labels[row]
         try:
             image = self.images.open(path)
         except Exception as error:  # for a damaged file, decoders raise anything: SyntaxError, struct.error, ...

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lit_kd.types import UNLABELED
+from lit_kd.types import UNLABELED, check_choice
 
 Positions = npt.NDArray[np.int64]
 """Row numbers."""
@@ -205,6 +205,23 @@ def balanced_weights(labels: Labels) -> Weights:
     _, classes, counts = np.unique(labels[known], return_inverse=True, return_counts=True)
     weights[known] = known.sum() / (len(counts) * counts[classes])
     return weights
+
+
+def draw_weights(row_weights: str | Sequence[float] | None, given: Labels, train_size: int) -> Weights | None:
+    """How often to draw each training row and, behind them, each meta row; None for each once an epoch.
+
+    A ValueError unless `row_weights` is None, "uniform", "balanced" or a number for each of the training rows.
+    """
+    if row_weights is None or isinstance(row_weights, str):
+        check_choice("row_weights", row_weights, (None, "uniform", "balanced"))
+        return balanced_weights(given) if row_weights == "balanced" else None
+    weights = np.asarray(row_weights, dtype=np.float64)
+    if weights.shape != (train_size,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+        raise ValueError(
+            f"expected in row_weights a number of at least 0 for each of {train_size} training rows, some above 0, "
+            f"found shape {weights.shape} and sum {weights.sum()}"
+        )
+    return np.concatenate([weights, np.full(len(given) - train_size, weights.mean())])
 
 
 def keep_labels(given: Labels, labeled: int | float, seed: int) -> Labels:

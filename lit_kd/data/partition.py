@@ -32,6 +32,7 @@ class Source:
     val_train: Rows | None = None  # the same augmented, for meta rows that are trained on; else `val`
     unlike: str | None = None  # the error message if meta rows must not be trained on
     soft: Tensor | None = None  # probabilities, (n, C), to train with in the place of labels; with own `val`
+    meta: Positions | None = None  # rows of the pool, with labels, that are the meta split; else it is cut
     identity: bytes = b""  # what tells this data set from another
     ids: Sequence[str] | None = None  # names of the pool's rows, such as files; else their positions
     val_ids: Sequence[str] | None = None  # of own validation rows; else val/0, val/1, ...
@@ -48,6 +49,7 @@ class Partition:
         positions: Positions of the ``N`` training, ``M`` meta and the validation rows in both of these.
         given: Labels that the training sees, of training, then of meta rows: ``(N + M,)`` or ``(N + M, C)``.
         clean: The true labels of the same rows.
+        knows_truth: Whether labels were made noisy or hidden, so that `clean` tells more than the source's labels do.
         val: Validation rows.
         test: Test rows.
         fingerprint: Hash of indices, given labels and the source's `identity`.
@@ -77,11 +79,9 @@ class Partition:
             raise ValueError(f"expected as many plain as augmented rows, found {found}")
         self.source, self.augmented, self.plain, clean = source, source.train, source.plain, labels
         split_seed = derive_seed(seed, "split")
-        known = np.flatnonzero(has_label(labels))
-        total = len(known)
-        # the same test rows under every seed: no teacher of another seed was trained on what tests a student
-        held = stratified_split(labels[known], {"test": source.test_size}, seed=0, rest="pool")
-        tested, known = known[held["test"]], known[held["pool"]]
+        tested, known = hold_out(labels, source.test_size, source.meta)
+        total = len(tested) + len(known)
+        meta = meta if source.meta is None else 0
         if source.val is None:
             # fractions are of all labeled rows, test rows included
             sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
@@ -95,6 +95,8 @@ class Partition:
             clean = np.concatenate([labels, own])
             parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
             self.positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
+        if source.meta is not None:
+            self.positions["meta"] = source.meta
         train = np.sort(np.concatenate([self.positions["train"], np.flatnonzero(~has_label(labels))]))
         self.positions["train"] = train
 
@@ -105,6 +107,7 @@ class Partition:
         if labeled is not None:
             # chosen by the given labels, after the noise: the choice must not show the truth
             given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
+        self.knows_truth = matrix is not None or bool((given != truth).any())
         self.given, self.clean = torch.from_numpy(given), torch.from_numpy(truth)
         self.fingerprint = self._fingerprint(given, num_classes)
         self.rows_fingerprint = self._fingerprint(given[:0], 0)
@@ -140,6 +143,16 @@ class Partition:
         """The meta rows without augmentation."""
         return self.rows(torch.arange(len(self.positions["train"]), len(self.given)))
 
+    def replace_labels(self, index: Tensor, labels: Tensor, num_classes: int) -> None:
+        """Give some training and meta rows other labels, ``(B,)``.
+
+        Where nobody made noise, nobody knows the truth either: the new labels are then the best that is known of it.
+        """
+        self.given[index] = labels
+        unknown = (self.clean[index] == UNLABELED) | (not self.knows_truth)
+        self.clean[index] = labels.where(unknown & (labels != UNLABELED), self.clean[index])
+        self.fingerprint = self._fingerprint(self.given.numpy(), num_classes)
+
     def _fingerprint(self, given: Labels, num_classes: int) -> str:
         sizes = [num_classes, *(len(part) for part in self.positions.values())]
         digest = hashlib.sha256(repr(sizes).encode())
@@ -147,6 +160,17 @@ class Partition:
             digest.update(array.astype("<i8").tobytes())
         digest.update(self.source.identity)
         return digest.hexdigest()
+
+
+def hold_out(labels: Labels, size: int | float, meta: Positions | None = None) -> tuple[Positions, Positions]:
+    """Positions of so many test rows, and of the other rows that have a label; `meta` rows are among neither.
+
+    The test rows are the same under every seed: no teacher of another seed was trained on what tests a student.
+    """
+    known = np.flatnonzero(has_label(labels))
+    known = known if meta is None else np.setdiff1d(known, meta)
+    held = stratified_split(labels[known], {"test": size}, seed=0, rest="pool")
+    return known[held["test"]], known[held["pool"]]
 
 
 def named(ids: Sequence[str] | None, rows: int, prefix: str = "") -> list[str]:

@@ -96,9 +96,16 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
         return found
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+        reader = csv.reader(file)
+        try:
+            names, rows = next(reader, []), [row for row in reader if row]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: expected a table in UTF-8, found another file ({error}): convert it") from error
+    odd = next((place for place, row in enumerate(rows) if len(row) != len(names)), None)
+    if odd is not None or len(set(names)) < len(names):
+        what = f"the names {', '.join(names)}" if odd is None else f"{len(rows[odd])} in row {odd + 1}"
+        raise ValueError(f"{path}: expected {len(names)} columns, each with a name of its own, found {what}")
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 def optional(module: str, extra: str, what: str) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
@@ -52,7 +52,7 @@ class ImageInput:
         transform: Callable[[Any], Tensor] = t.Compose(steps)
         return transform
 
-    def open(self, path: str | Path) -> Any:
+    def open(self, path: str | Path | BinaryIO) -> Any:
         """Decode a file to a PIL image, turned as its EXIF says, and grey or RGB as the model expects."""
         from PIL import Image, ImageOps
 
