@@ -47,7 +47,9 @@ def main(args: Sequence[str] | None = None) -> None:
         expected = expected or type(error).__name__ == "MisconfigurationException"  # Lightning's, not imported here
         if not expected or os.environ.get(TRACEBACK) == "1":
             raise
-        told = "\n".join([f"lit-kd: error: {error}", *getattr(error, "__notes__", [])])
+        # the data are optional to Lightning: the parser wraps what they refuse
+        said = re.sub(r"(?s)\ADoes not validate.*?\n  - (.*?)\n  - Expected a <class 'NoneType'>.*", r"\1", str(error))
+        told = "\n".join([f"lit-kd: error: {said}", *getattr(error, "__notes__", [])])
         sys.exit(f"{told}\n({TRACEBACK}=1 shows where this was raised)")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_kd.data.base import DataModule
 from lit_kd.data.columns import Table
@@ -98,8 +98,7 @@ class TableDataModule(DataModule):
             raise ValueError(
                 f"{train.name}: expected columns of numbers, found {train.listed()}: set images to a column of pictures"
             )
-        if left and self.features is None:
-            rank_zero_warn(f"{train.name}: left out columns without numbers: {shorten(', '.join(left), 80)}")
+        self.left = left if self.features is None else []
         self.raw = {part: table.numbers(self.columns) for part, table in self.tables.items()}
         widths = {part: x.shape[1] for part, x in self.raw.items()}
         if len({*widths.values()}) > 1:
@@ -146,8 +145,9 @@ class TableDataModule(DataModule):
         self.std = np.where(std > 0, std, 1.0)
         scaled = {part: ((x - self.mean) / self.std).astype(np.float32) for part, x in self.raw.items()}
         self.x = {part: torch.from_numpy(x) for part, x in scaled.items()}
-        told = shorten(", ".join(self.columns), 80)
-        rank_zero_info(f"{self.tables['train'].name}: the features are {told}, standardised by {len(kept)} rows")
+        told, left = (shorten(", ".join(names), 80) for names in (self.columns, self.left))
+        also = f"; left out, as they hold no numbers: {left}" if left else ""
+        rank_zero_info(f"{self.tables['train'].name}: the features are {told}, standardised by {len(kept)} rows{also}")
 
     def _check_ids(self, ids: Mapping[str, list[str] | None]) -> None:
         """Refuse a name that two tables have: a row of both would be trained on and measured."""
