@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import CONFIGS, QUIET, call, read_csv, read_yaml, train_teacher, version
+from datasets import Dataset
 from test_data_vision import write_cifar, write_folder, write_mnist
 
 import lit_kd
@@ -17,6 +18,7 @@ from lit_kd.cli.lightning import make_cli
 from lit_kd.cli.recipe import read_recipe
 from lit_kd.cli.training import ParseOnly
 from lit_kd.data import CIFAR10DataModule, CIFAR100DataModule
+from lit_kd.models.files import write_columns
 
 DIGITS, SUPERVISED = CONFIGS / "data" / "digits.yaml", CONFIGS / "methods" / "supervised.yaml"
 SHORT = (*QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
@@ -68,7 +70,17 @@ WRITE: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
     "image_folder": lambda root, patch: write_folder(
         root / "images", {split: ["ant", "bee", "cat"] for split in ("train", "test")}
     ),
+    "csv": lambda root, patch: write_table(root, csv=True),
+    "hf_dataset": lambda root, patch: write_table(root, csv=False),
 }
+
+
+def write_table(root: Path, csv: bool) -> None:
+    rows = {"a": list(range(60)), "b": [i % 7 for i in range(60)], "label": [i % 3 for i in range(60)]}
+    if csv:
+        write_columns(root / "train.csv", rows)
+    else:
+        Dataset.from_dict(rows).save_to_disk(root / "dataset")
 
 
 @every("data")

@@ -242,7 +242,7 @@ class TestRefused:
         rows = [f"{i},0.5" for i in range(ROWS)]
         rows[1] = "1"
         (tmp_path / "w.csv").write_text("\n".join(["index,noise", *rows]))
-        self.refused(str(tmp_path / "w.csv"), r"expected a number in \[0, 1\] as noise, found None in row 2")
+        self.refused(str(tmp_path / "w.csv"), r"expected 2 columns, each with a name of its own, found 1 in row 2")
 
     @pytest.mark.parametrize(("name", "message"), [("w.csv", "can't decode byte"), ("w.parquet", "[Pp]arquet")])
     def test_another_kind_of_file(self, name: str, message: str, tmp_path: Path) -> None:
