@@ -12,7 +12,7 @@ from lit_kd.data.mixing import as_mix, mixed
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
-from lit_kd.distiller.optimisation import callbacks_of, configure, planned_length, sgd
+from lit_kd.distiller.optimisation import callbacks_of, configure, planned_length, sgd, warn_of_length
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
 from lit_kd.models.given import remembered
@@ -33,8 +33,7 @@ class Distiller(Evaluated):
     `lit_kd.terms.Term`, and how much of it `weigh` says. Checkpoints hold the student and never a teacher.
 
     Args:
-        student: A module that gives logits ``(B, C)``, or an object that has them; a name, such as ``"resnet20"``; or a
-            class path, see `lit_kd.models.given.resolve_model`.
+        student: A module that gives logits ``(B, C)``, a name, as ``"resnet20"``, or a path, see `lit_kd.models.given`.
         teacher: One teacher or a list: modules, paths of lit_kd checkpoints, or class paths.
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
@@ -61,6 +60,7 @@ class Distiller(Evaluated):
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do
     by_sample: bool = False  # whether `weigh` gives a number a sample: what is weighed may not couple the batch
     settled: ClassVar[tuple[str, ...]] = ()  # which of term, label_term and extra it does not take
+    rises: ClassVar[str] = ""  # the option that says in how many epochs the method comes to its full strength
     lr: float | None = None  # in place of the optimizer's: what Lightning's LearningRateFinder found
     trains_on_meta: bool = False  # whether the meta rows join the training rows
     student_taps: tuple[str, ...] = ()  # layers whose features the method itself reads; terms have their own
@@ -168,8 +168,7 @@ class Distiller(Evaluated):
         self._epoch, new = None, training and self.terms is None
         self.terms = self.make_terms() if new else self.terms
         if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
-            teacher_taps = self.terms.taps("teacher") if self.terms else ()
-            self.teachers = load_teachers(self, self._teacher_specs, teacher_taps, required=training)
+            self.teachers = load_teachers(self, self._teacher_specs, required=training)
         if training:
             wake(self.student, *self.peers.values())
             with seeded("parts of the student"):
@@ -212,6 +211,7 @@ class Distiller(Evaluated):
 
     def on_fit_start(self) -> None:
         """Make the table of state by sample, or go on with a restored one."""
+        warn_of_length(self)
         if not self.keeps_rows:
             return
         labels, joined = self.data.labels, self.trains_on_meta or self.data.train_on_meta

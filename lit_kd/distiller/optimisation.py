@@ -1,7 +1,7 @@
 """The student's optimizer, its scheduler, and how long a training is."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.utils.data import BatchSampler
 
 from lit_kd.models.shim import given_epochs, in_training
 from lit_kd.models.taps import Composite
@@ -96,6 +98,31 @@ def likely_length(module: "Distiller") -> int | None:
     """How many epochs a training has, for who divides it into parts: not all that are planned, if it may stop early."""
     epochs = planned_length(module)[0]
     return min(epochs or LIKELY, LIKELY) if has_callback(module, EarlyStopping, Timer) else epochs
+
+
+def warn_of_length(module: "Distiller") -> None:
+    """Say so where the training ends before the method has its full strength, or a batch has nothing to compare."""
+    name, epochs = type(module).__name__, planned_length(module)[0] if module.rises else None
+    if epochs is not None and getattr(module, module.rises) > epochs:
+        found = f"{getattr(module, module.rises)} with {name}, which never comes to its full strength"
+        rank_zero_warn(f"expected {module.rises} within the training's {epochs} epochs, found {found}: set it lower")
+    compares = [type(term).__name__ for term in module.terms or () if term.couples_batch]
+    if compares and has_lone_row(module):
+        rank_zero_warn(
+            f"expected batches of several rows, which {compares[0]} compares with each other, found that "
+            "each epoch has one of a single row, which teaches nothing of it: set drop_last=True, or another batch_size"
+        )
+
+
+def has_lone_row(module: "Distiller") -> bool:
+    """Whether each epoch has a training batch of one row, as far as the loader tells."""
+    module.trainer.fit_loop.setup_data()
+    loaders: Any = module.trainer.train_dataloader
+    batches = getattr(loaders["train"] if isinstance(loaders, dict) else loaders, "batch_sampler", None)
+    if not isinstance(batches, BatchSampler) or not isinstance(batches.sampler, Sized):
+        return False
+    rest = len(batches.sampler) % batches.batch_size
+    return batches.batch_size == 1 or (rest == 1 and not batches.drop_last)
 
 
 def updates_per_epoch(module: "Distiller") -> int:

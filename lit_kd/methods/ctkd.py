@@ -23,6 +23,8 @@ class CTKD(Shares):
         **base: See `lit_kd.Distiller`.
     """
 
+    rises = "ramp_epochs"
+
     def __init__(
         self,
         student: Network,

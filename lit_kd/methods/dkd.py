@@ -23,6 +23,8 @@ class DKD(MeanTeacher):
         **base: See `lit_kd.weightings.mean_teacher.MeanTeacher` and `lit_kd.Distiller`.
     """
 
+    rises = "warmup_epochs"
+
     def __init__(
         self,
         student: Network,

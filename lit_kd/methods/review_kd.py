@@ -27,6 +27,8 @@ class ReviewKD(AttentionTransfer):
         **base: See `lit_kd.weightings.mean_teacher.Beside` and `lit_kd.Distiller`.
     """
 
+    rises = "warmup_epochs"
+
     def __init__(
         self,
         student: Network,

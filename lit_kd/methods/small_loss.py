@@ -25,6 +25,7 @@ class SmallLoss(Peers):
     """
 
     by_sample = True
+    rises = "ramp_epochs"
 
     def __init__(
         self, *, peers: list[Network], noise_rate: float | None = None, ramp_epochs: int = 10, **base: Any

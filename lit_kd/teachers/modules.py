@@ -100,7 +100,7 @@ def find_heads(module: Distiller, models: Sequence[nn.Module]) -> None:
         find_head(model, x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x)  # type: ignore[arg-type]
 
 
-def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[str], required: bool) -> Teachers:
+def load_teachers(module: Distiller, specs: Sequence[Network], required: bool) -> Teachers:
     """The teachers of a method: modules, paths of checkpoints, class paths, or model names with random weights.
 
     Unless they are required, where a checkpoint is not there, there are no teachers, and a warning. A ValueError if a
@@ -123,6 +123,7 @@ def load_teachers(module: Distiller, specs: Sequence[Network], taps: Sequence[st
     dtype = cast(torch.dtype, module.dtype)
     for model in models:
         move(model, lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
+    taps = module.terms.taps("teacher") if module.terms else ()
     if required and reads_head(taps):
         find_heads(module, models)
     return Teachers(models, taps, module.speed)
