@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from methods import CLASSES, SHAPE, Blobs, blobs, trained_teachers, trainer
 from scipy.special import log_softmax, softmax
@@ -16,10 +19,10 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lit_kd import KD, LELP, Distilled
+from lit_kd import CATKD, CRD, KD, LELP, SDD, SRRL, ComparativeKD, Distilled, LabelRevision, SimKD
 from lit_kd.losses import kd_loss
 from lit_kd.models import adapt, build_model, last_linear, load_student
-from lit_kd.models.checkpoint import read_student, student_name
+from lit_kd.models.checkpoint import completed, read_student, student_name
 from lit_kd.models.export import export_student
 from lit_kd.models.subclasses import Subclassed
 from lit_kd.models.taps import Tapped
@@ -287,14 +290,25 @@ class TestMethod:
         torch.testing.assert_close(LELP.load_from_checkpoint(path).eval()(x), model(x))
         for file, kind in (("s.onnx", "onnx"), ("s.pt2", "torch_export")):
             assert export_student(read.model, tmp_path / file, kind, input_shape=SHAPE) < 1e-5
-        with pytest.raises(ValueError, match="expected another format for LELP's student"):
-            export_student(read.model, tmp_path / "s.safetensors", "safetensors", input_shape=SHAPE)
+        file = tmp_path / "s.safetensors"
+        export_student(read.model, file, "safetensors", input_shape=SHAPE, name="cnn-2")
+        with safetensors.safe_open(file, "pt") as opened:
+            told = {key: json.loads(text) for key, text in opened.metadata().items()}
+        again = completed(build_model(told["student"], CLASSES, told["input_shape"]), told["composite"]).eval()
+        again.load_state_dict(safetensors.torch.load_file(file))
+        torch.testing.assert_close(again(x), model(x))
         with pytest.raises(ValueError, match="a student to train on, found one that SimKD or LELP has extended"):
             student_name(path)
         taught = trainer(max_epochs=4)
         taught.fit(KD("mlp-16", str(path), **BASE), Blobs())
         assert taught.callback_metrics["val/accuracy"] > 0.9
         assert load_student(path)(x).shape == (len(x), CLASSES)
+        deep = {"teacher_tap": "body.layer3"}
+        for method, taps in ((SRRL, {}), (SimKD, {}), (CATKD, deep), (SDD, deep)):
+            with pytest.raises(ValueError, match="found a student of LELP, whose layer gives 2 outputs for each class"):
+                trainer(max_epochs=1).fit(method("cnn-2", str(path), **taps, **BASE), Blobs())
+        for method in (ComparativeKD, CRD, LabelRevision):
+            trainer(max_epochs=1).fit(method("mlp-8", str(path), **BASE), Blobs())
 
     def test_projections_are_found_once_and_kept(self, tmp_path: Path) -> None:
         def directions(model: LELP) -> Tensor:

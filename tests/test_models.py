@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -8,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lit_kd.models
 from lit_kd.models import build_model, last_linear, load_student, resolve_model
-from lit_kd.models.checkpoint import read_student
+from lit_kd.models.checkpoint import completed, read_student
 from lit_kd.models.export import export_student
 from lit_kd.models.taps import Composite, Tapped
 
@@ -371,8 +374,12 @@ class TestComposite:
         if tap != "penultimate" and given[1] > wanted[1]:  # once, as it takes seconds
             for path, kind in (("s.onnx", "onnx"), ("s.pt2", "torch_export")):
                 assert export_student(read.model, tmp_path / path, kind, input_shape=shape) < 1e-5
-            with pytest.raises(ValueError, match="expected another format for SimKD's student"):
-                export_student(read.model, tmp_path / "s.safetensors", "safetensors", input_shape=shape)
+            export_student(read.model, tmp_path / "s.safetensors", "safetensors", input_shape=shape)
+            with safetensors.safe_open(tmp_path / "s.safetensors", "pt") as file:
+                spec = json.loads(file.metadata()["composite"])
+            again = completed(build_model(name, 5, shape), spec).eval()
+            again.load_state_dict(safetensors.torch.load_file(tmp_path / "s.safetensors"))
+            torch.testing.assert_close(again(x), student(x))
 
 
 def test_shapes_that_do_not_fit() -> None:

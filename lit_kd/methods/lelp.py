@@ -83,4 +83,4 @@ class LELP(Distiller):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Who rebuilds the student from its name must know S."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["composite"] = {"subclasses": self.subclasses}
+        checkpoint["composite"] = self.student.spec

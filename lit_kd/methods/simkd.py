@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from lit_kd.distiller import Distiller
-from lit_kd.models import Network, last_linear
+from lit_kd.models import Network
+from lit_kd.models.subclasses import class_head
 from lit_kd.models.taps import Composite, Tapped
 from lit_kd.teachers.modules import first_batch
 from lit_kd.terms import Hint, Term, Weights
@@ -61,7 +62,7 @@ class SimKD(Distiller):
         with evaluating(body):
             ours = Tapped(body, (tap,))(batch.x).features[tap]
         if not self.student.spec:
-            theirs, head = self.teachers(batch.x)[0], last_linear(self.teachers.models[0])[1]
+            theirs, head = self.teachers(batch.x)[0], class_head(self.teachers.models[0])
             features = theirs.features[self.teacher_tap]
             pooled = features.mean((2, 3)) if features.dim() == 4 else features
             if pooled.shape[1:] != (head.in_features,) or not gives_logits(head(pooled), theirs.logits):

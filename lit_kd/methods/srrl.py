@@ -2,7 +2,8 @@
 
 from typing import Any, cast
 
-from lit_kd.models import Network, last_linear
+from lit_kd.models import Network
+from lit_kd.models.subclasses import class_head
 from lit_kd.terms import SoftmaxRegression, Term
 from lit_kd.types import PENULTIMATE
 from lit_kd.weightings.mean_teacher import Beside
@@ -44,4 +45,4 @@ class SRRL(Beside):
         """Show each teacher's last layer to its term."""
         assert self.terms is not None
         for term, teacher in zip(self.terms.each, self.teachers.models, strict=True):
-            cast(SoftmaxRegression, term).head = (last_linear(teacher)[1],)
+            cast(SoftmaxRegression, term).head = (class_head(teacher),)

@@ -79,7 +79,7 @@ def read_student(path: Path) -> SavedStudent:
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten at once
             model = build_model(name, num_classes, input_shape)
-            model = _completed(model, checkpoint.get("composite"))
+            model = completed(model, checkpoint.get("composite"))
         model.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise ValueError(
@@ -93,8 +93,8 @@ def read_student(path: Path) -> SavedStudent:
     return SavedStudent(model.eval(), name, num_classes, task, shape, names, ImageInput(**images) if images else None)
 
 
-def _completed(model: nn.Module, spec: Mapping[str, Any] | None) -> nn.Module:
-    """A network as SimKD or LELP made it a part of their student."""
+def completed(model: nn.Module, spec: Mapping[str, Any] | None) -> nn.Module:
+    """A network as SimKD or LELP made it a part of their student, whose ``composite`` the spec is; weights are new."""
     if not spec:
         return model
     if "subclasses" in spec:

@@ -35,7 +35,8 @@ def export_student(
     """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
 
     `format` is ``"onnx"``, ``"torch_export"`` or ``"safetensors"``; the last holds weights only, for
-    `lit_kd.models.build_model`. The other arguments become JSON texts in the file's metadata.
+    `lit_kd.models.build_model`. The other arguments become JSON texts in the file's metadata, with ``composite`` for
+    students of SimKD and LELP, which `lit_kd.models.checkpoint.completed` makes of the network that is named.
 
     Returns the largest difference between the logits of file and student for random inputs.
     """
@@ -51,6 +52,8 @@ def export_student(
         "student": name,
         "lit_kd": __version__,
     }
+    if isinstance(student, (Composite, Subclassed)):
+        facts["composite"] = student.spec
     texts = {key: json.dumps(fact) for key, fact in facts.items()}
     network = _Logits(copy.deepcopy(student).cpu())
     draw = torch.Generator().manual_seed(0)
@@ -117,9 +120,6 @@ def _onnx(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes,
 
 def _safetensors(network: _Logits, x: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Run]:
     safetensors = optional("safetensors.torch", "export", "this format")
-    if isinstance(network.student, (Composite, Subclassed)):
-        whose = "SimKD" if isinstance(network.student, Composite) else "LELP"
-        raise ValueError(f"expected another format for {whose}'s student, whose weights fit no network that has a name")
     # cloned, as the format knows no weights that layers share
     weights = {key: weight.clone().contiguous() for key, weight in network.student.state_dict().items()}
     content: bytes = safetensors.save(weights, dict(texts))

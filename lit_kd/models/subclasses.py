@@ -31,6 +31,7 @@ class Subclassed(nn.Module):
             body.set_submodule(path, wide)
         self.body = body if path else wide
         self.subclasses, self.width = subclasses, wide.out_features
+        self.spec = {"subclasses": subclasses}
         self.lit_kd_head = f"body.{path}" if path else "body"  # read by `last_linear`
 
     def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
@@ -42,3 +43,13 @@ class Subclassed(nn.Module):
                 f"logits, found some of shape {tuple(logits.shape)}: name the layer, lit_kd.models.adapt(net, head=...)"
             )
         return logits.reshape(-1, self.width // self.subclasses, self.subclasses).logsumexp(-1)
+
+
+def class_head(model: nn.Module) -> nn.Linear:
+    """The last linear layer, of one output for each class; a ValueError for a student of LELP, which has several."""
+    if isinstance(model, Subclassed):
+        raise ValueError(
+            "expected a network whose last linear layer gives its logits, found a student of LELP, whose layer gives "
+            f"{model.subclasses} outputs for each class: take a method that does not read it, such as KD or FitNet"
+        )
+    return last_linear(model)[1]

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from lit_kd.models.build import last_linear
+from lit_kd.models.subclasses import class_head
 from lit_kd.types import CLASS_MAPS, PENULTIMATE, Inputs, Outputs, evaluating, full, read_logits, run_model
 
 STAGES = ("layer1", "layer2", "layer3")
@@ -42,7 +43,7 @@ class Tapped:
 
     def listen(self, features: dict[str, Tensor]) -> list[RemovableHandle]:
         """Keep the features of each pass, whoever runs it, until the hooks are removed."""
-        heads = {tap: last_linear(self.model)[1] for tap in self.layers if tap.startswith(CLASS_MAPS)}
+        heads = {tap: class_head(self.model) for tap in self.layers if tap.startswith(CLASS_MAPS)}
         keep = [(layer, partial(_keep, features, tap, heads.get(tap))) for tap, layer in self.layers.items()]
         return [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in keep]
 
