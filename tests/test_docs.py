@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,32 @@ def test_every_config_is_mentioned_and_all_that_is_mentioned_is_there() -> None:
     named = set(re.findall(r"(?:configs|notebooks|lit_kd|tests)/[\w/.]*\w", TEXT))
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")} <= named
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+THEIRS = ["MyDataModule", "Net", "net", "synthetic_x", "synthetic_y", "teacher", "val", "x", "y"]  # the reader's own
+
+
+def code(page: str) -> str:
+    """The Python on a page."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+
+
+@pytest.mark.parametrize("name", [*(name for name, text in PAGES.items() if code(text)), "../README.md"])
+def test_python_names_what_there_is(name: str) -> None:
+    given = code((ROOT / "docs" / name).read_text())
+    options = ["--isolated", "--select=F821", f"--config=builtins = {THEIRS}", "--output-format=concise", "-"]
+    run = [sys.executable, "-m", "ruff", "check", *options]
+    found = subprocess.run(run, input=given, text=True, capture_output=True, check=False)
+    assert not found.returncode, found.stdout + found.stderr
+    exec("\n".join(re.findall(r"^from lit_kd.* import .*$", given, re.MULTILINE)), {})
+
+
+def test_the_code_of_rows_that_label_each_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where Lightning logs
+    given = re.sub(r"max_epochs=\d+", "max_epochs=1, accelerator='cpu'", code(PAGES["methods/loss_divider.md"]))
+    there: dict[str, Any] = {}
+    exec(given, there)
+    assert there["history"].shape == (3, there["data"].train_size)
 
 
 def test_every_command_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
