@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from lit_kd import KD, Distiller, GroupDistil
 from lit_kd.data import Source, TensorRows
-from lit_kd.methods.group_distil import WorstGroupAccuracy
 from lit_kd.terms.base import weighted_means
 from lit_kd.types import UNLABELED, Batch, Outputs
+from lit_kd.weightings.groups import WorstGroupAccuracy, read_groups
 
 BASE: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 Y = torch.tensor([0, 2, 2, UNLABELED, 0, 0, 2])
@@ -152,6 +153,82 @@ class TestTraining:
     def test_bad_rate(self) -> None:
         with pytest.raises(ValueError, match="rate of at least 0"):
             GroupDistil("mlp-8", rate=-0.1, **BASE)
+
+
+def table(path: Path, groups: dict[str, str]) -> str:
+    """The path of a table of them."""
+    path.write_text("id,group\n" + "".join(f"{name},{group}\n" for name, group in groups.items()))
+    return str(path)
+
+
+def drawn(rows: int = 120) -> dict[str, str]:
+    """Groups of all rows, of other sizes, that classes do not tell."""
+    of = torch.rand(rows, generator=torch.Generator().manual_seed(5)).tolist()
+    return {str(row): "west" if u < 0.2 else "north" if u < 0.5 else "east" for row, u in enumerate(of)}
+
+
+class TestGivenGroups:
+    def test_loss_and_weights_by_group(self) -> None:
+        group, y = [1, 0, 1, 1, 0, 1], torch.tensor([0, 2, 1, 1, 0, 2])
+        model = method(rate=0.7, log_weights=torch.zeros(2, dtype=torch.float64).log_softmax(0))
+        model.names, model.group_of, w = ["a", "b"], torch.tensor([9, *group]), [0.5, 0.5]  # type: ignore[assignment]
+        for student, teachers, _ in batches(3, y):
+            order = torch.randperm(len(y), generator=torch.Generator().manual_seed(2))
+            z, t = student.logits[order], teachers[0].logits[order]
+            shuffled = Batch(z, y[order], 1 + order)
+            loss = weighted_means(*model.weighed(Outputs(z, {}), [Outputs(t, {})], shuffled))["loss"]
+            each = [row_loss(student.logits[i], teachers[0].logits[i], int(y[i])) for i in range(len(y))]
+            found = [torch.stack([each[i] for i in range(len(y)) if group[i] == g]).mean() for g in range(2)]
+            w = [one * float(torch.exp(0.7 * part)) for one, part in zip(w, found, strict=True)]
+            w = [one / sum(w) for one in w]
+            assert loss.item() == pytest.approx(sum(one * float(part) for one, part in zip(w, found, strict=True)))
+
+    @pytest.mark.parametrize("batch_size", [5, 64])
+    def test_training_and_the_metric(self, tmp_path: Path, batch_size: int) -> None:
+        """By a loop over the table and what is predicted of each test row; the weights have an entry a group."""
+        groups = drawn()
+        model = build("group-distil", groups=table(tmp_path / "g.csv", groups | {"further": "south"}))
+        fitted, data = trainer(max_epochs=1), Noisy(batch_size=batch_size)
+        fitted.fit(model, data)
+        assert model.table is not None
+        assert model.table.shared["group_log_weights"].shape == (3,)
+        [found] = fitted.test(model, data, verbose=False)
+        said = torch.cat([part["class"] for part in fitted.predict(model, data)])  # type: ignore[index, union-attr]
+        hits: dict[str, list[bool]] = {}
+        for row, (_, y, index) in enumerate(data.parts.test):
+            name = data.parts.ids[int(index)]
+            hits.setdefault(groups[name], []).append(bool(said[row] == y))
+        assert len({sum(hit) / len(hit) for hit in hits.values()}) == 3
+        assert found["test/worst_group_accuracy"] == pytest.approx(min(sum(hit) / len(hit) for hit in hits.values()))
+
+    @pytest.mark.parametrize(
+        ("text", "match"),
+        [
+            ("id,group\n0,a\n1,b\n0,b\n", "expected each id once, found 3 rows of 2 ids"),
+            ("id,group\n0,a\n1,\n", "expected a group for each of the data's 2 rows, found none for 1, such as '1'"),
+            ("id,class\n0,a\n", "expected the columns id and group, found id, class"),
+        ],
+    )
+    def test_tables_that_are_refused(self, tmp_path: Path, text: str, match: str) -> None:
+        (tmp_path / "g.csv").write_text(text)
+        with pytest.raises(ValueError, match=match):
+            read_groups(str(tmp_path / "g.csv"), ["0", "1"])
+
+    def test_a_group_without_training_rows_is_refused(self, tmp_path: Path) -> None:
+        data = Blobs(seed=0)
+        data.setup()
+        groups = drawn() | {data.parts.ids[-1]: "lonely"}
+        with pytest.raises(ValueError, match=r"a label of every group, found none of \['lonely'\]"):
+            trainer().fit(build("group-distil", groups=table(tmp_path / "g.csv", groups)), Blobs(seed=0))
+
+
+class Noisy(Blobs):
+    """No network is right about all rows."""
+
+    def load(self) -> Source:
+        x, y = blobs()
+        x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        return Source(TensorRows(x), TensorRows(x), y.numpy(), test_size=48)
 
 
 class Hard(Blobs):
