@@ -60,7 +60,7 @@ from lit_kd import (
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.models import build_model
 from lit_kd.models.networks import mlp
-from lit_kd.terms import ELR, SOP, DecoupledKL, Hint, TeacherFree
+from lit_kd.terms import ELR, SOP, USKD, DecoupledKL, Hint, TeacherFree
 from lit_kd.types import PENULTIMATE
 from lit_kd.weightings import Amal, Paper
 
@@ -149,6 +149,7 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "multi-level": lambda student, teachers, **base: MultiLevelKD(student, teachers, **base),
     "dot": lambda student, teachers, **base: DOT(student, teachers[0], **base),
     "teacher-free": lambda student, teachers, **base: Supervised(student, label_term=TeacherFree(), **base),
+    "uskd": lambda student, teachers, **base: Supervised(student, label_term=USKD(PENULTIMATE, mu=0.1), **base),
     "fitnet": lambda student, teachers, **base: FitNet(student, teachers, weight=1.0, **base),
     "crd": lambda student, teachers, **base: CRD(student, teachers[0], negatives=16, **base),
     "attention-transfer": lambda student, teachers, **base: AttentionTransfer(

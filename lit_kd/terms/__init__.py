@@ -33,6 +33,7 @@ from lit_kd.terms.logits import (
 )
 from lit_kd.terms.maps import Attention, Selectivity, SoftmaxRegression, Variational
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
+from lit_kd.terms.own_labels import USKD
 from lit_kd.terms.relations import Affinity, Relational, Similarity
 from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
 from lit_kd.terms.stages import ClassMaps, Review, ScaleDecoupled
@@ -45,6 +46,7 @@ __all__ = [
     "KL",
     "SOP",
     "TASKS",
+    "USKD",
     "Affinity",
     "Attention",
     "BatchCorrelation",
