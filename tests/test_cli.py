@@ -14,7 +14,7 @@ import torch
 from commands import CONFIGS, QUIET, call, configs, files, read_csv, read_yaml, train_teacher, version
 
 from lit_kd import KD, __version__
-from lit_kd.cli.main import main
+from lit_kd.cli.main import main, sentence
 from lit_kd.data import DigitAttributesDataModule, DigitsDataModule
 
 TINY = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4")
@@ -262,6 +262,26 @@ class TestErrors:
         assert message in str(done.value.code)
         assert "LIT_KD_TRACEBACK=1" in str(done.value.code)
         assert "Traceback" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--model.weight=2"], "expected a weight in [0, 1], the teacher's share of the loss; found 2.0"),
+            (["--model.term=KL", "--model.term.temperature=-1"], "expected a temperature above 0, found -1.0"),
+        ],
+    )
+    def test_the_parser_keeps_what_it_tried_in_vain_to_itself(
+        self, args: list[object], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["lit-kd", "fit", *map(str, [*configs("kd"), "--model.teacher=mlp-8", *args])])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code == f"lit-kd: error: {message}\n(LIT_KD_TRACEBACK=1 shows where this was raised)"
+
+    def test_causes_that_no_parser_listed_are_not_the_message(self) -> None:
+        error = ValueError("expected files, found none (gone)")
+        error.__cause__ = OSError("gone")
+        assert sentence(error) == "expected files, found none (gone)"
 
     def test_the_parser_speaks_for_itself(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as done:

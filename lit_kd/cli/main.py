@@ -47,10 +47,15 @@ def main(args: Sequence[str] | None = None) -> None:
         expected = expected or type(error).__name__ == "MisconfigurationException"  # Lightning's, not imported here
         if not expected or os.environ.get(TRACEBACK) == "1":
             raise
-        # the data are optional to Lightning: the parser wraps what they refuse
-        said = re.sub(r"(?s)\ADoes not validate.*?\n  - (.*?)\n  - Expected a <class 'NoneType'>.*", r"\1", str(error))
-        told = "\n".join([f"lit-kd: error: {said}", *getattr(error, "__notes__", [])])
+        told = "\n".join([f"lit-kd: error: {sentence(error)}", *getattr(error, "__notes__", [])])
         sys.exit(f"{told}\n({TRACEBACK}=1 shows where this was raised)")
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says; of a parser's list of all that it tried in vain, what the class that was meant said."""
+    cause = error.__cause__
+    listed = cause is not None and str(cause) and f"- {str(cause).splitlines()[0]}" in str(error)
+    return sentence(cause) if cause is not None and listed else str(error)
 
 
 def _run(args: list[str] | None) -> None:
