@@ -101,7 +101,8 @@ def _train(job: Job) -> Result:
     if tuple(data.input_shape or ()) == (2,):
         keep_points(data, job.folder)
     if learned(model) is not None:
-        result |= keep_samples(model, data, trainer, job.folder)  # of the last epoch, before the best one is loaded
+        # of the last epoch, before the best one is loaded
+        result |= keep_samples(model, data, trainer, job.folder, kept.histograms)
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
     result |= {

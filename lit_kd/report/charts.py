@@ -103,6 +103,22 @@ def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence
     return figure
 
 
+def differences_chart(differences: Mapping[str, Sequence[float]], reference: str, width: float = WIDE) -> Figure:
+    """Differences to a reference, points: a dot a seed, a bar to the mean, a line at zero."""
+    figure, axes = new_chart((width, max(2.0, 1.0 + 0.3 * len(differences))))
+    for row, values in enumerate(differences.values()):
+        color = RIGHT if mean(values) >= 0 else WRONG
+        axes.barh(row, mean(values), color=color, alpha=0.3, height=0.7)
+        axes.plot(values, [row] * len(values), "o", color=color, ms=4)
+    axes.axvline(0, color=mpl.rcParams["text.color"], lw=1)
+    axes.grid(axis="x", color=PLAIN, alpha=0.25)
+    axes.set_yticks(range(len(differences)), [f"{name}  {mean(v):+.1f}" for name, v in differences.items()])
+    axes.set_ylim(len(differences) - 0.5, -0.5)
+    axes.set_xlim(*(1.1 * end for end in (min(-1, *axes.get_xlim()), max(1, *axes.get_xlim()))))
+    figure.supxlabel(textwrap.fill(f"points of test accuracy against {reference}", round(13 * width)), fontsize=9)
+    return figure
+
+
 def curves_chart(
     curves: Mapping[str, Sequence[Curve]], x: str, y: str, dashed: Sequence[str] = (), width: float = WIDE
 ) -> Figure:

@@ -1,5 +1,6 @@
 """What a training of a comparison keeps for the report."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,30 @@ from lit_kd.distiller import Distiller
 from lit_kd.models.checkpoint import known_names
 from lit_kd.report.charts import noise_auc
 from lit_kd.report.runs import POINTS, SAMPLES, Metrics, Result
-from lit_kd.report.samples import Suspect, distrusted_by
+from lit_kd.report.samples import Suspect, as_pictures, distrusted_by, label_weights, learned
 from lit_kd.terms import Deferral
 
 SHOWN = 16  # distrusted samples whose pictures are kept
+MAPPED, SIDE = 500, 32  # samples of the trust map, and pixels of a side of their pictures
+EDGES = np.linspace(0.0, 2.0, 41)
+"""Of the histogram of label weights; heavier labels are in the last bin."""
 
 
 class KeepEvidence(Callback):
-    """Keeps the `evidence` of the latest test."""
+    """Keeps the `evidence` of the latest test, and a histogram of the label weights after each epoch."""
 
     def __init__(self) -> None:
         self.parts: list[dict[str, Tensor]] = []
+        self.histograms: list[npt.NDArray[np.int64]] = []
+        """How many right and how many wrong labels have a weight between two `EDGES`, ``(2, bins)`` each."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Count the weights of methods that learn them."""
+        if learned(pl_module) is not None:
+            weights, label, noisy = label_weights(pl_module)
+            kinds = ((label != UNLABELED) & (noisy == wrong) for wrong in (False, True))
+            counts = [np.histogram(weights[kind].clip(EDGES[0], EDGES[-1]), EDGES)[0] for kind in kinds]
+            self.histograms.append(np.stack(counts))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last test."""
@@ -51,12 +65,13 @@ class KeepEvidence(Callback):
 def evidence(logits: Tensor, y: Tensor, teachers: list[Tensor]) -> dict[str, Tensor]:
     """How sure student and teachers are of each row, ``(B,)`` each, from their logits ``(B, C)`` and the true labels.
 
-    The student's ``confidence`` in its class, and whether that is ``correct``. If there are teachers: of the class that
-    their mean names, whether it is right, ``teacher_correct``, and the ``teacher_log_odds`` and ``student_log_odds``.
+    The ``true`` class; the student's ``confidence`` in its class, and whether that is ``correct``. If there are
+    teachers: of the class that their mean names, whether it is right, ``teacher_correct``, and the
+    ``teacher_log_odds`` and ``student_log_odds``.
     """
     student = logits.double().log_softmax(-1)
     confidence, said = student.exp().max(-1)
-    found = {"confidence": confidence.float(), "correct": said == y}
+    found = {"true": y, "confidence": confidence.float(), "correct": said == y}
     if teachers:
         teacher = torch.stack([t.double().log_softmax(-1) for t in teachers]).logsumexp(0) - np.log(len(teachers))
         named = teacher.argmax(-1)
@@ -73,8 +88,16 @@ def _log_odds(log_probabilities: Tensor, classes: Tensor) -> Tensor:
     return log_probabilities.gather(1, classes).squeeze(1) - others
 
 
-def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: Path) -> Result:
+def keep_samples(
+    model: Distiller,
+    data: DataModule,
+    trainer: Trainer,
+    folder: Path,
+    histograms: Sequence[npt.NDArray[np.int64]] = (),
+) -> Result:
     """Write each training sample's weights, labels and teachers' classes, and the most distrusted samples.
+
+    Also the histograms of `KeepEvidence`, and small pictures of samples from all over the data, ``mapped``.
 
     Returns how well the weights find wrong labels and right teachers.
     """
@@ -88,12 +111,17 @@ def keep_samples(model: Distiller, data: DataModule, trainer: Trainer, folder: P
     classes = [torch.cat([teacher.logits.argmax(-1) for teacher in each]) for each in zip(*found, strict=True)]
     said = torch.stack(classes, dim=1).cpu().numpy() if classes else np.zeros((len(label), 0), dtype=np.int64)
     columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
+    columns |= {"histograms": np.stack(histograms)} if histograms else {}
+    columns["mapped"] = np.unique(np.linspace(0, data.train_size - 1, MAPPED).astype(np.int64))
+    mapped = data.parts.rows(torch.from_numpy(columns["mapped"]))
+    small = as_pictures(mapped.rows.fetch(mapped.positions.tolist()), SIDE)
+    columns |= {} if small is None else {"mapped_pictures": small}
+    names = known_names(data.class_names, data.num_classes)
+    columns |= {"class_names": np.array(names)} if names else {}
     shown, pixels = distrusted_by(model, SHOWN)
     if shown:
         columns |= {f"shown_{f.name}": np.array([getattr(one, f.name) for one in shown]) for f in fields(Suspect)}
-        names = known_names(data.class_names, data.num_classes)
         columns |= {} if pixels is None else {"pictures": pixels}
-        columns |= {"class_names": np.array(names)} if names else {}
     np.savez_compressed(folder / SAMPLES, **columns)
     estimate = model.table.shared.get("noise_rate")
     result = {

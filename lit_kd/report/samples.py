@@ -55,6 +55,15 @@ def learned(model: object) -> SampleTable | None:
     return table if isinstance(table, SampleTable) and "weights" in table and not model.data.multilabel else None  # type: ignore[attr-defined]
 
 
+def label_weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Of each training sample the label's weight, the given label, and whether that is known to be wrong."""
+    assert model.table is not None
+    model.table.sync()  # what the method would do next
+    rows = slice(model.data.train_size)
+    weights: npt.NDArray[np.float32] = model.table["weights"][rows, 0].float().cpu().numpy()
+    return weights, model.data.labels[rows].numpy(), model.data.noisy[rows].numpy()
+
+
 @dataclass(frozen=True)
 class Suspect:
     """A training sample, and what is believed about it."""
@@ -113,14 +122,15 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
     return names[label] if names else str(label)
 
 
-def as_pictures(x: Inputs) -> npt.NDArray[np.uint8] | None:
+def as_pictures(x: Inputs, largest: int = LARGEST) -> npt.NDArray[np.uint8] | None:
     """Inputs as pictures ``(n, H, W, 3)``, each with its full range of brightness; ``None`` if they are not pictures.
 
-    Pictures are tensors ``(n, 1, H, W)`` or ``(n, 3, H, W)``, normalised in any way.
+    Pictures are tensors ``(n, 1, H, W)`` or ``(n, 3, H, W)``, normalised in any way. The longer side gets at most
+    ``largest`` pixels.
     """
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2:
         return None
-    scale = LARGEST / max(x.shape[2:])
+    scale = largest / max(x.shape[2:])
     x = x.float().cpu()
     if scale < 1:
         size = [max(1, round(side * scale)) for side in x.shape[2:]]

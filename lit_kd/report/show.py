@@ -21,7 +21,7 @@ from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import write_whole
 from lit_kd.report import charts
 from lit_kd.report.callbacks import keeps_files, run_directory, send_file, unused
-from lit_kd.report.samples import any_distrusted, contact_sheet, distrusted_by, learned, write_samples
+from lit_kd.report.samples import any_distrusted, contact_sheet, distrusted_by, label_weights, learned, write_samples
 
 HISTOGRAM = "samples/label_weights"
 
@@ -67,7 +67,7 @@ class ShowRun(Callback):
         off = self.every_n_epochs == 0 or getattr(trainer, "fast_dev_run", False)
         if off or not isinstance(pl_module, Distiller) or learned(pl_module) is None:
             return
-        weights, label, noisy = _weights(pl_module)
+        weights, label, noisy = label_weights(pl_module)
         known = label != UNLABELED
         parts = {"right": known & ~noisy, "wrong": noisy} if noisy.any() else {"all": known}
         means = {kind: float(weights[mask].mean()) for kind, mask in parts.items() if mask.any()}
@@ -99,7 +99,7 @@ class ShowRun(Callback):
     def _draw(self, trainer: Trainer, model: Distiller, epoch: int) -> None:
         """Draw and send all pictures; each process must call it, as all of them predict."""
         self._drawn = epoch
-        weights, label, noisy = _weights(model)
+        weights, label, noisy = label_weights(model)
         found, pixels = distrusted_by(model, self.samples)
         if not found or not trainer.is_global_zero:
             return
@@ -138,15 +138,6 @@ class ShowRun(Callback):
             charts.draw_course(right, [int(row["epoch"]) for row in course], means)
             figure.suptitle(title, fontsize=10)
             return charts.to_png(figure)
-
-
-def _weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Of each training sample the label's weight, the given label, and whether that is known to be wrong."""
-    assert model.table is not None
-    model.table.sync()  # what the method would do next
-    rows = slice(model.data.train_size)
-    weights: npt.NDArray[np.float32] = model.table["weights"][rows, 0].float().cpu().numpy()
-    return weights, model.data.labels[rows].numpy(), model.data.noisy[rows].numpy()
 
 
 def _log_histogram(logger: Logger, weights: npt.NDArray[np.float32], step: int) -> None:
