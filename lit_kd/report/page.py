@@ -52,7 +52,10 @@ def write_page(
             reference=judged.reference,
             head=table[0],
             rows=table[1],
-            accuracy=[*_differences(judged), _card("Test accuracy", charts.accuracy_chart(accuracies, teachers))],
+            accuracy=[
+                *_differences(judged),
+                _card("Test accuracy", charts.accuracy_chart(accuracies, teachers, charts.WIDE)),
+            ],
             by_class=_by_class(jobs),
             curves=list(_curves(jobs, teachers)),
             reliability=list(_evidence(jobs, "confidence", charts.reliability_chart)),
@@ -75,7 +78,8 @@ def _card(title: str, figure: Figure, text: str = "") -> Card:
 def _differences(judged: Verdict) -> Iterator[Card]:
     if judged.reference is not None and judged.differences:
         figure = charts.differences_chart(judged.differences, judged.reference)
-        yield _card(f"Against {judged.reference}, seed by seed", figure)
+        told = "A dot a seed, a bar the mean. The best is chosen in hindsight: small differences may be luck."
+        yield _card(f"Against {judged.reference}, at the same seeds", figure, told)
 
 
 def _by_class(jobs: Jobs) -> dict[str, Any]:

@@ -11,7 +11,7 @@ try {
 } catch { /* some browsers keep nothing for files: then a reload forgets */ }
 
 const decided = row => Object.hasOwn(decisions, ids[row]);
-const percent = part => (part === null ? "?" : `${(100 * part).toFixed(part > 0.01 && part < 0.99 ? 0 : 1)}%`);
+const percent = part => (part === null ? "?" : `${(100 * part).toFixed(part >= 0.01 && part <= 0.99 ? 0 : 1)}%`);
 const pair = cell => cell.split("-").map(c => names[c]).join(" → ");
 const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 
@@ -41,11 +41,11 @@ const off = cell => { const [label, other] = cell.split("-"); return label !== o
 function drawHeat() {
   const many = names.length > 30, step = many ? 10 : 26;
   const widest = Math.max(...names.map(name => name.length));
-  const room = many ? 14 : 20 + 7 * Math.min(12, widest), side = step * names.length, box = room + side + 4;
+  const room = many ? 2 : 8 + 7 * Math.min(12, widest), side = step * names.length, box = room + side + 4;
   const most = Math.max(1, ...[...cells].filter(([cell]) => off(cell)).map(([, found]) => found.length));
   heat.setAttribute("viewBox", `0 0 ${box} ${box}`);
-  heat.style.maxWidth = `${Math.max(420, 1.5 * box)}px`;
-  heat.style.minWidth = many ? `${box}px` : "";
+  heat.style.maxWidth = `${1.6 * box}px`;
+  heat.style.minWidth = many ? `${Math.min(900, 4.5 * names.length)}px` : "";
   heat.replaceChildren(svg("rect", { x: room, y: room, width: side, height: side, class: "ground" }));
   if (!many) names.forEach((name, c) => {
     const short = name.length > 12 ? `${name.slice(0, 11)}…` : name, middle = room + (c + 0.5) * step;
@@ -53,8 +53,6 @@ function drawHeat() {
     const turned = { transform: `translate(${middle + 4} ${room - 5}) rotate(-90)` };
     heat.append(svg("text", widest > 2 ? turned : { x: middle, y: room - 5, "text-anchor": "middle" }, short));
   });
-  heat.append(svg("text", { x: room, y: 9, class: "axis" }, "suggested →"));
-  heat.append(svg("text", { transform: `translate(9 ${room}) rotate(-90)`, "text-anchor": "end", class: "axis" }, "← label"));
   for (const [cell, found] of cells) {
     const [row, column] = cell.split("-").map(Number), place = { x: room + column * step, y: room + row * step };
     const dark = off(cell) ? 0.15 + 0.85 * Math.sqrt(found.length / most) : 0.12;
@@ -94,7 +92,7 @@ function drawList() {
   });
   list.replaceChildren(...entries);
   const total = flagged.filter(Boolean).length, done = flagged.filter((flag, row) => flag && decided(row)).length;
-  at("progress").textContent = `${done.toLocaleString("en")} of ${count(total, "flagged row")} decided`;
+  at("progress").textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")} flagged decided`;
 }
 
 function open(cell, focus = true) {
@@ -216,15 +214,19 @@ heat.addEventListener("keydown", event => {
 });
 heat.addEventListener("click", event => {
   const box = heat.getBoundingClientRect(), scale = heat.viewBox.baseVal.width / box.width;
-  const place = pixel => Math.floor((pixel * scale - heat.dataset.room) / heat.dataset.step);
+  const place = pixel => (pixel * scale - heat.dataset.room) / heat.dataset.step - 0.5;
   const [row, column] = [place(event.clientY - box.top), place(event.clientX - box.left)];
-  if (row >= 0 && column >= 0 && row < names.length && column < names.length) open(`${row}-${column}`);
+  const far = cell => Math.hypot(...cell.split("-").map((c, axis) => c - [row, column][axis]));
+  const reach = (12 * scale) / heat.dataset.step; // small cells are hard to hit
+  const near = [...cells.keys()].reduce((best, cell) => (far(cell) < far(best) ? cell : best), [row, column].map(Math.round).join("-"));
+  if (far(near) < Math.max(0.75, reach)) open(near);
 });
 document.querySelectorAll("#bar [data-key]").forEach(button => (button.onclick = ACTIONS[button.dataset.key]));
 menu.append(...names.map((name, c) => make("option", { value: c }, name === String(c) ? name : `${c}: ${name}`)));
 menu.onchange = () => decide(Number(menu.value));
 at("more").onclick = () => grow();
 all.onchange = group;
+cards.classList.toggle("texts", !data.pictured);
 if (!flagged.includes(1)) all.checked = true;
 group();
 if (data.weights) {
