@@ -35,7 +35,7 @@ def test_the_wheel_brings_the_configs(tmp_path: Path, monkeypatch: pytest.Monkey
         path.relative_to(package / "configs"): content for path, (_, content) in files(package / "configs").items()
     }
     assert found == expected
-    for suffix in ("py", "html"):
+    for suffix in ("py", "html", "css", "js"):
         code = {path.relative_to(ROOT / "lit_kd") for path in (ROOT / "lit_kd").rglob(f"*.{suffix}")}
         assert {path.relative_to(package) for path in package.rglob(f"*.{suffix}")} == code != set()
 

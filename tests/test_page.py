@@ -219,13 +219,13 @@ class TestAudit:
 def test_sprites_are_the_pictures() -> None:
     pictures = noise(300, 9)[:, :5]
     made = sprites(pictures, 10**6)
-    assert (len(made.sheets), made.count, made.aspect) == (2, 300, 9 / 5)
+    assert (len(made.sheets), made.pictured, made.aspect) == (2, 300, 9 / 5)
     sheets = [np.asarray(Image.open(io.BytesIO(b64decode(url.split(",")[1])))) for url in made.sheets]
     for tile in (0, 17, 255, 256, 299):
         row, column = divmod(tile % 256, 16)
         assert (sheets[tile // 256][5 * row : 5 * row + 5, 9 * column : 9 * column + 9] == pictures[tile]).all()
-    assert sprites(pictures, len(made.sheets[0])).count == 256
-    assert sprites(pictures, 10).count == 0
+    assert sprites(pictures, len(made.sheets[0])).pictured == 256
+    assert sprites(pictures, 10).pictured == 0
 
 
 ACCURACY = {

@@ -52,7 +52,7 @@ def write_gallery(
         data["weights"] = [_rounded(issues.weights[:, 0]), _rounded(issues.weights[:, 1:].sum(1))]
     size = sum(len(str(column)) for column in data.values())
     sheets = sprites(pictures, max(PAGE // 4, PAGE - size))
-    data |= {"pictured": sheets.count, "aspect": sheets.aspect}
+    data |= {"pictured": sheets.pictured, "aspect": sheets.aspect}
     render(path, "audit.html", title=title, data=data, sheets=sheets.sheets, numbers=_numbers(issues))
 
 

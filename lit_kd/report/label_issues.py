@@ -10,7 +10,7 @@ class LabelIssues(NamedTuple):
     """Rows and what is believed of their labels, the least believed first."""
 
     ids: list[str]
-    index: npt.NDArray[np.int64]  # (n,), positions in the training set
+    index: npt.NDArray[np.int64]  # type: ignore[assignment]  # positions in the training set, (n,)
     given: npt.NDArray[np.int64]  # (n,), the labels
     suggested: npt.NDArray[np.int64]  # (n,), the most probable classes
     score: npt.NDArray[np.float64]  # (n,), probability that the given label is right

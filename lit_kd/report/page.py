@@ -113,7 +113,7 @@ def _believed(jobs: Jobs) -> tuple[list[dict[str, Any]], list[str]]:
         content = b"" if pixels is None else pixels.tobytes()
         if content not in made:
             drawn = sprites(pixels, 1_500_000)
-            made[content] = (256 * len(sheets), drawn.count, drawn.aspect)
+            made[content] = (256 * len(sheets), drawn.pictured, drawn.aspect)
             sheets += drawn.sheets
         first, pictured, aspect = made[content]
         names = kept["class_names"].tolist() if "class_names" in kept else None
@@ -131,7 +131,7 @@ def _believed(jobs: Jobs) -> tuple[list[dict[str, Any]], list[str]]:
                 ],
                 "row": rows.tolist(),
                 **{"first": first, "pictured": pictured, "aspect": aspect},
-                "histograms": sum(seed["histograms"][:epochs] for seed in seeds).tolist(),
+                "histograms": np.sum([seed["histograms"][:epochs] for seed in seeds], axis=0).tolist(),
             }
         )
     return found, sheets

@@ -23,7 +23,7 @@ class Sprites(NamedTuple):
     """Pictures as sheets of 16 x 16 tiles, which a page shows one tile at a time."""
 
     sheets: list[str]  # data URLs
-    count: int  # pictures on them
+    pictured: int  # pictures on them
     aspect: float  # width / height
 
 
