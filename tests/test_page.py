@@ -61,7 +61,7 @@ def opened(browser: Browser, path: Path, size: str = "desktop") -> Page:
     width, height = SIZES[size]
     phone: Any = {"has_touch": True, "is_mobile": True} if size == "phone" else {}
     page = browser.new_context(viewport={"width": width, "height": height}, **phone).new_page()
-    page.set_default_timeout(5000)
+    page.set_default_timeout(20_000)
     asked: list[str] = []
     page.on("pageerror", lambda error: asked.append(str(error)))
     page.on("console", lambda message: asked.append(message.text))
@@ -113,11 +113,13 @@ class TestAudit:
         assert told(page) == ["→ dog, big", "dropped", f"→ {NASTY}"]
         press("#pairs button >> nth=1")
         press("#bar [data-key=k]")
-        assert page.inner_text("#progress") == "4 of 6 flagged decided"
-        expected = BEFORE | {IDS[0]: "dog, big", IDS[1]: "", IDS[2]: NASTY}
+        press('[data-cell="1-0"]')
+        press("#bar [data-key=d]")
+        assert page.inner_text("#progress") == "5 of 6 flagged decided"
+        expected = BEFORE | {IDS[0]: "dog, big", IDS[1]: "", IDS[2]: NASTY, "__proto__": ""}
         assert labels(page) == expected
         page.reload()
-        assert page.inner_text("#progress") == "4 of 6 flagged decided"
+        assert page.inner_text("#progress") == "5 of 6 flagged decided"
         assert labels(page) == expected
         assert page.evaluate("window.hacked") is None
 

@@ -1,6 +1,7 @@
 """The page of an audit: a heat map of given and suggested classes, and a gallery to decide in."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,7 @@ def write_gallery(
     }
     if issues.weights is not None and issues.weights.shape[1] > 1:
         data["weights"] = [_rounded(issues.weights[:, 0]), _rounded(issues.weights[:, 1:].sum(1))]
-    size = sum(len(str(column)) for column in data.values())
-    sheets = sprites(pictures, max(PAGE // 4, PAGE - size))
+    sheets = sprites(pictures, max(PAGE // 4, PAGE - len(json.dumps(data))))
     data |= {"pictured": sheets.pictured, "aspect": sheets.aspect}
     render(path, "audit.html", title=title, data=data, sheets=sheets.sheets, numbers=_numbers(issues))
 

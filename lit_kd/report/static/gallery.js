@@ -5,12 +5,13 @@ const { names, ids, given, suggested, score, flagged } = data;
 const [heat, list, cards, menu, all] = ["heat", "pairs", "cards", "class", "all"].map(at);
 let cells = new Map(); // "given-suggested": places of rows, the least believed first
 let rows = [], shown = 0, current = 0, cursor = [0, 0], opened = null;
-let decisions = {}; // by id: a class, or DROP
+let decisions = new Map(); // by id: a class, or DROP
 try {
-  decisions = JSON.parse(localStorage.getItem(data.key)) || {};
+  decisions = new Map(JSON.parse(localStorage.getItem(data.key) || "[]"));
 } catch { /* some browsers keep nothing for files: then a reload forgets */ }
 
-const decided = row => Object.hasOwn(decisions, ids[row]);
+const decided = row => decisions.has(ids[row]);
+const choiceOf = row => decisions.get(ids[row]);
 const percent = part => (part === null ? "?" : `${(100 * part).toFixed(part >= 0.01 && part <= 0.99 ? 0 : 1)}%`);
 const pair = cell => cell.split("-").map(c => names[c]).join(" → ");
 const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
@@ -127,7 +128,7 @@ function grow(by = SHOWN) {
 
 // What a card says of a row: its probability to be right, or what was decided.
 function mark(place) {
-  const card = cards.children[place], row = rows[place], choice = decisions[ids[row]];
+  const card = cards.children[place], row = rows[place], choice = choiceOf(row);
   const kind = !decided(row) ? "" : choice === DROP ? "drop" : choice === given[row] ? "keep" : "relabel";
   card.dataset.kind = kind;
   card.lastChild.textContent = { "": percent(score[row]), keep: "kept", drop: "dropped", relabel: `→ ${names[choice]}` }[kind];
@@ -152,16 +153,16 @@ function go(place, focus = true) {
   if (row < data.pictured) at("one").append(picture(row, data.aspect));
   at("one").append(make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])));
   at("relabel").textContent = `Relabel: ${names[suggested[row]]}`;
-  menu.value = decided(row) && decisions[ids[row]] !== DROP ? decisions[ids[row]] : suggested[row];
+  menu.value = decided(row) && choiceOf(row) !== DROP ? choiceOf(row) : suggested[row];
 }
 
 function decide(choice) {
   const row = rows[current];
   if (row === undefined) return;
-  if (choice === undefined) delete decisions[ids[row]];
-  else decisions[ids[row]] = choice;
+  if (choice === undefined) decisions.delete(ids[row]);
+  else decisions.set(ids[row], choice);
   try {
-    localStorage.setItem(data.key, JSON.stringify(decisions));
+    localStorage.setItem(data.key, JSON.stringify([...decisions]));
   } catch { /* see above */ }
   mark(current);
   drawList();
@@ -172,7 +173,7 @@ const quoted = text => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"',
 
 function labels() {
   const order = ids.map((_, row) => row).sort((a, b) => data.index[a] - data.index[b]);
-  const label = row => { const choice = decided(row) ? decisions[ids[row]] : given[row]; return choice < 0 ? "" : quoted(names[choice]); };
+  const label = row => { const choice = decided(row) ? choiceOf(row) : given[row]; return choice < 0 ? "" : quoted(names[choice]); };
   return ["id,label", ...order.map(row => `${quoted(ids[row])},${label(row)}`)].join("\n") + "\n";
 }
 

@@ -86,7 +86,8 @@ function trustMap(canvas, dots, chosen) {
       : [frame[0] + dx, frame[1] + dy, frame[2] + dx, frame[3] + dy];
     choose();
   };
-  new ResizeObserver(draw).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").onchange = draw;
+  canvas.observer?.disconnect(); // of the dots that were here before
+  canvas.observer = new ResizeObserver(draw);
+  canvas.observer.observe(canvas);
   draw();
 }
