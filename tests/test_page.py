@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from lit_kd.report.charts import differences_chart
 from lit_kd.report.gallery import write_gallery
 from lit_kd.report.label_issues import LabelIssues
 from lit_kd.report.page import write_page
@@ -283,6 +284,17 @@ class TestCompare:
         )
         assert (alone.reference, alone.differences) == ("Labels", {})
         assert [number for number, _ in alone.numbers][1:] == ["–", "–"]
+        assert [number for number, _ in verdict([]).numbers] == ["–", "–", "–"]
+
+    def test_the_chart_of_differences(self, tmp_path: Path) -> None:
+        differences = verdict(finished(tmp_path)).differences
+        [axes] = differences_chart(differences, "KD 0.1").axes
+        for row, (values, dots) in enumerate(zip(differences.values(), axes.lines, strict=False)):
+            assert dots.get_data()[0].tolist() == values
+            assert set(dots.get_data()[1]) == {row}
+        assert axes.lines[-1].get_xdata() == [0, 0]
+        assert [bar.get_width() for bar in axes.patches] == [np.mean(values) for values in differences.values()]
+        assert [text.get_text()[-4:] for text in axes.get_yticklabels()] == ["+3.0", "+0.0", "-4.7"]
 
     @pytest.mark.parametrize("size", SIZES)
     def test_the_page(self, browser: Browser, tmp_path: Path, size: str) -> None:

@@ -41,9 +41,9 @@ def verdict(done: Sequence[tuple[Job, Result]]) -> Verdict:
 
     first, fixed, alone = best(lambda job: True), best(_fixed), best(lambda job: not job.teachers)
     learned = best(lambda job: not _fixed(job))
-    top = mean_and_deviation(list(students[first].values()), 1) if first else "–"
+    top = f"{mean_and_deviation(list(students[first].values()), 1)}%" if first else "–"
     numbers = [
-        (f"{top}%", f"test accuracy of the best student, {first}"),
+        (top, f"test accuracy of the best student, {first}" if first else "no student"),
         against(learned, fixed, "points over the best fixed weight", "no student has a fixed weight (KD)"),
         against(best(lambda job: bool(job.teachers)), alone, "points that a teacher is worth", "no pair to compare"),
     ]

@@ -4,9 +4,9 @@ function trustMap(canvas, dots, chosen) {
   const top = 1.04 * dots.x.concat(dots.y).reduce((most, value) => Math.max(most, value), 1);
   const room = { left: 42, bottom: 38, top: 6, right: 6 };
   let frame = null; // x0, y0, x1, y1 in weights
-  const size = () => [canvas.clientWidth, canvas.clientHeight];
-  const wide = () => size()[0] - room.left - room.right, high = () => size()[1] - room.top - room.bottom;
-  const across = x => room.left + (x / top) * wide(), up = y => size()[1] - room.bottom - (y / top) * high();
+  let size = [0, 0]; // of the canvas; to ask for it takes time
+  const wide = () => size[0] - room.left - room.right, high = () => size[1] - room.top - room.bottom;
+  const across = x => room.left + (x / top) * wide(), up = y => size[1] - room.bottom - (y / top) * high();
   const weight = event => {
     const box = canvas.getBoundingClientRect();
     const x = (event.clientX - box.left - room.left) / wide(), y = (box.bottom - room.bottom - event.clientY) / high();
@@ -15,19 +15,20 @@ function trustMap(canvas, dots, chosen) {
 
   function draw() {
     const pen = canvas.getContext("2d"), scale = window.devicePixelRatio || 1;
-    [canvas.width, canvas.height] = size().map(side => side * scale);
+    size = [canvas.clientWidth, canvas.clientHeight];
+    [canvas.width, canvas.height] = size.map(side => side * scale);
     pen.scale(scale, scale);
     pen.font = "12px system-ui, sans-serif";
     pen.fillStyle = pen.strokeStyle = color("soft");
     pen.strokeRect(room.left, room.top, wide(), high());
     for (let tick = 0; tick <= top; tick += top > 2.1 ? Math.ceil(top / 5) : 0.5) {
       pen.textAlign = "center";
-      pen.fillText(tick, across(tick), size()[1] - room.bottom + 15);
+      pen.fillText(tick, across(tick), size[1] - room.bottom + 15);
       pen.textAlign = "right";
       pen.fillText(tick, room.left - 5, up(tick) + 4);
     }
     pen.textAlign = "center";
-    pen.fillText("weight of the label", room.left + wide() / 2, size()[1] - 6);
+    pen.fillText("weight of the label", room.left + wide() / 2, size[1] - 6);
     pen.save();
     pen.translate(12, room.top + high() / 2);
     pen.rotate(-Math.PI / 2);
@@ -38,9 +39,7 @@ function trustMap(canvas, dots, chosen) {
       pen.fillStyle = color(kind ? "wrong" : "right");
       dots.x.forEach((x, place) => {
         if (dots.kind[place] !== kind || x === null) return;
-        pen.beginPath();
-        pen.arc(across(x), up(dots.y[place]), 2.5, 0, 7);
-        pen.fill();
+        pen.fillRect(across(x) - 2, up(dots.y[place]) - 2, 4, 4); // circles are slow
       });
     }
     if (!frame) return;
@@ -88,6 +87,5 @@ function trustMap(canvas, dots, chosen) {
   };
   canvas.observer?.disconnect(); // of the dots that were here before
   canvas.observer = new ResizeObserver(draw);
-  canvas.observer.observe(canvas);
-  draw();
+  canvas.observer.observe(canvas); // which draws
 }
