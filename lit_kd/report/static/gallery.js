@@ -109,7 +109,11 @@ function show(found, title, focus = true) {
   cards.replaceChildren();
   grow(Math.max(SHOWN, current + 1));
   go(current, focus);
-  if (focus && matchMedia("(max-width: 52rem)").matches) at("opened").scrollIntoView();
+  if (focus) reveal();
+}
+
+function reveal() { // on a phone, where the gallery is further down
+  if (matchMedia("(max-width: 52rem)").matches) at("opened").scrollIntoView();
 }
 
 function grow(by = SHOWN) {
@@ -233,6 +237,11 @@ group();
 if (data.weights) {
   const wrong = row => (data.true ? data.true[row] >= 0 && data.true[row] !== given[row] : flagged[row]);
   const dots = { x: data.weights[0], y: data.weights[1], kind: ids.map((_, row) => Number(wrong(row))) };
-  trustMap(at("map"), dots, found => show(found, `${count(found.length, "row")} in the frame`, false));
+  trustMap(at("map"), dots, found => {
+    opened = null;
+    drawList();
+    show(found, `${count(found.length, "row")} in the frame`, false);
+    reveal();
+  });
 }
 if (cells.size) open(cells.keys().next().value, false);
