@@ -81,8 +81,8 @@ class AdversarialKD(KD):
         """Those of `KD`, the teachers' at other inputs."""
         if not isinstance(batch.x, Tensor) or not batch.x.is_floating_point():
             raise ValueError(f"expected inputs to attack, a floating-point tensor, found {type(batch.x).__name__}")
-        assert self.terms is not None
-        draws, sources = self._draws.get_state(), self.sources(student, teachers, batch)
+        draws = self._draws.get_state()
+        losses, weights, extra = super().weighed(student, teachers, batch)
         said = as_one(teachers, of=self.average).logits
         if self.attack == "student":
             with evaluating(self.student):
@@ -97,9 +97,8 @@ class AdversarialKD(KD):
 
             x = self.attacked(batch.x, errs)
             teachers = self.teachers(x)
-        moved = self.tapped_student(x)
+        student = self.tapped_student(x)
+        assert self.terms is not None
         self._draws.set_state(draws)  # the same teachers are dropped
-        losses, extra = self.terms(student, sources, batch, (moved, self.sources(moved, teachers, batch)))
-        weights = self.weigh(student, sources, batch)
-        self.terms.update(student, sources, batch)
-        return losses, weights, extra
+        moved, _ = self.terms(student, self.sources(student, teachers, batch), batch)
+        return [losses[0], *moved[1:]], weights, extra

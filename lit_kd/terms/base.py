@@ -189,23 +189,12 @@ class TermSet(nn.Module):
             term.build(student, source)
 
     def forward(
-        self,
-        student: Outputs,
-        sources: Sequence[Outputs],
-        batch: Batch,
-        elsewhere: tuple[Outputs, Sequence[Outputs]] | None = None,
+        self, student: Outputs, sources: Sequence[Outputs], batch: Batch
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The terms of the label and of each source, ``(B,)`` or ``()`` each, and the extra ones by name.
-
-        The sources' own terms compare student and sources ``elsewhere``, where they are given for other inputs.
-        """
+        """The terms of the label and of each source, ``(B,)`` or ``()`` each, and the extra ones by name."""
         values = []
-        compared = [(term, student, source) for term, source in self._with_sources(sources)]
-        if elsewhere is not None:
-            each = [(term, elsewhere[0], source) for term, source in zip(self._groups[1], elsewhere[1], strict=True)]
-            compared[1 : 1 + len(each)] = each
-        for term, learner, source in compared:
-            values.append(term.scaled(term(learner, source, batch), batch))
+        for term, source in self._with_sources(sources):
+            values.append(term.scaled(term(student, source, batch), batch))
             wanted = () if term.couples_batch else (len(student.logits),)
             if values[-1].shape != wanted:
                 found = f"{type(term).__name__} gave {tuple(values[-1].shape)}"
