@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         AttentionTransfer,
         ComparativeKD,
         CoTeaching,
+        CrowdLabels,
         Distilled,
         FitNet,
         GroupDistil,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         cross_predict,
         cross_relabel,
     )
+    from lit_kd.teachers import FileTeacher, write_predictions
     from lit_kd.types import Batch, Outputs
 
 __all__ = [
@@ -77,8 +79,10 @@ __all__ = [
     "Batch",
     "CoTeaching",
     "ComparativeKD",
+    "CrowdLabels",
     "Distilled",
     "Distiller",
+    "FileTeacher",
     "FitNet",
     "GroupDistil",
     "JoCoR",
@@ -99,6 +103,7 @@ __all__ = [
     "__version__",
     "cross_predict",
     "cross_relabel",
+    "write_predictions",
 ]
 
 
@@ -106,6 +111,6 @@ def __getattr__(name: str) -> Any:
     """Import torch and Lightning only when something needs them: ``lit-kd --version`` answers at once."""
     if name not in __all__:
         raise AttributeError(f"module 'lit_kd' has no attribute {name!r}")
-    from lit_kd import distiller, methods, types
+    from lit_kd import distiller, methods, teachers, types
 
-    return next(getattr(m, name) for m in (methods, distiller, types) if hasattr(m, name))
+    return next(getattr(m, name) for m in (methods, distiller, teachers, types) if hasattr(m, name))

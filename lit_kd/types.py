@@ -97,13 +97,18 @@ class Outputs(NamedTuple):
 
     logits: Tensor
     features: Mapping[str, Tensor]
+    known: Tensor | None = None  # which rows a teacher speaks of, bool (B,): other logits mean nothing; None: of all
+
+    @property
+    def speaks(self) -> Tensor:
+        """Which rows it speaks of, bool ``(B,)``."""
+        return torch.ones_like(self.logits[:, 0], dtype=torch.bool) if self.known is None else self.known
 
     def of(self, batch: Batch) -> Outputs:
         """The outputs for each label of the batch: where inputs are mixed, for each pair."""
-        if batch.pairs is None:
+        if (pairs := batch.pairs) is None:
             return self
-        features = {tap: found[batch.pairs.inputs] for tap, found in self.features.items()}
-        return Outputs(self.logits[batch.pairs.inputs], features)
+        return Outputs(self.logits[pairs.inputs], {tap: found[pairs.inputs] for tap, found in self.features.items()})
 
 
 def as_batch(
@@ -138,10 +143,8 @@ def as_batch(
         )
     if not y.dim():
         raise ValueError("expected batches of rows, found a row alone: pass a DataLoader, not its data set")
-    if y.is_floating_point():
-        return Batch(x, y, *index)
-    y = y.long()  # losses want int64
-    return Batch(x, y if multilabel or y.dim() != 2 else y.squeeze(1), *index)
+    y = y if y.is_floating_point() else y.long()  # losses want int64
+    return Batch(x, y if multilabel or y.is_floating_point() or y.dim() != 2 else y.squeeze(1), *index)
 
 
 def label_name(batch: Mapping[Any, Any], label_key: str | int | None = None) -> str | int | None:

@@ -45,7 +45,9 @@ def losses(attack: str, **options: Any) -> tuple[AdversarialKD, Tensor, Tensor]:
     model.teachers, model.tapped_student = Teachers([teacher]), Tapped(student)
     model.terms = model.make_terms()
     model._trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
-    [label, taught], weights, _ = model.weighed(Outputs(student(x), {}), model.teachers(x), Batch(x, y, None))
+    [label, taught], weights, _ = model.weighed(
+        Outputs(student(x), {}), model.teachers(Batch(x, y, None)), Batch(x, y, None)
+    )
     assert list(weights) == pytest.approx([0.1, 0.9])
     return model, label, taught
 
@@ -113,7 +115,7 @@ def test_far_logits() -> None:
     model, (x, _) = losses("student")[0], inputs()
     x = (1e4 * x).requires_grad_()
     batch = Batch(x, torch.ones(6).long(), None)
-    means = weighted_means(*model.weighed(Outputs(model.student(x), {}), model.teachers(-x), batch))
+    means = weighted_means(*model.weighed(Outputs(model.student(x), {}), model.teachers(batch._replace(x=-x)), batch))
     means["loss"].backward()
     assert means["loss"].isfinite()
     assert model.student.w.grad.isfinite().all()  # type: ignore[union-attr]
@@ -135,7 +137,9 @@ def test_what_is_refused() -> None:
         if attack == "student":
             trainer(max_epochs=1).fit(model, Blobs())
             continue
-        with pytest.raises(ValueError, match="expected no AdaptedTeacher with attack='teacher'"):
+        with pytest.raises(
+            ValueError, match="neither an AdaptedTeacher nor a file as the teacher with attack='teacher'"
+        ):
             trainer().fit(model, Blobs())
 
 
@@ -154,7 +158,7 @@ def test_several_teachers(attack: Any) -> None:
         return model
 
     def taught(model: AdversarialKD) -> Tensor:
-        return model.weighed(Outputs(student(x), {}), model.teachers(x), Batch(x, y, None))[0][1]
+        return model.weighed(Outputs(student(x), {}), model.teachers(Batch(x, y, None)), Batch(x, y, None))[0][1]
 
     found = taught(made([Linear(1), Linear(1), other], average="median"))
     torch.testing.assert_close(found, taught(made([Linear(1)])), rtol=1e-10, atol=1e-12)

@@ -34,6 +34,12 @@ class Rows(NamedTuple):
         return believe(*self[:5], rest)
 
 
+def counts(student: float, *teachers: float) -> Tensor:
+    """Of teachers that speak of all rows, (2, K + 1)."""
+    own = torch.tensor([student, *teachers], dtype=torch.float32)
+    return torch.stack([own[:1].expand_as(own), own])
+
+
 def rows(teachers: int = 1, n: int = 60, seed: int = 0, dtype: torch.dtype = torch.float64, **other: Any) -> Rows:
     """An unsure student, 30% wrong labels, a few rows without one, teachers that err less; the last 12 are trusted."""
     rng = np.random.default_rng(seed)
@@ -48,7 +54,7 @@ def rows(teachers: int = 1, n: int = 60, seed: int = 0, dtype: torch.dtype = tor
         "labels": torch.tensor(labels),
         "trusted": torch.arange(n) >= n - 12,
         "said": torch.tensor(said),
-        "errors": torch.tensor([40.0] + [20.0 + k for k in range(teachers)]) if teachers else None,
+        "errors": counts(40.0, *(20.0 + k for k in range(teachers))) if teachers else None,
         "truth": torch.tensor(truth),
     }
     return Rows(**(found | other))
@@ -178,7 +184,7 @@ class TestBelieve:
 
     def test_the_same_teacher_twice_says_no_more_than_once(self) -> None:
         once = rows(1, n=120)
-        thrice = once._replace(said=once.said.expand(-1, 3), errors=torch.tensor([40.0, 20, 20, 20]))
+        thrice = once._replace(said=once.said.expand(-1, 3), errors=counts(40.0, 20, 20, 20))
         one, three = once.beliefs(0.5), thrice.beliefs(0.5)
         assert one.quality > 0.1
         torch.testing.assert_close(three.clean, one.clean)
@@ -197,11 +203,11 @@ class TestBelieve:
 
     def test_rows_without_a_label_wait_for_a_teacher(self) -> None:
         r = rows(1, n=120)
-        for errors in (None, torch.tensor([20.0, 20.0]), torch.tensor([20.0, 30.0])):
+        for errors in (None, counts(20.0, 20.0), counts(20.0, 30.0)):
             found = r._replace(errors=errors).beliefs(0.5)
             assert (found.weights[:5] == 0).all()
             assert (found.weights[:, 1] == 0).all()
-        heard = no_echo(r)._replace(student=sure(r), errors=torch.tensor([90.0, 5.0])).beliefs()
+        heard = no_echo(r)._replace(student=sure(r), errors=counts(90.0, 5.0)).beliefs()
         assert heard.quality > 0.85
         assert (heard.weights[:5, 0] > 0.7).all()
         assert torch.equal(heard.classes[:5], r.truth[:5])
@@ -266,7 +272,7 @@ class TestBelieve:
         labels = torch.tensor(rng.integers(-1, CLASSES, n))
         trusted = torch.tensor(rng.random(n) < 0.3)
         said = torch.tensor(rng.integers(0, CLASSES, (n, teachers)))
-        errors = torch.tensor(rng.integers(0, 50, 1 + teachers)).float()
+        errors = counts(*rng.integers(0, 50, 1 + teachers).tolist())
         found = believe(student, labels, trusted, said, errors, rest=1.0)
         for values in (found.weights, found.weights.sum(1), found.clean, found.quality, found.false_doubt):
             assert values.isfinite().all()
@@ -278,17 +284,17 @@ class TestBelieve:
 class TestBetter:
     def test_by_hand(self) -> None:
         """A normal deviate of the difference, both sides of it."""
-        [found, equal, worse, barely] = better(torch.tensor([30.0, 9.0, 30.0, 45.0, 29.0])).tolist()
+        [found, equal, worse, barely] = better(counts(30.0, 9.0, 30.0, 45.0, 29.0)).tolist()
         assert found == pytest.approx(erf(21 / sqrt(40) / sqrt(2)), abs=1e-6)
         assert found == pytest.approx(0.99910, abs=1e-4)
         assert (equal, worse) == (0, 0)
         assert barely == pytest.approx(0.1027, abs=1e-4)
 
     def test_fewer_errors_are_better_and_more_rows_are_surer(self) -> None:
-        falling = better(torch.cat([torch.tensor([40.0]), torch.arange(60.0)]))
+        falling = better(counts(40.0, *range(60)))
         assert (falling.diff() <= 0).all()
         assert (falling[:38].diff() < 0).float().mean() > 0.5
-        more = [better(torch.tensor([4.0 * rows, 3.0 * rows])).item() for rows in (1, 10, 100)]
+        more = [better(counts(4.0 * rows, 3.0 * rows)).item() for rows in (1, 10, 100)]
         assert more == sorted(more)
         assert more[0] < 0.3
         assert more[2] > 0.99
@@ -307,7 +313,7 @@ class TestEchoes:
     def test_who_repeats_wrong_labels_is_not_heard(self) -> None:
         r = rows(2, n=400)
         said = torch.stack([r.truth, r.labels.where(r.labels != UNLABELED, 0)], dim=1)
-        found = r._replace(student=sure(r), said=said, errors=torch.tensor([90.0, 5.0, 5.0])).beliefs(0.5)
+        found = r._replace(student=sure(r), said=said, errors=counts(90.0, 5.0, 5.0)).beliefs(0.5)
         assert found.quality[0] > 0.85  # some doubt is left about labels that are right
         assert found.quality[1] == 0
         assert (found.weights[:, 2] == 0).all()
@@ -315,8 +321,8 @@ class TestEchoes:
     def test_who_never_does_keeps_its_quality(self) -> None:
         r = rows(1, n=400)
         other = ((r.labels + 1) % CLASSES).unsqueeze(1)
-        found = r._replace(said=other, errors=torch.tensor([30.0, 9.0])).beliefs()
-        torch.testing.assert_close(found.quality, better(torch.tensor([30.0, 9.0])).double())
+        found = r._replace(said=other, errors=counts(30.0, 9.0)).beliefs()
+        torch.testing.assert_close(found.quality, better(counts(30.0, 9.0)).double())
 
 
 class TestFalseDoubt:

@@ -289,7 +289,7 @@ class TestTraining:
         data, fitted = Blobs(labeled=0.5, seed=0), trainer(max_epochs=1, limit_train_batches=1, callbacks=Watch())
         fitted.fit(model, data)
         batch = data.parts.train_rows(meta=False).__getitems__(list(range(48)))
-        terms = weighted_terms(model, model.tapped_student(batch.x), model.teachers(batch.x), batch)
+        terms = weighted_terms(model, model.tapped_student(batch.x), model.teachers(batch), batch)
         logits = model.student(batch.x)
         known = batch.y >= 0
         expected = 0.5 * torch.nn.functional.cross_entropy(logits[known], batch.y[known], reduction="sum") / 48

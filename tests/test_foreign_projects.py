@@ -436,7 +436,7 @@ class TestLoaders:
             assert fitted.callback_metrics[f"val/accuracy/dataloader_idx_{k}"] == pytest.approx(right)
             if k == which:
                 assert len(y) == (9, 6)[which]
-                assert model.table.shared["errors"][-1, 1] == (y != 0).sum()
+                assert model.table.shared["errors"][-1, 1, 1] == (y != 0).sum()
 
     def test_rows_that_are_repeated_in_loaders_by_name(self) -> None:
         """Of three rows the second of two processes has one, and repeats another."""

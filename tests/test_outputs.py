@@ -19,7 +19,7 @@ from lit_kd.models.taps import Tapped
 from lit_kd.teachers.modules import Teachers
 from lit_kd.terms import TASKS
 from lit_kd.terms.task import EvaluationMetrics
-from lit_kd.types import PENULTIMATE, logits_of
+from lit_kd.types import PENULTIMATE, Batch, logits_of
 
 torch.set_num_threads(1)
 
@@ -58,6 +58,11 @@ class Text(nn.Module):
 
 def batch(rows: int = 5) -> Tensor:
     return torch.randn(rows, 6, generator=torch.Generator().manual_seed(0))
+
+
+def of(x: Tensor) -> Batch:
+    """A batch of inputs."""
+    return Batch(x, torch.zeros(len(x), dtype=torch.int64))
 
 
 def hooks(model: nn.Module) -> int:
@@ -128,7 +133,7 @@ class TestTeachers:
     def test_outputs_in_order_and_without_gradients(self) -> None:
         models = [Net(), Net()]
         teachers = Teachers(models, ["stem", PENULTIMATE])
-        outputs = teachers(batch())
+        outputs = teachers(of(batch()))
         assert len(outputs) == len(teachers) == 2
         for model, found in zip(models, outputs, strict=True):
             torch.testing.assert_close(found.logits, model.eval()(batch()), rtol=0, atol=0)
@@ -146,7 +151,7 @@ class TestTeachers:
         teachers = Teachers([model])
         assert not any(module.training for module in model.modules())
         assert not any(p.requires_grad for p in model.parameters())
-        first, second = teachers(batch())[0].logits, teachers(batch())[0].logits
+        first, second = teachers(of(batch()))[0].logits, teachers(of(batch()))[0].logits
         torch.testing.assert_close(first, second, rtol=0, atol=0)  # no dropout
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=0, atol=0)  # no running statistics
@@ -187,10 +192,10 @@ class TestTeachersOfADistiller:
         module = self.module(*teachers)
         module.to(dtype)
         assert {p.dtype for teacher in teachers for p in teacher.parameters()} == {dtype}
-        assert [out.logits.dtype for out in module.teachers(batch().to(dtype))] == [dtype] * 2
+        assert [out.logits.dtype for out in module.teachers(of(batch().to(dtype)))] == [dtype] * 2
         module.float()
         assert {p.dtype for teacher in teachers for p in teacher.parameters()} == {torch.float32}
-        assert self.module(*teachers).double().teachers(batch().double())[0].logits.dtype == torch.float64
+        assert self.module(*teachers).double().teachers(of(batch().double()))[0].logits.dtype == torch.float64
 
 
 def drawn(rows: int, classes: int, seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor]:

@@ -223,7 +223,7 @@ class TestAdapted:
             torch.testing.assert_close(found.logits, expected)
         running = mean * (1 - 0.9**3)
         variance = 0.9**3 + (1 - 0.9**3) * batch.x.var(0)  # type: ignore[union-attr]
-        [found] = teachers(batch.x)
+        [found] = teachers(batch)
         expected = (batch.x - running) / (variance + 1e-5).sqrt() @ weight.T + bias
         torch.testing.assert_close(found.logits, expected)
 
@@ -232,7 +232,7 @@ class TestAdapted:
         shifted = batch._replace(x=100 * batch.x - 40)
         plain, other = (Teachers([AdaptedTeacher(net)]).trained_on(one)[0].logits for one in (batch, shifted))
         torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(Teachers([net])(shifted.x)[0].logits, plain, rtol=0.1)
+        assert not torch.allclose(Teachers([net])(shifted)[0].logits, plain, rtol=0.1)
 
     def test_a_copy_is_changed_and_no_parameter(self) -> None:
         given = trained_teachers()[0]

@@ -37,6 +37,12 @@ class Trusting(Supervised):
     trains_on_meta = True
 
 
+def both(*wrong: int) -> Tensor:
+    """Errors of the student, then of teachers that speak of all rows, (2, K + 1)."""
+    own = torch.tensor(wrong)
+    return torch.stack([own[:1].expand_as(own), own])
+
+
 def fit(model: Any, seed: int, **noise: Any) -> tuple[Any, DigitsDataModule, float]:
     """Train a little on digits; the model, its data, and the accuracy."""
     data, fitted = DigitsDataModule(batch_size=64, seed=seed, **noise), trainer(max_epochs=12)
@@ -156,7 +162,7 @@ class TestWeights:
         rule, table, _ = taught(Robust(3), epochs=9)
         heard = []
         for epoch in range(9):
-            rule.validated(table, torch.tensor([80, 5]), torch.tensor(200))
+            rule.validated(table, both(80, 5), torch.tensor(200))
             rule.renew(table, epoch)
             heard.append(float((table["weights"][200:, 1] / table["weights"][200:].sum(1)).mean()))
             if epoch == 2:  # and says what rows are that have no label
@@ -169,7 +175,7 @@ class TestWeights:
         parts = [heard[epoch] / heard[2] for epoch in range(2, 9)]
         assert parts == pytest.approx([6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 1 / 6], rel=1e-4)  # never 0
         for _ in range(2):  # of all validations the two latest count
-            rule.validated(table, torch.tensor([80, 80]), torch.tensor(200))
+            rule.validated(table, both(80, 80), torch.tensor(200))
         rule.renew(table, 7)
         assert not table["weights"][:, 1].any()
 

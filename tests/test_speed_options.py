@@ -109,7 +109,7 @@ def test_any_teacher_gives_what_it_gave(kind: type[nn.Module]) -> None:
     teachers = Teachers([model], (PENULTIMATE,))
     for x in (torch.randn(6, *SHAPE), torch.randn(6, *SHAPE).abs(), -torch.randn(5, *SHAPE).abs()):
         expected = Tapped(model, (PENULTIMATE,))(x)
-        found = teachers(x)[0]
+        found = teachers(Batch(x, x[:, 0]))[0]
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -146,7 +146,7 @@ def test_any_layer_can_be_tapped() -> None:
 def test_a_teacher_that_changes_is_heard_after_it_is_told(how: str) -> None:
     model, x = alive(Net()), torch.randn(4, *SHAPE)
     teachers = Teachers([model])
-    before = teachers(x)[0].logits
+    before = teachers(Batch(x, x[:, 0]))[0].logits
     if how == "dtype":
         teachers.apply(Tensor.double)
         x = x.double()
@@ -154,7 +154,7 @@ def test_a_teacher_that_changes_is_heard_after_it_is_told(how: str) -> None:
         model.conv.weight.mul_(-1)
     if how == "new epoch":
         teachers.forget()
-    after = teachers(x)[0].logits
+    after = teachers(Batch(x, x[:, 0]))[0].logits
     assert not torch.allclose(before.to(after.dtype), after, atol=1e-3)
     torch.testing.assert_close(after, model(x), rtol=1e-4, atol=1e-4)
 

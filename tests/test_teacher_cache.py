@@ -147,7 +147,7 @@ class TestFill:
         with pytest.raises(Killed):
             fit(kd(Watched(ask=stop).model, tmp_path))
         assert folders(tmp_path) == []
-        with full_disk(100), pytest.raises(OSError, match=r"cannot write .*logits.npy"):
+        with full_disk(100), pytest.raises(OSError, match=r"cannot write .*ids.npy"):
             fit(kd(Watched().model, tmp_path))
         assert not [file for file in tmp_path.rglob("*") if file.is_file()]
         for _ in range(2):
@@ -167,7 +167,7 @@ class TestFill:
         torch.testing.assert_close(found.features["1"][:48], hidden)
         torch.testing.assert_close(found.features["penultimate"][:48], hidden.relu())
         names = [file.name for file in folders(folders(tmp_path)[0])]
-        assert names == ["features.1.npy", "features.penultimate.npy", "logits.npy"]
+        assert names == ["features.1.npy", "features.penultimate.npy", "ids.npy", "logits.npy"]
 
     def test_bfloat16(self, tmp_path: Path) -> None:
         """The dtype is the teacher's; float32 holds bfloat16 exactly."""

@@ -21,7 +21,7 @@ from lit_kd.teachers.modules import Teachers, as_specs, find_heads, load_teacher
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
-from lit_kd.terms.base import Weighed, Weights, check_templates, weighted_means
+from lit_kd.terms.base import Weighed, Weights, check_templates, heard, weighted_means
 from lit_kd.terms.task import check_outputs
 from lit_kd.types import Batch, Outputs, check_choice, reads_head, wake
 
@@ -169,6 +169,7 @@ class Distiller(Evaluated):
         self.terms = self.make_terms() if new else self.terms
         if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
             self.teachers = load_teachers(self, self._teacher_specs, required=training)
+        self.teachers.join(self, stage)
         if training:
             wake(self.student, *self.peers.values())
             with seeded("parts of the student"):
@@ -226,7 +227,7 @@ class Distiller(Evaluated):
 
     def ask(self, batch: Batch) -> list[Outputs]:
         """The teachers' outputs for a batch, from the cache where there is one."""
-        return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch.x)
+        return self.teachers.trained_on(batch) if self.trainer.training else self.teachers(batch)
 
     def outputs(self, batch: Batch, student: Outputs | None = None) -> tuple[Outputs, list[Outputs]]:
         """The student's, unless known, and the teachers' for a batch; refuses labels and logits that misfit."""
@@ -250,7 +251,7 @@ class Distiller(Evaluated):
         assert self.terms is not None
         sources = self.sources(student, teachers, batch)
         losses, extra = self.terms(student, sources, batch)
-        weights = self.weigh(student, sources, batch)
+        weights = heard(self.weigh(student, sources, batch), sources)
         self.terms.update(student, sources, batch)
         return losses, weights, extra
 

@@ -61,11 +61,17 @@ class Evaluated(Shim):
         return self.evaluate(self.unpack(batch), "val", batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Measure on a test batch; callbacks are given ``logits``, ``y``, and each of the ``teachers``' logits."""
+        """Measure on a test batch; callbacks are given ``logits``, ``y``, the ``teachers``' logits, and ``known``.
+
+        The last is for each teacher which rows it speaks of, bool ``(B,)``, or None for all.
+        """
         return self.evaluate(self.unpack(batch), "test", batch_idx, dataloader_idx)
 
     def evaluate(self, batch: Batch, stage: str, batch_idx: int, loader: int) -> dict[str, Any]:
         """Measure on the rows of a batch that no other process has."""
+        data = self.datamodule
+        if isinstance(data, DistillationDataModule) and (loader, stage) != (data.split_loader, "val"):
+            batch = batch._replace(index=None)  # of a loader of its own, which numbers no rows of ours
         student, teachers = self.outputs(batch)
         name = f"at_{stage}_{loader}" if loader else f"at_{stage}"
         if name not in self.metrics:  # those of a further loader
@@ -77,8 +83,10 @@ class Evaluated(Shim):
         rows = own_rows(getattr(self.trainer, f"{stage}_dataloaders"), loader, self._seen, len(batch.y))
         self._seen += rows
         y, heard = batch.y[:rows], [teacher.logits[:rows] for teacher in teachers]
-        found: dict[str, Any] = {"logits": student.logits[:rows], "y": y, "teachers": heard}
-        logged: dict[str, Any] = dict(metrics.update(**found))
+        known = [teacher.known if teacher.known is None else teacher.known[:rows] for teacher in teachers]
+        found: dict[str, Any] = {"logits": student.logits[:rows], "y": y, "teachers": heard, "known": known}
+        speak = self.teachers.speak_of("" if batch.index is None else stage)
+        logged: dict[str, Any] = dict(metrics.update(**(found if speak else found | {"teachers": [], "known": []})))
         for name, peer in self.peers.items():  # also in a process without rows: all must log the same
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
             logged[f"{stage}/{name}_accuracy"] = (said == y).float().sum() / max(y.numel(), 1)

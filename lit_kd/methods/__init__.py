@@ -7,6 +7,7 @@ from lit_kd.methods.cat_kd import CATKD
 from lit_kd.methods.comparative_kd import ComparativeKD
 from lit_kd.methods.crd import CRD
 from lit_kd.methods.cross import cross_predict, cross_relabel
+from lit_kd.methods.crowd import CrowdLabels
 from lit_kd.methods.ctkd import CTKD
 from lit_kd.methods.dist import DIST
 from lit_kd.methods.dkd import DKD
@@ -64,6 +65,7 @@ __all__ = [
     "AttentionTransfer",
     "CoTeaching",
     "ComparativeKD",
+    "CrowdLabels",
     "Distilled",
     "FitNet",
     "GroupDistil",

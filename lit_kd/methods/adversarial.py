@@ -10,7 +10,7 @@ from lit_kd.losses import cross_entropy, kd_loss
 from lit_kd.methods.kd import KD
 from lit_kd.models import Network
 from lit_kd.models.taps import Tapped
-from lit_kd.teachers import AdaptedTeacher
+from lit_kd.teachers import AdaptedTeacher, FileTeacher
 from lit_kd.terms import Weighed
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice, class_labels, evaluating
 from lit_kd.weightings.mean_teacher import as_one
@@ -62,11 +62,14 @@ class AdversarialKD(KD):
         self.attack, self.epsilon, self.steps = attack, epsilon, steps
 
     def setup(self, stage: str) -> None:
-        """Refuse to attack a teacher that adapts."""
+        """Refuse to attack a teacher that adapts, or is a file."""
         super().setup(stage)
-        adapts = any(isinstance(model, AdaptedTeacher) for model in self.teachers.models)
-        if stage == "fit" and self.attack == "teacher" and adapts:
-            raise ValueError("expected no AdaptedTeacher with attack='teacher', which asks it in evaluation mode")
+        refused = any(isinstance(model, (AdaptedTeacher, FileTeacher)) for model in self.teachers.models)
+        if stage == "fit" and self.attack == "teacher" and refused:
+            raise ValueError(
+                "expected neither an AdaptedTeacher nor a file as the teacher with attack='teacher', which asks it in "
+                "evaluation mode, and about other inputs"
+            )
 
     def attacked(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """The inputs ``x + d`` of a loss that is large, from a function of inputs to losses ``(B,)``."""
@@ -96,7 +99,7 @@ class AdversarialKD(KD):
                 return cross_entropy(as_one([model(x) for model in models], of=self.average).logits, y)
 
             x = self.attacked(batch.x, errs)
-            teachers = self.teachers(x)
+            teachers = self.teachers(batch._replace(x=x))
         student = self.tapped_student(x)
         assert self.terms is not None
         self._draws.set_state(draws)  # the same teachers are dropped

@@ -10,7 +10,7 @@ from lit_kd.models import Network
 from lit_kd.terms import Term, TermSet, Weighed, Weights
 from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, Paper, Robust, Rule
-from lit_kd.weightings.base import TellRule, has_label
+from lit_kd.weightings.base import TellRule, has_label, without_silent
 from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_training, own_rule, warn_of_rule
 from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen, Unneeded
 from lit_kd.weightings.manual import ManualOptimisation
@@ -92,6 +92,7 @@ class ALMKD(ManualOptimisation, Selective):
         self.rule.start(table, teachers, data.trusted, data.labels, epochs)
         if fresh and self.start_weights is not None:
             table["weights"][: data.train_size] = starting_weights(self.start_weights, teachers, data)
+        table["weights"] = without_silent(table["weights"], self.teachers.known)
         table["weights"][~has_label(data.labels), 0] = 0  # nothing to listen to
         warn_of_rule(self, epochs)
 

@@ -14,6 +14,7 @@ from lit_kd.trust.transition import gold_transition
 from lit_kd.types import Batch, Outputs
 from lit_kd.weightings.base import has_label
 from lit_kd.weightings.checks import warn_of_absent_classes
+from lit_kd.weightings.mean_teacher import as_one
 from lit_kd.weightings.stretches import Stretched
 
 
@@ -85,9 +86,12 @@ class GLC(Stretched):
     def read_off(self) -> None:
         """How labels are mistaken for each other, from what is said of the trusted rows."""
         meta, table = self.predict_rows(self.data.parts.meta_rows()), self.table
-        said = torch.stack([one.logits.float().softmax(-1) for one in meta.teachers or [meta.student]]).mean(0)
-        table.shared["transition"] = transition = gold_transition(said, meta.y)
-        table.shared["noise_rate"] = 1 - transition.diagonal()[meta.y].mean()
+        heard = as_one([one._replace(logits=one.logits.float()) for one in meta.teachers or [meta.student]])
+        said, y = heard.logits[heard.speaks].softmax(-1), meta.y[heard.speaks]
+        if not len(y):
+            raise ValueError("expected a teacher that speaks of meta rows, from which GLC reads the noise, found none")
+        table.shared["transition"] = transition = gold_transition(said, y)
+        table.shared["noise_rate"] = 1 - transition.diagonal()[y].mean()
         table["likelihood"] = self._likelihood(transition)
 
     def ask(self, batch: Batch) -> list[Outputs]:

@@ -57,4 +57,5 @@ class LabelRevision(Selective):
         """1, but 0 for a label that the teacher contradicts, and for the teacher of rows that are not selected."""
         heard = self.distilled(batch)
         ignored = contradicts(sources[0].logits, batch.y) & (heard > 0) & (self.cross_entropy == "right")
+        ignored &= sources[0].speaks
         return torch.stack([(~ignored).to(heard), heard], dim=1)

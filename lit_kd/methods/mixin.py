@@ -18,7 +18,7 @@ from lit_kd.models.taps import Composite, Watch
 from lit_kd.teachers.cache import follow
 from lit_kd.terms.base import row_losses, weighted_means
 from lit_kd.types import Batch, Outputs, as_ours, as_theirs
-from lit_kd.weightings.base import TellRule
+from lit_kd.weightings.base import TellRule, count_errors
 
 
 class Distilled(LightningModule):
@@ -149,7 +149,7 @@ class Distilled(LightningModule):
         method = self.distiller
         if isinstance(method, ALMKD) and method.rule.wants_validation:
             student, teachers, y = method.predict_rows(method.data.parts.val)
-            wrong = torch.stack([(out.logits.argmax(-1) != y).sum() for out in (student, *teachers)])
+            wrong = count_errors(student.logits, y, [t.logits for t in teachers], [t.known for t in teachers])
             method.rule.validated(method.table, wrong, torch.tensor(len(y), device=y.device))
 
     def on_train_epoch_end(self) -> None:

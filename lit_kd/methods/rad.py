@@ -113,8 +113,9 @@ class RobustActiveDistillation(Stretched):
         )
         index = pool[torch.from_numpy(chosen)]
         places = torch.arange(self.budget, device=self.device) + (stretch - 1) * self.budget
-        self.table.shared["soft_labels"][places] = self.predict_rows(parts.rows(index)).teachers[0].logits.float()
-        self.query[index.to(self.device)] = places
+        [answer] = self.predict_rows(parts.rows(index)).teachers
+        self.table.shared["soft_labels"][places] = answer.logits.float()
+        self.query[index.to(self.device)[answer.speaks]] = places[answer.speaks]
         super().begin_stretch(stretch)
 
     def expected_mistakes(self, pool: int) -> float:
@@ -122,7 +123,8 @@ class RobustActiveDistillation(Stretched):
         if self.rule != "rad" or self.mistakes is not None:
             return self.mistakes or 0.0
         said = self.predict_rows(self.data.parts.meta_rows())
-        return float((said.teachers[0].logits.argmax(-1) != said.y).double().mean()) * pool
+        teacher = said.teachers[0]
+        return float((teacher.logits.argmax(-1) != said.y)[teacher.speaks].double().mean().nan_to_num()) * pool
 
     def ask(self, batch: Batch) -> list[Outputs]:
         """In training nobody: the teacher has been asked before."""

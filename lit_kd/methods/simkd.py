@@ -62,7 +62,7 @@ class SimKD(Distiller):
         with evaluating(body):
             ours = Tapped(body, (tap,))(batch.x).features[tap]
         if not self.student.spec:
-            theirs, head = self.teachers(batch.x)[0], class_head(self.teachers.models[0])
+            theirs, head = self.teachers(batch)[0], class_head(self.teachers.models[0])
             features = theirs.features[self.teacher_tap]
             pooled = features.mean((2, 3)) if features.dim() == 4 else features
             if pooled.shape[1:] != (head.in_features,) or not gives_logits(head(pooled), theirs.logits):

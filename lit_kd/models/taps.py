@@ -103,7 +103,7 @@ def find_head(model: nn.Module, x: Inputs) -> None:
     """Remember which linear layer's output is the logits of some rows, where it is one."""
     linears = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad(), evaluating(model):
-        logits, features = Tapped(model, linears)(x)
+        logits, features, _ = Tapped(model, linears)(x)
     equal = [path for path, out in features.items() if out.shape == logits.shape and torch.equal(out, logits)]
     if len(equal) == 1:
         model.lit_kd_head = equal[0]  # type: ignore[assignment]

@@ -48,7 +48,8 @@ class KeepEvidence(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Keep a batch, and the score of the term `Deferral`, the mean if there are several."""
-        found = evidence(**outputs)
+        whole = all(rows is None for rows in outputs["known"])  # else a mean would be of others from row to row
+        found = evidence(outputs["logits"], outputs["y"], outputs["teachers"] if whole else [])
         terms = [term for term in pl_module.terms or () if isinstance(term, Deferral)]
         if terms:
             student = pl_module.tapped_student(pl_module.unpack(batch).x)
@@ -108,7 +109,9 @@ def keep_samples(
     label, true, noisy = (column[rows].numpy() for column in (data.labels, data.clean_labels, data.noisy))
     batches = torch.split(torch.arange(data.train_size), data.batch_size)
     found = [model.predict_rows(data.parts.rows(index)).teachers for index in batches]
-    classes = [torch.cat([teacher.logits.argmax(-1) for teacher in each]) for each in zip(*found, strict=True)]
+    classes = [
+        torch.cat([t.logits.argmax(-1).where(t.speaks, UNLABELED) for t in each]) for each in zip(*found, strict=True)
+    ]
     said = torch.stack(classes, dim=1).cpu().numpy() if classes else np.zeros((len(label), 0), dtype=np.int64)
     columns: dict[str, Any] = {"weights": weights, "label": label, "true": true, "noisy": noisy, "teachers": said}
     columns |= {"histograms": np.stack(histograms)} if histograms else {}

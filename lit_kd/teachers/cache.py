@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,8 +22,9 @@ from torch import Tensor
 from lit_kd.data import DataModule
 from lit_kd.data.rows import equal_inputs, in_memory
 from lit_kd.data.table import all_sum
-from lit_kd.models.files import write_whole
 from lit_kd.teachers.adapted import AdaptedTeacher
+from lit_kd.teachers.answers import LOGITS, read_arrays, write_arrays
+from lit_kd.teachers.file import FileTeacher
 from lit_kd.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 Arrays = dict[str, tuple[Tensor, torch.dtype]]
 """A teacher's outputs by name, ``(N + M, ...)``, and the dtypes that it gives."""
-LOGITS = "logits"
 
 
 @dataclass
@@ -41,6 +40,7 @@ class TeacherCache:
     """Where to keep the teachers' outputs, so that a teacher sees each training and meta row only once.
 
     Runs with the same teachers, rows and precision share a directory. Remove it when you change some of your files.
+    Each folder in it serves as a `lit_kd.teachers.FileTeacher`, for data with rows of the same ids.
 
     Attributes:
         where: ``"memory"``, a directory, or ``"none"``.
@@ -98,6 +98,7 @@ class Cached:
                 "teacher_cache needs a teacher and a data module of lit_kd.data (DistillationDataModule wraps yours), "
                 f"found {len(self.teachers)} teachers and {type(data).__name__}"
             )
+        files = [isinstance(model, FileTeacher) for model in self.teachers.models]
         if any(isinstance(model, AdaptedTeacher) for model in self.teachers.models):
             raise ValueError("expected no teacher_cache with an AdaptedTeacher, whose answers change: leave it out")
         self.data = data
@@ -105,14 +106,15 @@ class Cached:
         with isolate_rng(), torch.no_grad(), module.trainer.precision_plugin.forward_context():
             first, *views = (self._read(some, augmented).x for augmented in (False, False, True, True))
             alike = [equal_inputs(first, view) for view in views]
-            if not (all(alike) or (alike[0] and self.options.plain_view)):
+            if not (all(alike) or all(files) or (alike[0] and self.options.plain_view)):
                 raise ValueError(
                     "teacher_cache needs training inputs without augmentation, found that they change: turn it off, "
                     "or set plain_view to true if the data have a view without it"
                 )
-            self._kept = [self._outputs(k) for k in range(len(self.teachers))]
+            # a file is heard as it is now: its answers are in memory already
+            self._kept = [None if file else self._outputs(k) for k, file in enumerate(files)]
         torch.clear_autocast_cache()  # it holds casts of weights without gradients
-        self._compared = self.options.plain_view
+        self._compared = self.options.plain_view or all(files)
 
     def __call__(self, batch: Batch) -> list[Outputs]:
         """The outputs for a batch of training or meta rows, on the index's device."""
@@ -124,7 +126,10 @@ class Cached:
                 self._compared = equal_inputs(batch.x, self._read(index.cpu().numpy()).x)
             if not self._compared:
                 raise ValueError("teacher_cache found that a hook or callback changes batch.x: set plain_view to true")
-        for arrays in self._kept:
+        for k, arrays in enumerate(self._kept):
+            if arrays is None:
+                outputs.append(self.teachers.one(k, batch, training=True))
+                continue
             found = {name: a[index.to(a.device)].to(index.device, dtype) for name, (a, dtype) in arrays.items()}
             outputs.append(Outputs(found.pop(LOGITS), {name.removeprefix("features."): f for name, f in found.items()}))
         return outputs
@@ -139,9 +144,7 @@ class Cached:
         else:
             found = self._asked(k)
             if folder and trainer.is_global_zero:
-                folder.mkdir(parents=True, exist_ok=True)
-                for name in sorted(found, key=LOGITS.__eq__):  # logits last: they tell that all is there
-                    write_whole(folder / f"{name}.npy", partial(np.save, arr=found[name][0].numpy()))
+                write_arrays(folder, self._ids, {name: array for name, (array, _) in found.items()})
         # on the GPU where they fit well: else each step waits for the indices to come to the CPU
         room = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0
         return {name: (a.to(device) if a.nbytes <= room else a, dtype) for name, (a, dtype) in found.items()}
@@ -150,14 +153,18 @@ class Cached:
         """The stored outputs, of which a few are compared with what the teacher gives now."""
         some = np.linspace(0, len(self.data.labels) - 1, 8).astype(np.int64)
         found = self._ask(k, some)
+        _, arrays = read_arrays(folder, list(found))
         for name, (now, dtype) in found.items():
-            # mode c: torch wants an array that it may write to; the file stays as it is
-            array = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+            array = arrays[name]
             apart, largest = (array[some].double() - now[some].double()).abs().max(), now.double().abs().max()
             if not apart <= (0.05 if dtype.itemsize < 4 else 0.01) * largest:
                 raise ValueError(f"teacher {k} gives other {name} than stored (new code or data): remove {folder}")
             found[name] = array, dtype
         return found
+
+    @property
+    def _ids(self) -> list[str]:
+        return self.data.parts.ids[: len(self.data.labels)]
 
     def _asked(self, k: int) -> Arrays:
         """What the teacher gives for each process's share of the rows, in all processes."""
@@ -178,7 +185,7 @@ class Cached:
         shown = self.module.trainer.is_global_zero and self.module.trainer.progress_bar_callback is not None
         loader = self.data.loader(self.data.parts.rows(torch.from_numpy(index)))
         for given in track(loader, f"Cache of teacher {k}", disable=not shown):
-            out = self.teachers.one(k, to_device(self.module, given).x)
+            out = self.teachers.one(k, to_device(self.module, given))
             outputs = {LOGITS: out.logits} | {f"features.{tap}": f for tap, f in out.features.items()}
             for name, values in outputs.items():
                 if name not in found:
@@ -192,7 +199,7 @@ class Cached:
         model, parts, precision = self.teachers.models[k], self.data.parts, self.module.trainer.precision
         layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # functions have another address in each run
         told = (self.options.dtype, precision, self.module.speed.teacher_precision, self.teachers.taps, layers)
-        digest = hashlib.sha256(f"{told} {type(model).__qualname__} {parts.rows_fingerprint}".encode())
+        digest = hashlib.sha256(f"{told} {type(model).__qualname__} {parts.rows_fingerprint} {self._ids}".encode())
         tensors = {**model.state_dict(), **dict(model.named_buffers())}.items()
         for name, value in (*tensors, *(("x", x) for x in in_memory(parts.plain))):
             is_tensor = isinstance(value, Tensor)

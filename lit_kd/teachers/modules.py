@@ -18,8 +18,10 @@ from lit_kd.models.checkpoint import compare_data
 from lit_kd.models.shim import move
 from lit_kd.models.taps import find_head, unsure_of_head
 from lit_kd.teachers.adapted import adapting
+from lit_kd.teachers.answers import is_answers
+from lit_kd.teachers.file import FileTeacher, join_files, speaks_of
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
-from lit_kd.types import Batch, Inputs, Outputs, reads_head
+from lit_kd.types import Batch, Outputs, reads_head
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -40,20 +42,40 @@ class Teachers:
     def __len__(self) -> int:
         return len(self.models)
 
-    def __call__(self, x: Inputs) -> list[Outputs]:
+    def __call__(self, batch: Batch) -> list[Outputs]:
         """The outputs of every teacher for a batch."""
-        return [self.one(k, x) for k in range(len(self))]
+        return [self.one(k, batch) for k in range(len(self))]
 
-    def one(self, k: int, x: Inputs) -> Outputs:
-        """The outputs of teacher k alone."""
-        return self._frozen[k](x)
+    def one(self, k: int, batch: Batch, training: bool = False) -> Outputs:
+        """The outputs of teacher k alone; those of a file belong to the rows, whatever the inputs look like."""
+        model = self.models[k]
+        return model.answers(batch, training) if isinstance(model, FileTeacher) else self._frozen[k](batch.x)
+
+    def join(self, module: Distiller, stage: str) -> None:
+        """Read teachers that are files for the module's data."""
+        files = [model for model in self.models if isinstance(model, FileTeacher)]
+        if stage != "predict" and files:
+            join_files(module, files, stage)
+
+    @property
+    def known(self) -> Tensor | None:
+        """Which training and meta rows each speaks of, bool ``(N + M, K)``; None: all."""
+        files = [model for model in self.models if isinstance(model, FileTeacher)]
+        if all(model.complete for model in files):
+            return None
+        rows = torch.ones_like(files[0].known)
+        return torch.stack([m.known if isinstance(m, FileTeacher) else rows for m in self.models], dim=1)
+
+    def speak_of(self, split: str) -> bool:
+        """Whether some of them say something of rows of a split, ``"train"``, ``"val"`` or ``"test"``."""
+        return any(speaks_of(model, split) for model in self.models)
 
     def trained_on(self, batch: Batch) -> list[Outputs]:
         """The outputs for each label of a training or meta batch, from the cache if there is one."""
         if self.cache is not None:
             return self.cache(batch)
         with adapting(self.models if len(batch.y) > 1 else ()):  # a single row has no statistics
-            return [out.of(batch) for out in self(batch.x)]
+            return [self.one(k, batch, training=True).of(batch) for k in range(len(self))]
 
     def forget(self) -> None:
         """Drop copies for inference, except compiled ones."""
@@ -101,11 +123,13 @@ def find_heads(module: Distiller, models: Sequence[nn.Module]) -> None:
 
 
 def load_teachers(module: Distiller, specs: Sequence[Network], required: bool) -> Teachers:
-    """The teachers of a method: modules, paths of checkpoints, class paths, or model names with random weights.
+    """The teachers of a method: modules, checkpoints, files of answers, class paths, or names, with random weights.
 
     Unless they are required, where a checkpoint is not there, there are no teachers, and a warning. A ValueError if a
     teacher shares parameters with the student.
     """
+    taps = module.terms.taps("teacher") if module.terms else ()
+    specs = [FileTeacher(spec) if is_answers(spec) else spec for spec in specs]  # type: ignore[arg-type]
     missing = [spec for spec in specs if is_path(spec) and not Path(str(spec)).is_file()]
     if missing and not required:
         rank_zero_warn(f"teacher {missing} not found: evaluating without the agreement with the teacher")

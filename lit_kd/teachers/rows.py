@@ -46,7 +46,7 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
             some = list(range(first, min(first + data.batch_size, len(rows))))
             batch = to_device(module, rows.__getitems__(some))
             students.append(student(batch.x))
-            taught.append(teachers.trained_on(batch) if cached else teachers(batch.x))
+            taught.append(teachers.trained_on(batch) if cached else teachers(batch))
             labels.append(batch.y)
     # under autocast, the training would find casts of the weights without gradients
     torch.clear_autocast_cache()
@@ -58,11 +58,12 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
 
 def first_outputs(module: Distiller) -> tuple[Outputs, list[Outputs]]:
     """Of student and teachers for that batch."""
-    x = first_batch(module).x
+    batch = first_batch(module)
     with isolate_rng(), torch.no_grad(), evaluating(module.student):
-        return module.tapped_student(x), module.teachers(x)
+        return module.tapped_student(batch.x), module.teachers(batch)
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
     features = {tap: of_first_process(torch.cat([p.features[tap] for p in parts])) for tap in parts[0].features}
-    return Outputs(of_first_process(torch.cat([part.logits for part in parts])), features)
+    known = None if parts[0].known is None else torch.cat([part.speaks for part in parts])
+    return Outputs(of_first_process(torch.cat([part.logits for part in parts])), features, known)

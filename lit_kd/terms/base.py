@@ -13,6 +13,7 @@ from lit_kd.data.table import SampleTable
 from lit_kd.losses import standardised
 from lit_kd.types import Batch, Outputs
 
+TINY = 1e-12
 Weights = Sequence[float] | Tensor
 """Of the label, then of each source: numbers, or ``(B, S + 1)``."""
 Weighed = tuple[list[Tensor], Weights, Mapping[str, Tensor]]
@@ -52,9 +53,13 @@ class Term(nn.Module):
         self.key = self.name
         """Begins the names of its columns in the table; each copy has its own."""
 
-    def scaled(self, values: Tensor, batch: Batch) -> Tensor:
-        """What `forward` gave, times the constant factor and, where inputs are mixed, the row's share."""
-        return self.weight * batch.by_share(values)
+    def scaled(self, values: Tensor, source: Outputs | None, batch: Batch) -> Tensor:
+        """What `forward` gave, times the constant factor and, where inputs are mixed, the row's share.
+
+        It is 0 for rows that the source does not speak of.
+        """
+        values = self.weight * batch.by_share(values)
+        return values if source is None or source.known is None else values * source.known
 
     @property
     def reads_features(self) -> bool:
@@ -194,7 +199,7 @@ class TermSet(nn.Module):
         """The terms of the label and of each source, ``(B,)`` or ``()`` each, and the extra ones by name."""
         values = []
         for term, source in self._with_sources(sources):
-            values.append(term.scaled(term(student, source, batch), batch))
+            values.append(term.scaled(term(student, source, batch), source, batch))
             wanted = () if term.couples_batch else (len(student.logits),)
             if values[-1].shape != wanted:
                 found = f"{type(term).__name__} gave {tuple(values[-1].shape)}"
@@ -202,7 +207,9 @@ class TermSet(nn.Module):
         own = 1 + len(self.each)
         losses, rest, extra = values[:own], values[own:], dict[str, Tensor]()
         for terms in self._groups[2:]:
-            mean = torch.stack(rest[: len(terms)]).mean(0)
+            heard = [source.known for source in sources if source.known is not None and terms[0].reads_teacher]
+            count = torch.stack([source.speaks for source in sources]).sum(0).clamp(min=1) if heard else len(terms)
+            mean = torch.stack(rest[: len(terms)]).sum(0) / count
             extra[terms[0].name] = extra[terms[0].name] + mean if terms[0].name in extra else mean
             rest = rest[len(terms) :]
         return losses, extra
@@ -213,6 +220,22 @@ class TermSet(nn.Module):
         for term, source in self._with_sources(sources):
             if type(term).update is not Term.update:
                 term.update(student, source, batch)
+
+
+def heard(weights: Weights, sources: Sequence[Outputs]) -> Weights:
+    """Constant weights for each row, ``(B, S + 1)``, where a source does not speak of all rows; others as they are.
+
+    The shares of those that are silent go to those that speak, in proportion; where none speaks, the label counts 1, as
+    without a teacher [ours].
+    """
+    if isinstance(weights, Tensor) or all(source.known is None for source in sources):
+        return weights
+    known = torch.stack([source.speaks for source in sources], dim=1)
+    label, *shares = weights
+    each = known * torch.tensor(shares, device=known.device)
+    each = each * sum(shares) / each.sum(1, keepdim=True).clamp(min=TINY)
+    own = torch.where(known.any(1, keepdim=True), label, 1.0)
+    return torch.cat([own, each], dim=1)
 
 
 def row_losses(losses: Sequence[Tensor], weights: Weights, extra: Mapping[str, Tensor]) -> Tensor:

@@ -226,10 +226,12 @@ class EvaluationMetrics(nn.Module):
         for metric in (self.nll, *self.metrics.values()):
             cast(Metric, metric).reset()
 
-    def update(self, logits: Tensor, y: Tensor, teachers: Sequence[Tensor]) -> dict[str, Metric]:
+    def update(
+        self, logits: Tensor, y: Tensor, teachers: Sequence[Tensor], known: Sequence[Tensor | None] = ()
+    ) -> dict[str, Metric]:
         """Take in a batch's student logits ``(B, C)``, labels, and each teacher's logits; return what to log, by name.
 
-        Agreement is with the mean of the teachers' probabilities.
+        Agreement is with the mean of the teachers' probabilities, of those that speak of a row, if which do is known.
         """
         logits = logits.float()
         probabilities = self.task.probabilities(logits)
@@ -241,7 +243,12 @@ class EvaluationMetrics(nn.Module):
                 metric.update(probabilities, y)
                 logged[f"{self.stage}/{name}"] = metric
         if teachers:
-            mean = torch.stack([self.task.probabilities(t.float()) for t in teachers]).mean(0)
-            metrics["agreement"].update(probabilities, self.task.decide(mean))
+            said = torch.stack([self.task.probabilities(t.float()) for t in teachers])
+            if any(rows is not None for rows in known):
+                silent = [torch.zeros_like(y, dtype=torch.bool) if rows is None else ~rows for rows in known]
+                said = said.masked_fill(torch.stack(silent).unsqueeze(-1), math.nan)
+            mean = said.nanmean(0)
+            spoken = ~mean.isnan().any(-1)
+            metrics["agreement"].update(probabilities[spoken], self.task.decide(mean[spoken]))
             logged[f"{self.stage}/teacher_agreement"] = metrics["agreement"]
         return logged

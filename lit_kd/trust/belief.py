@@ -41,9 +41,9 @@ def believe(
         student: The running mean of what the student said of each row, probabilities ``(N, C)``.
         labels: Given labels, ``(N,)``; `UNLABELED` where there is none.
         trusted: Which labels are known to be right, bool ``(N,)``.
-        said: The class that each teacher names, ``(N, K)``.
-        errors: How many validation rows the student, then each teacher, is wrong about, ``(K + 1,)``; ``None``: nobody
-            knows, and no teacher is heard.
+        said: The class that each teacher names, ``(N, K)``; `UNLABELED` where it does not speak.
+        errors: Of all validation rows, then of those that each teacher speaks of: how many the student is wrong about,
+            and it, ``(2, K + 1)``; ``None``: nobody knows, and no teacher is heard.
         rest: The part of the training that is left, in [0, 1]: how much a teacher teaches beside the class.
     """
     labelled = labels != UNLABELED
@@ -53,11 +53,15 @@ def believe(
     doubt = doubt * (1 - false_doubt(doubt, trusted, untrusted)) * untrusted
     quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
     quality = quality * (1 - echoes(said, y, doubt, untrusted) / REPEATED).clamp(min=0)
+    speaks = said != UNLABELED
+    shares = quality * speaks
     # teachers may have learned the same: all of them together say no more than the best
-    shares = quality * quality.amax(0) / quality.sum().clamp(min=TINY) if len(quality) else quality
-    for k, share in enumerate(shares):
-        confusion = channel_of(y[trusted], F.one_hot(said[trusted, k], student.shape[1]).to(student), TEACHER_ROWS)
-        posterior = normalised(posterior * confusion.T[said[:, k]] ** share)
+    if len(quality):
+        shares = shares * shares.amax(1, keepdim=True) / shares.sum(1, keepdim=True).clamp(min=TINY)
+    for k, named in enumerate(said.clamp(min=0).unbind(1)):
+        rows = trusted & speaks[:, k]
+        confusion = channel_of(y[rows], F.one_hot(named[rows], student.shape[1]).to(student), TEACHER_ROWS)
+        posterior = normalised(posterior * confusion.T[named] ** shares[:, k : k + 1])
     false = false_doubt(1 - of(posterior, y), trusted, untrusted)
     found = mostly_right(posterior, y, untrusted) | known(student, y, trusted)
     credible = (frequency(y, labelled, student.shape[1]) * found)[y]
@@ -65,7 +69,7 @@ def believe(
     own = F.one_hot(y, student.shape[1]) * labelled.unsqueeze(1)
     posterior = torch.where(trusted.unsqueeze(1), own, own + kept * (posterior - own))
     probability, classes = posterior.max(1)
-    weights = probability**SURE * torch.where(labelled, 1.0, shares.sum())
+    weights = probability**SURE * torch.where(labelled, 1.0, shares.sum(1))
     beside = rest * shares * (said == classes.unsqueeze(1))
     weights = weights.unsqueeze(1) * torch.cat([1 - beside.sum(1, keepdim=True), beside], dim=1)
     return Belief(classes, weights, of(posterior, y) * labelled, channel, quality, false)
@@ -100,16 +104,20 @@ def label_channel(student: Tensor, y: Tensor, labelled: Tensor, untrusted: Tenso
 
 
 def better(errors: Tensor) -> Tensor:
-    """How sure it is that each teacher errs less than the student, eq. (5), ``(K,)`` in [0, 1]."""
-    student, teachers = errors[0], errors[1:]
+    """How sure it is that each teacher errs less than the student where it speaks, eq. (5), ``(K,)`` in [0, 1]."""
+    student, teachers = errors[:, 1:]
     z = (student - teachers) / (student + teachers + 1).sqrt()
     return torch.erf(z / 2**0.5).clamp(min=0)
 
 
 def echoes(said: Tensor, y: Tensor, doubt: Tensor, untrusted: Tensor) -> Tensor:
-    """Of the labels that are doubted the share that each teacher repeats, ``(K,)``: what it learned by heart."""
+    """Of the labels that are doubted the share that each teacher repeats, ``(K,)``: what it learned by heart.
+
+    Of labels of which it speaks.
+    """
     repeated = ((said == y.unsqueeze(1)) * doubt.unsqueeze(1)).sum(0)
-    return repeated / (doubt.sum() + FEW * untrusted.sum()).clamp(min=TINY)
+    asked = (said != UNLABELED) * (doubt + FEW * untrusted).unsqueeze(1)
+    return repeated / asked.sum(0).clamp(min=TINY)
 
 
 def false_doubt(doubt: Tensor, trusted: Tensor, untrusted: Tensor) -> Tensor:

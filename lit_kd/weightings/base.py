@@ -1,7 +1,7 @@
 """What a rule of ALM-KD is, what it sees, and who tells it of validations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ class MetaStep:
     alignment: Align
     lr: float  # the student's, now
     batch_size: int  # rows of the batch over all processes
+    known: Tensor | None = None  # which rows each teacher speaks of, bool (B, K); None: all
 
     def gradient(self, weights: Tensor) -> Tensor:
         """``dL_val / d weights`` through one look-ahead step at the current learning rate, ``(B, K + 1)``."""
@@ -47,7 +48,9 @@ class MetaStep:
             return part * found.new_zeros(weights.shape).index_add(0, pairs.rows, found)
 
         outputs = self.logits[main], [logits[main] for logits in self.teachers]
-        return MetaStep(self.index[main], self.y[main], *outputs, aligned, self.lr, round(part * self.batch_size))
+        known = self.known if self.known is None else self.known[main]
+        size = round(part * self.batch_size)
+        return MetaStep(self.index[main], self.y[main], *outputs, aligned, self.lr, size, known)
 
 
 class Rule(ABC):
@@ -111,8 +114,9 @@ class Rule(ABC):
 
         Args:
             table: The table.
-            wrong: How many rows the student's class is wrong for, then each teacher's, ``(K + 1,)``.
-            rows: How many were counted, a scalar above 0.
+            wrong: Of all rows, then of those that each teacher speaks of: for how many the student's class is wrong,
+                and for how many its own, ``(2, K + 1)``.
+            rows: How many rows there were, a scalar above 0.
         """
 
 
@@ -121,7 +125,8 @@ class TellRule(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Any) -> None:
         """Count anew."""
-        self.counts = torch.zeros(2 + len(module.teachers), dtype=torch.int64, device=module.device)
+        self.counts = torch.zeros(2, 1 + len(module.teachers), dtype=torch.int64, device=module.device)
+        self.rows = torch.zeros((), dtype=torch.int64, device=module.device)
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -129,15 +134,30 @@ class TellRule(Callback):
         """Count the rows that no other process has; further validation loaders may be of other data."""
         if dataloader_idx != getattr(module.datamodule, "split_loader", 0):
             return
-        wrong = torch.stack([outputs["logits"], *outputs["teachers"]]).argmax(-1) != outputs["y"]
-        self.counts += torch.cat([wrong.sum(1), self.counts.new_tensor([wrong.shape[1]])])
+        self.counts += count_errors(**outputs)
+        self.rows += len(outputs["y"])
 
     def on_validation_epoch_end(self, trainer: Trainer, module: Any) -> None:
         """Tell the rule, before a checkpoint is written."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and module.table is not None:
-            *wrong, rows = all_sum(self.counts)
+            wrong, rows = all_sum(self.counts), all_sum(self.rows)
             if rows > 0:
-                module.rule.validated(module.table, torch.stack(wrong), rows)
+                module.rule.validated(module.table, wrong, rows)
+
+
+def count_errors(logits: Tensor, y: Tensor, teachers: list[Tensor], known: Sequence[Tensor | None]) -> Tensor:
+    """Of all rows, then of those that each teacher speaks of: how many the student is wrong for, and it, (2, K + 1)."""
+    wrong = torch.stack([logits, *teachers]).argmax(-1) != y
+    counted = torch.stack([torch.ones_like(wrong[0]) if rows is None else rows for rows in (None, *known)])
+    return torch.stack([(wrong[:1] & counted).sum(1), (wrong & counted).sum(1)])
+
+
+def without_silent(weights: Tensor, known: Tensor | None) -> Tensor:
+    """Weights ``(N, K + 1)`` in which the label takes over the teachers' that do not speak of a row, ``(N, K)``."""
+    if known is None:
+        return weights
+    kept = weights[:, 1:] * known.to(weights.device)
+    return torch.cat([weights[:, :1] + (weights[:, 1:] - kept).sum(1, keepdim=True), kept], dim=1)
 
 
 def has_label(y: Tensor) -> Tensor:

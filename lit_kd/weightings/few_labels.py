@@ -7,7 +7,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_kd.distiller import Distiller
-from lit_kd.losses import mean_teacher
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice, class_labels
 from lit_kd.weightings.checks import warn_of_absent_classes
 from lit_kd.weightings.mean_teacher import as_one
@@ -43,9 +42,12 @@ class FewLabels(Distiller):
             )
 
     def on_meta_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's logits, the mean teacher's, and the labels of the meta rows."""
+        """The student's logits, the mean teacher's, and the labels of the meta rows that it speaks of."""
         said = self.predict_rows(self.data.parts.meta_rows())
-        return said.student.logits, mean_teacher([t.logits for t in said.teachers]), said.y
+        teacher = as_one(said.teachers)
+        if not teacher.speaks.any():
+            raise ValueError(f"expected a teacher that speaks of meta rows, by which {type(self).__name__} judges it")
+        return said.student.logits[teacher.speaks], teacher.logits[teacher.speaks], said.y[teacher.speaks]
 
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The mean of the teachers' probabilities."""
@@ -53,5 +55,5 @@ class FewLabels(Distiller):
 
     def weigh(self, student: Outputs, sources: list[Outputs], batch: Batch) -> Tensor:
         """1 for labels, and for the teacher where there is none."""
-        missing = (class_labels(batch.y) == UNLABELED).float()
+        missing = ((class_labels(batch.y) == UNLABELED) & sources[0].speaks).float()
         return torch.stack([torch.ones_like(missing), missing], dim=1)

@@ -68,7 +68,9 @@ class LookAhead(ABC):
         """What a rule is told of a batch."""
         module, index, y = self.module, index_of(seen.train), seen.train.y
         logits = seen.student.logits.float(), [teacher.logits.float() for teacher in teachers]
-        step = MetaStep(index, y, *logits, self.align(seen), self.lr(), len(y) * module.trainer.world_size)
+        whole = all(teacher.known is None for teacher in teachers)
+        known = None if whole else torch.stack([teacher.speaks for teacher in teachers], dim=1)
+        step = MetaStep(index, y, *logits, self.align(seen), self.lr(), len(y) * module.trainer.world_size, known)
         return step.of_rows(seen.train.pairs)
 
 

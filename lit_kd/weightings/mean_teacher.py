@@ -1,6 +1,6 @@
 """Several teachers as one, and teachers that the label corrects."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import torch
@@ -15,9 +15,23 @@ from lit_kd.types import Batch, Outputs, check_choice, class_labels
 
 
 def as_one(teachers: Sequence[Outputs], temperature: float = 1.0, of: Average = "probabilities") -> Outputs:
-    """`lit_kd.losses.mean_teacher` of outputs; a single teacher keeps its features."""
-    mean = mean_teacher([teacher.logits for teacher in teachers], temperature, of)
-    return Outputs(mean, teachers[0].features if len(teachers) == 1 else {})
+    """`lit_kd.losses.mean_teacher` of those that speak of each row; a single teacher keeps its features."""
+    if len(teachers) == 1:
+        return teachers[0]
+    if all(teacher.known is None for teacher in teachers):
+        return Outputs(mean_teacher([teacher.logits for teacher in teachers], temperature, of), {})
+    logits = torch.zeros_like(teachers[0].logits)
+    for rows, numbers in by_speakers(teachers):
+        logits[rows] = mean_teacher([teachers[k].logits[rows] for k in numbers], temperature, of).to(logits)
+    return Outputs(logits, {}, torch.stack([teacher.speaks for teacher in teachers]).any(0))
+
+
+def by_speakers(teachers: Sequence[Outputs]) -> Iterator[tuple[Tensor, list[int]]]:
+    """Rows of which the same teachers speak, bool ``(B,)``, and the numbers of these, at least one."""
+    speak = torch.stack([teacher.speaks for teacher in teachers], dim=1)
+    for pattern in torch.unique(speak, dim=0):
+        if numbers := pattern.nonzero().flatten().tolist():
+            yield (speak == pattern).all(1), numbers
 
 
 def revised(teachers: list[Outputs], y: Tensor, eta: float | None, temperature: float) -> list[Outputs]:
@@ -89,9 +103,10 @@ class MeanTeacher(Distiller):
             numbers = kept.nonzero().flatten().tolist()
             heard = [teachers[k] for k in numbers]
             if self.average == "median":
-                shares = median_shares([teacher.logits for teacher in heard], self.terms.temperature)
+                rows = torch.stack([teacher.speaks for teacher in heard]).all(0)
+                shares = median_shares([teacher.logits[rows] for teacher in heard], self.terms.temperature)
                 names = [f"teachers/median_share_{k}" for k in numbers]
-                self.log_means(dict(zip(names, shares, strict=True)), len(batch.y))
+                self.log_means(dict(zip(names, shares.nan_to_num(), strict=True)), int(rows.sum()))
             teachers = [as_one(heard, self.terms.temperature, self.average)]
         return revised(teachers, batch.y, self.revise, self.terms.temperature)
 

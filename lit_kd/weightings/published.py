@@ -79,7 +79,10 @@ class Amal(Rule):
         """Repeated steps on the weights of the batch."""
         weights = table["weights"][step.index]
         for _ in range(self.repeats):
-            weights = self.move(weights, step.gradient(weights), self.step_size * step.batch_size / 128)
+            gradient = step.gradient(weights)
+            if step.known is not None:  # as if it did no end of harm: it stays at 0
+                gradient[:, 1:] = gradient[:, 1:].where(step.known, torch.finfo(gradient.dtype).max)
+            weights = self.move(weights, gradient, self.step_size * step.batch_size / 128)
         weights[:, 0] *= has_label(step.y)  # a label that is missing has no gradient, nor weight
         table.write(step.index, weights=weights)
 

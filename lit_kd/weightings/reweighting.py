@@ -78,6 +78,8 @@ class MetaWeightNet(Rule):
         self.update(table.shared, all_sum(gradient))
         weights = net_weights(table.shared["weight_net"], losses)
         weights[:, 0] *= has_label(step.y)
+        if step.known is not None:
+            weights[:, 1:] *= step.known
         table.write(step.index, weights=weights)
 
     def update(self, state: dict[str, Tensor], gradient: Tensor) -> None:

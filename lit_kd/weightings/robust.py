@@ -85,6 +85,8 @@ class Robust(Rule):
         memory = memory + new.unsqueeze(1) * (step.logits.softmax(-1) - memory)
         said = [teacher.argmax(-1) for teacher in step.teachers]
         classes = torch.stack(said, dim=1) if said else table["teacher_class"][step.index]
+        if step.known is not None:
+            classes = classes.where(step.known, UNLABELED)
         table.write(step.index, epochs=epochs, memory=memory, teacher_class=classes)
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:

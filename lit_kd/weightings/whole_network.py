@@ -58,7 +58,8 @@ class Exact(LookAhead):
             for term, source in zip(terms.weighted, [None, *seen.sources], strict=True):
                 own = {**dict(term.named_parameters()), **dict(term.named_buffers())}
                 copies = {name: value.detach().to(student.logits, copy=True) for name, value in own.items()}
-                values.append(term.scaled(functional_call(term, copies, (student, source, seen.train)), seen.train))
+                value = functional_call(term, copies, (student, source, seen.train))
+                values.append(term.scaled(value, source, seen.train))
             return torch.stack(self.module.of_distilled(values, seen.train), dim=1)
 
         if self.forward_mode:

@@ -105,7 +105,7 @@ def renewal(rows: int) -> float:
     clean = torch.where(torch.rand(rows, generator=draw) < 0.7, labels, labels.roll(1))
     table.add("memory", (torch.randn(rows, 100, generator=draw) + 3 * F.one_hot(clean, 100)).softmax(-1), rows=True)
     table["epochs"], table["teacher_class"] = torch.ones(rows), labels.unsqueeze(1)
-    table.shared["errors"] = torch.tensor([[90.0, 10.0]])
+    table.shared["errors"] = torch.tensor([[[90.0, 90.0], [90.0, 10.0]]])
     begin = time.process_time()
     rule.renew(table, 20)
     return time.process_time() - begin

@@ -44,7 +44,7 @@ def robust_table(n: int) -> tuple[Robust, SampleTable]:
         "memory", (torch.randn(n, CLASSES, generator=draw) + 3 * F.one_hot(clean, CLASSES)).softmax(-1), rows=True
     )
     table["epochs"], table["teacher_class"] = torch.ones(n), clean.unsqueeze(1)
-    table.shared["errors"] = torch.tensor([[90.0, 10.0]])
+    table.shared["errors"] = torch.tensor([[[90.0, 90.0], [90.0, 10.0]]])
     return rule, table
 
 

@@ -275,7 +275,8 @@ class Trusting(KD):
                     rule.renew(table, epoch)
                 if self.teachers:
                     wrong = torch.stack([val[i], e.teacher_val]).argmax(-1) != e.val[1]
-                    rule.validated(table, wrong.sum(1), torch.tensor(len(e.val[1])))
+                    errors = wrong.sum(1)
+                    rule.validated(table, torch.stack([errors[:1].expand(2), errors]), torch.tensor(len(e.val[1])))
         self.read()
 
     def witness(self, i: int, table: SampleTable) -> AbstractContextManager[None]:

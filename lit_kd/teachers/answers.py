@@ -1,0 +1,240 @@
+"""What a teacher said of rows, by their ids: tables that people write, and folders of arrays as the cache does."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lit_kd.models.files import read_columns, write_whole
+
+LOGITS = "logits"
+LEAST = 1e-6  # of a probability: logits stay finite
+SLACK = 0.01  # of a sum of probabilities, which may be rounded
+Floats = npt.NDArray[np.float64]
+
+
+class Options(NamedTuple):
+    """Which columns to read, see `lit_kd.teachers.FileTeacher`."""
+
+    id: str | None = None
+    label: str | None = None
+    confidence: str | None = None
+    probabilities: str = "prob_*"
+
+
+class Answers(NamedTuple):
+    """What was said of F rows: k classes of each, with logits up to a constant, and that of every other class."""
+
+    ids: list[str]
+    values: Tensor  # (F, k)
+    classes: Tensor | None = None  # int64 (F, k); None: all, in order
+    rest: Tensor | None = None  # (F,)
+
+
+class Source(NamedTuple):
+    """A file, and the classes of the data that its answers are of."""
+
+    path: Path
+    num_classes: int
+    names: list[str] | None  # of the classes
+
+    def error(self, expected: str, found: str) -> ValueError:
+        """In one sentence."""
+        return ValueError(f"{self.path}: expected {expected}, found {found}")
+
+    def class_of(self, cell: Any) -> int:
+        """The number of a class that is named, or numbered from 0; names that are numbers are names."""
+        text, names = " ".join(str(cell).split()), self.names or []
+        if text in names:
+            return names.index(text)
+        number = int(float(text)) if re.fullmatch(r"\d+(\.0+)?", text) else -1  # a column with gaps may be of floats
+        if 0 <= number < self.num_classes and not all(re.fullmatch(r"\d+", name) for name in names or ["a"]):
+            return number
+        raise self.error(
+            f"the classes of the data, {', '.join(names[:20]) + ' or ' if names else ''}0 to {self.num_classes - 1}",
+            f"{text!r}: write them as the data do",
+        )
+
+    def classes_of(self, cells: Sequence[Any]) -> npt.NDArray[np.int64]:
+        """Of many cells."""
+        known = {cell: self.class_of(cell) for cell in dict.fromkeys(cells)}
+        return np.array([known[cell] for cell in cells], dtype=np.int64)
+
+
+def write_arrays(folder: Path, ids: Sequence[str], arrays: Mapping[str, Tensor]) -> None:
+    """Write what a teacher gives for rows of these ids, ``(F, ...)`` each; logits last, as they tell that all is there.
+
+    `read_arrays` reads it, and `lit_kd.teachers.FileTeacher` the logits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"ids": np.array(ids)} | {name: arrays[name].numpy() for name in sorted(arrays, key=LOGITS.__eq__)}
+    for name, array in found.items():
+        write_whole(folder / f"{name}.npy", partial(np.save, arr=array))
+
+
+def read_arrays(folder: Path, names: Sequence[str] = (LOGITS,)) -> tuple[list[str], dict[str, Tensor]]:
+    """The ids, and arrays that stay in their files."""
+    # mode c: torch wants an array that it may write to; the file stays as it is
+    arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in names}
+    return np.load(folder / "ids.npy").tolist(), arrays
+
+
+def is_answers(path: Any) -> bool:
+    """Whether a path is of a table, by its ending, or of a folder of the cache."""
+    return isinstance(path, (str, Path)) and (
+        Path(path).suffix in (".csv", ".parquet") or (Path(path) / f"{LOGITS}.npy").is_file()
+    )
+
+
+def read_answers(source: Source, options: Options) -> Answers:
+    """What a file says; rows without an answer are left out. A ValueError for what cannot be read."""
+    if source.path.is_dir():
+        ids, arrays = read_arrays(source.path)
+        logits = arrays[LOGITS]
+        if logits.shape != (len(ids), source.num_classes):
+            raise source.error(f"logits of {len(ids)} rows and {source.num_classes} classes", f"{tuple(logits.shape)}")
+        return Answers(ids, logits)
+    columns = read_columns(source.path)
+    rows = len(next(iter(columns.values()), []))
+    if not rows:
+        raise source.error("a table with a head and rows", "an empty one")
+    name = _column(source, columns, options.id, ("id", "file"), "the ids of the data's rows: id='...'")
+    ids = [str(cell) for cell in columns[name]]
+    if len(set(ids)) < rows:
+        raise source.error("each id once", f"{Counter(ids).most_common(1)[0][0]!r} again: keep one answer a row")
+    matched = [column for column in columns if fnmatchcase(str(column), options.probabilities)]
+    top = [column for column in columns if re.fullmatch(r"logprob_\d+", str(column))]
+    read: Callable[..., tuple[npt.NDArray[np.bool_], Answers]]
+    if options.label is None and (matched or options.probabilities != "prob_*"):
+        read = partial(_distributions, matched=matched, pattern=options.probabilities)
+    elif options.label is None and top:
+        read = partial(_likeliest, numbers=[column.removeprefix("logprob_") for column in top])
+    else:
+        read = partial(_labels, options=options)
+    said, answers = read(source, columns, ids)
+    kept = np.flatnonzero(said)
+    if not len(kept):
+        raise source.error("answers", f"none in {rows} rows")
+    at, (_, values, classes, rest) = torch.from_numpy(kept), answers
+    others = (None if part is None else part[at] for part in (classes, rest))
+    return Answers([ids[row] for row in kept], values[at], *others)
+
+
+def _column(source: Source, columns: Mapping[str, Any], given: str | None, usual: Sequence[str], what: str) -> str:
+    """The column of that name, else of a usual one."""
+    wanted = usual if given is None else (given,)
+    found = next((name for name in wanted if name in columns), None)
+    if found is None:
+        expected = f"a column {' or '.join(wanted)} with {what}"
+        raise source.error(expected, ", ".join(str(column) for column in columns))
+    return found
+
+
+def _blank(cell: Any) -> bool:
+    return cell is None or cell != cell or str(cell).strip() in ("", "-1", "-1.0")
+
+
+def _numbers(source: Source, cells: Sequence[Any], ids: Sequence[str], what: str, most: float) -> Floats:
+    """A column of numbers; nan where a cell is blank."""
+    found = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        if cell is None or str(cell).strip().lower() in ("", "nan"):
+            continue
+        try:
+            found[row] = float(cell)
+        except (TypeError, ValueError):
+            found[row] = np.inf
+        if not found[row] <= most:
+            raise source.error(what, f"{cell!r} in the row {ids[row]!r}")
+    return found
+
+
+def _distributions(
+    source: Source, columns: Mapping[str, Any], ids: list[str], matched: list[str], pattern: str
+) -> tuple[npt.NDArray[np.bool_], Answers]:
+    """A probability for each class."""
+    before, star, after = pattern.partition("*")
+    if not star or "*" in after or not matched:
+        raise source.error(f"columns {pattern}, one star for the class", ", ".join(map(str, columns)))
+    classes = [source.class_of(name[len(before) : len(name) - len(after)]) for name in matched]
+    if sorted(classes) != list(range(source.num_classes)):
+        raise source.error(f"a column {pattern} for each of {source.num_classes} classes", ", ".join(matched))
+    what = f"as {pattern} numbers from 0 to 1"
+    table = np.stack([_numbers(source, columns[name], ids, what, 1 + SLACK) for name in matched], axis=1)
+    said = np.logical_not(np.isnan(table).all(1))
+    total = table.sum(1)
+    right = np.logical_and(np.abs(total - 1) <= SLACK, (table >= 0).all(1))
+    wrong = np.logical_and(said, ~right)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise source.error(
+            f"probabilities {pattern} of at least 0 that sum to 1",
+            f"{', '.join(f'{p:g}' for p in table[row][:8])} of sum {total[row]:.4g} in the row {ids[row]!r}",
+        )
+    table = (table / np.where(said, total, 1)[:, None])[:, np.argsort(classes)]
+    return said, Answers(ids, _logs(table))
+
+
+def _labels(
+    source: Source, columns: Mapping[str, Any], ids: list[str], options: Options
+) -> tuple[npt.NDArray[np.bool_], Answers]:
+    """A class, and how sure the teacher is of it; the rest is for the others."""
+    what = "classes, columns prob_* with probabilities, or class_1, logprob_1, ...: label='...'"
+    cells = columns[_column(source, columns, options.label, ("label", "class"), what)]
+    said = np.array([not _blank(cell) for cell in cells])
+    classes = np.zeros((len(ids), 1), dtype=np.int64)
+    classes[said, 0] = source.classes_of([cell for cell, told in zip(cells, said, strict=True) if told])
+    sure = np.ones(len(ids))
+    usual = ("confidence", "probability")
+    # of several columns of labels none can tell which the usual one is of
+    if options.confidence is not None or (options.label is None and any(name in columns for name in usual)):
+        name = _column(source, columns, options.confidence, usual, "how sure each label is")
+        sure = _numbers(source, columns[name], ids, f"as {name} numbers from 0 to 1", 1)
+        wrong = said & ~(sure >= 0)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise source.error(f"as {name} numbers from 0 to 1", f"{columns[name][row]!r} in the row {ids[row]!r}")
+    rest = (1 - sure) / (source.num_classes - 1)
+    return said, Answers(ids, _logs(sure[:, None]), torch.from_numpy(classes), _logs(rest))
+
+
+def _likeliest(
+    source: Source, columns: Mapping[str, Any], ids: list[str], numbers: list[str]
+) -> tuple[npt.NDArray[np.bool_], Answers]:
+    """Log-probabilities of the likeliest classes; what is left is for the others."""
+    numbers = sorted(numbers, key=int)
+    classes = np.zeros((len(ids), len(numbers)), dtype=np.int64)
+    logs = np.full(classes.shape, np.nan)
+    for at, number in enumerate(numbers):
+        cells = columns[_column(source, columns, f"class_{number}", (), f"the class of logprob_{number}")]
+        logs[:, at] = _numbers(source, columns[f"logprob_{number}"], ids, "as logprob_* numbers of at most 0", SLACK)
+        told = ~np.isnan(logs[:, at])
+        classes[told, at] = source.classes_of([cells[row] for row in np.flatnonzero(told)])
+    told = ~np.isnan(logs)
+    said, given = told.any(1), np.exp(np.where(told, logs, -np.inf))
+    order = np.sort(np.where(told, classes, -1 - np.arange(len(numbers))), axis=1)
+    total = given.sum(1)
+    wrong = said & ((total > 1 + SLACK) | (np.diff(order, axis=1) == 0).any(1))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise source.error(
+            "classes that differ, whose probabilities exp(logprob_*) sum to at most 1",
+            f"classes {classes[row][told[row]].tolist()} of sum {total[row]:.4g} in the row {ids[row]!r}",
+        )
+    left = source.num_classes - told.sum(1)
+    rest = (1 - total).clip(min=0) / left.clip(min=1)
+    first = told.argmax(1)[:, None]  # stands for those that are not told
+    classes, given = (np.where(told, part, np.take_along_axis(part, first, 1)) for part in (classes, given))
+    return said, Answers(ids, _logs(given), torch.from_numpy(classes), _logs(rest))
+
+
+def _logs(probabilities: Floats) -> Tensor:
+    return torch.from_numpy(np.log(np.nan_to_num(probabilities).clip(min=LEAST))).float()

@@ -1,0 +1,199 @@
+"""Teachers that are files: what somebody or something said of the rows, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lit_kd.data import DataModule
+from lit_kd.models import Network, resolve_model
+from lit_kd.models.checkpoint import known_names
+from lit_kd.models.files import check_new, write_columns
+from lit_kd.models.taps import Tapped
+from lit_kd.teachers.answers import Options, Source, read_answers
+from lit_kd.types import Batch, Outputs, evaluating
+
+if TYPE_CHECKING:
+    from lit_kd.distiller.base import Distiller
+
+
+class FileTeacher(nn.Module):
+    """A teacher that is a file: labels or probabilities that a person, an API or another program gave.
+
+    It is a .csv or .parquet table with a row for each sample, joined by the data's ids, `data.parts.ids`: file names of
+    image folders, a table's own ids, else the row's number in the data set. Or it is a folder that a `teacher_cache`
+    wrote. A row that the file lacks, or whose cells are empty, has no say: the teacher's share goes to other teachers,
+    and where none speaks, to the label. Which columns are read, the first that there are:
+
+    - ``prob_CLASS`` for each class: probabilities;
+    - ``class_1, logprob_1, class_2, logprob_2, ...``: log-probabilities of the likeliest classes; the rest is spread
+      evenly over the others;
+    - ``label`` or ``class``, and if it is there ``confidence`` or ``probability``: a class, and its probability; the
+      rest is spread evenly. Without a confidence it is 1.
+
+    A class is written by its name, if the data have names, or its number from 0. Probabilities are at least 1e-6, so
+    that logits are finite [ours]. Formats, examples and what cannot be done with a file: docs/teacher_files.md.
+
+    Args:
+        path: The file.
+        id: The column of ids; by default ``id`` or ``file``.
+        label: The column of classes, such as one annotator's of several; then no probabilities are looked for.
+        confidence: The column of its probabilities, in [0, 1].
+        probabilities: The names of columns of probabilities, with a star for the class.
+    """
+
+    width: int  # C
+    known: Tensor  # which training and meta rows it speaks of, (N + M,)
+    place: Tensor  # of each row of the data the file's row, or -1, (R,)
+    values: Tensor
+    classes: Tensor | None
+    rest: Tensor | None
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        id: str | None = None,
+        label: str | None = None,
+        confidence: str | None = None,
+        probabilities: str = "prob_*",
+    ) -> None:
+        super().__init__()
+        self.path, self.options = Path(path), Options(id, label, confidence, probabilities)
+        for name in ("place", "values", "classes", "rest"):
+            self.register_buffer(name, None)
+        self.counts: dict[str, int] = {}
+        """How many rows of each split it speaks of, of the training it is part of."""
+        self.whole = self.complete = False  # whether it speaks of all rows, and of all training and meta rows
+
+    def join(self, data: DataModule, num_classes: int) -> str:
+        """Read the file for these data, anew; returns what is missing, for a warning, or nothing.
+
+        A ValueError if the file cannot be read, or speaks of no training row.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: expected a file of a teacher's answers, found none")
+        answers = read_answers(Source(self.path, num_classes, known_names(data.class_names, num_classes)), self.options)
+        parts = data.parts
+        row_of = {name: row for row, name in enumerate(answers.ids)}
+        self.place = torch.tensor([row_of.get(name, -1) for name in parts.ids])
+        self.values, self.classes, self.rest = answers[1:]
+        sizes = {"train": data.train_size, "meta": data.meta_size, "val": len(parts.val), "test": len(parts.test)}
+        known = self.place >= 0
+        spoken = [int(part.sum()) for part in torch.split(known, list(sizes.values()))]
+        self.counts = dict(zip(sizes, spoken, strict=True))
+        self.known = known[: len(data.labels)]
+        self.whole, self.complete = bool(known.all()), bool(self.known.all())
+        if not self.counts["train"]:
+            matched = f"{sum(spoken)} of {len(answers.ids)} ids of the data"
+            raise ValueError(
+                f"{self.path}: expected ids of training rows, such as {', '.join(map(repr, parts.ids[:3]))}, found "
+                f"{', '.join(map(repr, answers.ids[:3]))} ({matched}): name the column with id='...', or write "
+                "data.parts.ids"
+            )
+        lacks = [f"{self.counts[name]} of {sizes[name]} {name} rows" for name in ("train", "meta", "val")]
+        lacks = [told for told, name in zip(lacks, sizes, strict=False) if self.counts[name] < sizes[name]]
+        unknown = len(answers.ids) - sum(spoken)
+        lacks += [f"{unknown} rows that the data do not have"] if unknown else []
+        return f"{self.path} speaks of {', '.join(lacks)}: what it lacks has no say" if lacks else ""
+
+    def answers(self, batch: Batch, training: bool = False) -> Outputs:
+        """What it says of a batch; nothing without an index, or without data."""
+        rows, device = len(batch.y), batch.y.device
+        if batch.index is None or not self.counts:
+            known = torch.zeros(rows, dtype=torch.bool, device=device)
+            return Outputs(torch.zeros(rows, self.width, device=device), {}, known)
+        at = self.place[batch.index.to(self.place.device)]
+        row = at.clamp(min=0)
+        said = self.values[row]
+        if self.classes is not None and self.rest is not None:
+            every = self.rest[row].unsqueeze(1).expand(-1, self.width)
+            said = every.scatter(1, self.classes[row], said)
+        logits = said.where((at >= 0).unsqueeze(1), 0).to(device)
+        sure = self.complete if training else self.whole
+        return Outputs(logits, {}, None if sure else (at >= 0).to(device))
+
+
+def check_file_teachers(module: Distiller) -> None:
+    """Refuse methods and terms that want more of a teacher than its answers about rows; a ValueError."""
+    name, terms = type(module).__name__, module.terms or ()
+    if module.task.name != "classification":
+        raise ValueError("expected one class a sample with a teacher that is a file, found several: give a network")
+    for term in terms:
+        if term.teacher_taps:
+            raise ValueError(
+                f"expected a network as the teacher, as {type(term).__name__} reads its layers, found a file: choose "
+                "a term of logits, such as KL"
+            )
+    if module.changes_batches:
+        raise ValueError(f"expected no mix with a teacher that is a file, as {name} asks it about inputs of no row")
+    if getattr(module, "select", None) is not None:
+        raise ValueError("expected no select with a teacher that is a file, as rows are scored at its last layer")
+
+
+def join_files(module: Distiller, teachers: list[FileTeacher], stage: str) -> None:
+    """Read the files for the module's data, and say once what they lack; outside of training they may lack all."""
+    data = module.datamodule
+    for teacher in teachers:
+        teacher.width, teacher.counts = module.num_classes, {}
+        if stage == "fit":
+            check_file_teachers(module)
+            missing = teacher.join(module.data, module.num_classes)
+            coupled = [type(term).__name__ for term in module.terms or () if term.couples_batch and term.reads_teacher]
+            if coupled and not teacher.complete:
+                raise ValueError(
+                    f"{teacher.path}: expected answers for all training and meta rows, as {coupled[0]} compares the "
+                    f"rows of a batch, found that it speaks of {teacher.counts['train']} and {teacher.counts['meta']}: "
+                    "choose another term"
+                )
+            if missing:
+                rank_zero_warn(missing)
+        else:
+            split = {"validate": "val"}.get(stage, stage)
+            if isinstance(data, DataModule) and teacher.path.exists():
+                teacher.join(data, module.num_classes)
+            if not speaks_of(teacher, split):
+                rank_zero_warn(f"{teacher.path} says nothing of the {split} rows: evaluating without the agreement")
+        teacher.to(module.device)
+
+
+def speaks_of(teacher: nn.Module, split: str) -> bool:
+    """Whether a teacher says something of rows of a split; of rows that a wrapped module keeps for itself no file."""
+    return not isinstance(teacher, FileTeacher) or teacher.counts.get(split, 0) > 0
+
+
+def write_predictions(
+    path: str | os.PathLike[str], teacher: Network, data: DataModule, overwrite: bool = False
+) -> None:
+    """Write what a network says of all rows, without augmentation, as a table that `FileTeacher` reads.
+
+    Its columns are ``id`` and a probability ``prob_CLASS`` for each class. A wrapped module's own test rows are left
+    out, as they have no ids. A ValueError or FileExistsError for a path that cannot be used.
+
+    Args:
+        path: A .csv or .parquet file.
+        teacher: A module, the path of a lit_kd checkpoint, or what else a teacher may be but a file.
+        data: A data module of `lit_kd.data`.
+        overwrite: Whether a file that is there may be replaced.
+    """
+    path = Path(path)
+    check_new(path, overwrite)
+    data.setup()
+    shape = None if data.input_shape is None else list(data.input_shape)
+    model = resolve_model(teacher, data.num_classes, shape)
+    parts, found = data.parts, []
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with isolate_rng(), torch.no_grad(), evaluating(model):
+        for rows in (parts.rows(torch.arange(len(data.labels))), parts.val, parts.test):
+            batches = data.loader(rows) if len(rows) else ()
+            found += [Tapped(model)(batch.to(device).x).logits.cpu() for batch in batches]
+    table = torch.cat(found).double().softmax(-1)
+    names = known_names(data.class_names, data.num_classes) or [str(c) for c in range(data.num_classes)]
+    columns: Mapping[str, Any] = {f"prob_{name}": table[:, c].tolist() for c, name in enumerate(names)}
+    write_columns(path, {"id": parts.ids, **columns}, overwrite)
