@@ -38,6 +38,7 @@ from lit_kd import (
     Batch,
     ComparativeKD,
     CoTeaching,
+    CrowdLabels,
     Distiller,
     FitNet,
     GroupDistil,
@@ -134,6 +135,7 @@ METHODS: dict[str, Callable[..., Distiller]] = {
     "jocor": lambda student, teachers, **base: JoCoR(
         student, agreement=0.5, **({"peers": ["mlp-12"], "noise_rate": 0.3, "ramp_epochs": 2} | base)
     ),
+    "crowd-labels": lambda student, teachers, **base: CrowdLabels(student, teachers, **base),
     "loss-divider": lambda student, teachers, **base: LossDivider(student, **({"warmup_epochs": 1} | base)),
     "rad": lambda student, teachers, **base: RobustActiveDistillation(
         student, teachers[0], **({"budget": 12, "rounds": 1} | base)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_kd.models.files import read_columns, write_whole
 
 LOGITS = "logits"
-LEAST = 1e-6  # of a probability: logits stay finite
+LEAST = 1e-6  # in the place of a probability of 0, or the least other one of the row: logits stay finite
 SLACK = 0.01  # of a sum of probabilities, which may be rounded
 Floats = npt.NDArray[np.float64]
 
@@ -180,7 +180,8 @@ def _distributions(
             f"{', '.join(f'{p:g}' for p in table[row][:8])} of sum {total[row]:.4g} in the row {ids[row]!r}",
         )
     table = (table / np.where(said, total, 1)[:, None])[:, np.argsort(classes)]
-    return said, Answers(ids, _logs(table))
+    least = np.where(table > 0, table, LEAST).min(1, keepdims=True, initial=LEAST)
+    return said, Answers(ids, _logs(table, least))
 
 
 def _labels(
@@ -236,5 +237,5 @@ def _likeliest(
     return said, Answers(ids, _logs(given), torch.from_numpy(classes), _logs(rest))
 
 
-def _logs(probabilities: Floats) -> Tensor:
-    return torch.from_numpy(np.log(np.nan_to_num(probabilities).clip(min=LEAST))).float()
+def _logs(probabilities: Floats, least: Floats | float = LEAST) -> Tensor:
+    return torch.from_numpy(np.log(np.maximum(np.nan_to_num(probabilities), least))).float()

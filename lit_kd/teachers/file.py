@@ -38,8 +38,9 @@ class FileTeacher(nn.Module):
     - ``label`` or ``class``, and if it is there ``confidence`` or ``probability``: a class, and its probability; the
       rest is spread evenly. Without a confidence it is 1.
 
-    A class is written by its name, if the data have names, or its number from 0. Probabilities are at least 1e-6, so
-    that logits are finite [ours]. Formats, examples and what cannot be done with a file: docs/teacher_files.md.
+    A class is written by its name, if the data have names, or its number from 0. A probability of 0 counts as 1e-6, or
+    as the least other one of the row, so that logits are finite [ours]. Formats, examples and what cannot be done with
+    a file: docs/teacher_files.md.
 
     Args:
         path: The file.
@@ -143,7 +144,6 @@ def join_files(module: Distiller, teachers: list[FileTeacher], stage: str) -> No
     for teacher in teachers:
         teacher.width, teacher.counts = module.num_classes, {}
         if stage == "fit":
-            check_file_teachers(module)
             missing = teacher.join(module.data, module.num_classes)
             coupled = [type(term).__name__ for term in module.terms or () if term.couples_batch and term.reads_teacher]
             if coupled and not teacher.complete:
@@ -155,7 +155,7 @@ def join_files(module: Distiller, teachers: list[FileTeacher], stage: str) -> No
             if missing:
                 rank_zero_warn(missing)
         else:
-            split = {"validate": "val"}.get(stage, stage)
+            split = "val" if stage == "validate" else "test"
             if isinstance(data, DataModule) and teacher.path.exists():
                 teacher.join(data, module.num_classes)
             if not speaks_of(teacher, split):

@@ -19,7 +19,7 @@ from lit_kd.models.shim import move
 from lit_kd.models.taps import find_head, unsure_of_head
 from lit_kd.teachers.adapted import adapting
 from lit_kd.teachers.answers import is_answers
-from lit_kd.teachers.file import FileTeacher, join_files, speaks_of
+from lit_kd.teachers.file import FileTeacher, check_file_teachers, join_files, speaks_of
 from lit_kd.teachers.speed import USUAL, Frozen, Speed
 from lit_kd.types import Batch, Outputs, reads_head
 
@@ -148,6 +148,8 @@ def load_teachers(module: Distiller, specs: Sequence[Network], required: bool) -
     for model in models:
         move(model, lambda t: t.to(module.device, dtype if t.is_floating_point() else None))
     taps = module.terms.taps("teacher") if module.terms else ()
+    if required and any(isinstance(model, FileTeacher) for model in models):
+        check_file_teachers(module)
     if required and reads_head(taps):
         find_heads(module, models)
     return Teachers(models, taps, module.speed)
