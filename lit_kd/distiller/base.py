@@ -34,7 +34,7 @@ class Distiller(Evaluated):
 
     Args:
         student: A module that gives logits ``(B, C)``, a name, as ``"resnet20"``, or a path, see `lit_kd.models.given`.
-        teacher: One teacher or a list: modules, paths of lit_kd checkpoints, or class paths.
+        teacher: One or a list: modules, paths of lit_kd checkpoints or of a `FileTeacher`'s files, or class paths.
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
         pretrained: Whether a student of timm or Hugging Face, by name, starts from their weights, which are downloaded.

@@ -73,10 +73,10 @@ class FileTeacher(nn.Module):
         """How many rows of each split it speaks of, of the training it is part of."""
         self.whole = self.complete = False  # whether it speaks of all rows, and of all training and meta rows
 
-    def join(self, data: DataModule, num_classes: int) -> str:
+    def join(self, data: DataModule, num_classes: int, training: bool = True) -> str:
         """Read the file for these data, anew; returns what is missing, for a warning, or nothing.
 
-        A ValueError if the file cannot be read, or speaks of no training row.
+        A ValueError if the file cannot be read, or if, for a training, it speaks of no training row.
         """
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: expected a file of a teacher's answers, found none")
@@ -91,7 +91,7 @@ class FileTeacher(nn.Module):
         self.counts = dict(zip(sizes, spoken, strict=True))
         self.known = known[: len(data.labels)]
         self.whole, self.complete = bool(known.all()), bool(self.known.all())
-        if not self.counts["train"]:
+        if training and not self.counts["train"]:
             matched = f"{sum(spoken)} of {len(answers.ids)} ids of the data"
             raise ValueError(
                 f"{self.path}: expected ids of training rows, such as {', '.join(map(repr, parts.ids[:3]))}, found "
@@ -157,7 +157,7 @@ def join_files(module: Distiller, teachers: list[FileTeacher], stage: str) -> No
         else:
             split = "val" if stage == "validate" else "test"
             if isinstance(data, DataModule) and teacher.path.exists():
-                teacher.join(data, module.num_classes)
+                teacher.join(data, module.num_classes, training=False)
             if not speaks_of(teacher, split):
                 rank_zero_warn(f"{teacher.path} says nothing of the {split} rows: evaluating without the agreement")
         teacher.to(module.device)

@@ -207,9 +207,9 @@ class TermSet(nn.Module):
         own = 1 + len(self.each)
         losses, rest, extra = values[:own], values[own:], dict[str, Tensor]()
         for terms in self._groups[2:]:
-            heard = [source.known for source in sources if source.known is not None and terms[0].reads_teacher]
-            count = torch.stack([source.speaks for source in sources]).sum(0).clamp(min=1) if heard else len(terms)
-            mean = torch.stack(rest[: len(terms)]).sum(0) / count
+            whole = len(terms) < 2 or all(source.known is None for source in sources)
+            speak = len(terms) if whole else torch.stack([source.speaks for source in sources]).sum(0).clamp(min=1)
+            mean = torch.stack(rest[: len(terms)]).sum(0) / speak
             extra[terms[0].name] = extra[terms[0].name] + mean if terms[0].name in extra else mean
             rest = rest[len(terms) :]
         return losses, extra
