@@ -152,8 +152,10 @@ class TestHint:
 
 
 class TestContrastive:
-    def test_whole_forward_with_a_given_memory(self) -> None:
-        """Scores, their normalisation by the first batch, and both directions."""
+    @pytest.mark.parametrize("whole", [0, 16])
+    def test_whole_forward_with_a_given_memory(self, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Scores, their normalisation by the first batch, and both directions; however the scores are computed."""
+        monkeypatch.setattr("lit_kd.terms.features.WHOLE", whole)
         rows, size, k, batch = 7, 4, 3, 2
         labels = torch.tensor([0, 1, 0, UNLABELED, 1, 2, 2])
         term = Contrastive("s", "t", size, k, temperature=0.5).double()
@@ -199,6 +201,19 @@ class TestContrastive:
         k, n = 5, 20
         found = contrastive_loss(torch.full((1,), 1 / n).double(), torch.full((1, k), 1 / n).double(), n)
         close(found, [math.log(1 + k) + k * math.log((k + 1) / k)], 1e-5)  # but for the 1e-7 in it
+
+    @pytest.mark.parametrize(("k", "cosine"), [(1024, 0.54), (16384, 0.73)])
+    def test_where_half_the_pull_of_a_pair_is_left(self, k: int, cosine: float) -> None:
+        """With Z of a random memory, at 0.07 log(2.2 K), however many rows there are."""
+        for rows in (5000, 50000):
+            memory = nn.functional.normalize(
+                torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)).double()
+            )
+            scale = rows * (memory[:99] @ memory[99:].T / 0.07).exp().mean()
+            at = torch.tensor([-1.0, cosine], dtype=torch.float64, requires_grad=True)
+            loss = contrastive_loss((at / 0.07).exp() / scale, torch.full((2, k), 1e-300).double(), rows)
+            [pull] = torch.autograd.grad(loss.sum(), at)
+            assert float(pull[1] / pull[0]) == pytest.approx(0.5, abs=0.05)
 
     @pytest.mark.parametrize("relax", [False, True])
     def test_partners(self, relax: bool) -> None:
