@@ -175,7 +175,7 @@ class Contrastive(FeatureTerm):
             memory = self.table[f"{self.key}_{other}"]
             partners = torch.cat([positive.unsqueeze(1), negative], dim=1)
             if len(memory) <= WHOLE * partners.shape[1]:
-                cosines = (one @ memory.T).gather(1, partners)
+                cosines = (one @ memory.T.clone()).gather(1, partners)  # `update` comes before the backward pass
             else:
                 cosines = torch.einsum("bd,bkd->bk", one, memory[partners])
             scores = (cosines / self.temperature).exp()
