@@ -17,6 +17,7 @@ Distil a student when labels or teacher cannot be trusted.
   predict CHECKPOINT IMAGES           classify a directory of images, into a csv file
   compare RECIPE                      train a recipe's methods side by side
   inspect RUN                         rank training samples by learned distrust
+  trust TEACHER ... --data CLASS      is a teacher worth it? before any training
   samples RUN                         write what a run learned about each training sample
   export CHECKPOINT --format FORMAT   write the student alone, for ONNX, torch.export or safetensors
 
@@ -29,6 +30,7 @@ OURS = {
     "export": "lit_kd.cli.students:export",
     "inspect": "lit_kd.cli.samples:inspect",
     "samples": "lit_kd.cli.samples:samples",
+    "trust": "lit_kd.cli.trust:trust",
 }
 
 

@@ -1,0 +1,108 @@
+"""The command ``lit-kd trust``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from commands import CONFIGS, call, train_teacher
+from sklearn.metrics import accuracy_score
+
+from lit_kd.data import DigitsDataModule
+from lit_kd.models import load_student
+from lit_kd.report.trust import EXIT
+
+NOISE = ("--data.noise=symmetric", "--data.noise_rate=0.4")
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two of them."""
+    return tuple(train_teacher(tmp_path_factory.mktemp(student), student) for student in ("mlp-64", "mlp-8"))  # type: ignore[return-value]
+
+
+def trust(*args: object) -> int:
+    """Its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        call("trust", *args)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_numbers_and_page(teachers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    code = trust(*teachers, "--config", CONFIGS / "data" / "digits.yaml", *NOISE, "--output", output)
+    told = json.loads((output / "trust.json").read_text())
+    assert code == told["exit_code"] == EXIT[told["verdict"]]
+    data = DigitsDataModule(noise="symmetric", noise_rate=0.4, seed=0)
+    data.setup()
+    n, m = data.train_size, data.meta_size + len(data.parts.val)
+    assert (told["training_rows"], told["trusted_rows"]) == (n, m)
+    meta, val = (
+        part[:] if False else part.__getitems__(list(range(len(part))))
+        for part in (data.parts.meta_rows(), data.parts.val)
+    )
+    train = data.parts.rows(torch.arange(n)).__getitems__(list(range(n)))
+    for path, one in zip(teachers, told["teachers"], strict=True):
+        network = load_student(path)
+        with torch.no_grad():
+            said = network(torch.cat([meta.x, val.x])).argmax(1)
+            on_train = network(train.x).argmax(1)
+        truth = torch.cat([meta.y, val.y])
+        assert one["accuracy"]["estimate"] == pytest.approx(accuracy_score(truth, said))
+        assert one["by_class"][3]["estimate"] == pytest.approx(float((said[truth == 3] == 3).float().mean()))
+        assert one["agrees_with_labels"] == pytest.approx(accuracy_score(train.y, on_train))
+        assert one["by_margin"]["accuracy"] == sorted(one["by_margin"]["accuracy"])
+    assert told["wrong_labels"]["low"] <= 0.36 <= told["wrong_labels"]["high"]
+    assert told["agreement"][0][2] == pytest.approx(told["teachers"][0]["agrees_with_labels"])
+    assert any("trained on another split, or on other labels" in note for note in told["notes"])
+    html = (output / "trust.html").read_text()
+    assert told["words"] in html
+    assert not re.search(r"(src|href)=\"(?!#|data:)", html)  # nothing from elsewhere
+    assert "trusted and" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        call("trust", teachers[0], "--data", "DigitsDataModule", "--output", output)
+
+
+def test_json_alone_is_printed(teachers: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    trust(teachers[0], "--data", "DigitsDataModule", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert not told["notes"]  # the same rows and labels as in its training
+
+
+def test_same_seed_same_numbers(teachers: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for _ in range(2):
+        trust(teachers[0], "--data", "DigitsDataModule", "--json", "--seed_everything=3")
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.meta=0", "--data.val=0"], "expected trusted rows, found 0: give the data a meta or a val split"),
+        (["--data.labeled=0"], "expected training rows with labels, found none"),
+    ],
+)
+def test_data_that_tell_nothing(teachers: tuple[Path, Path], options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call("trust", teachers[0], "--data=DigitsDataModule", *options)
+
+
+def test_teachers_of_other_classes(teachers: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="expected a network for 2 classes, found one for 10"):
+        call("trust", teachers[0], "--config", "data/gmm")
+
+
+def test_no_data(teachers: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="expected data, found none: give --data CLASS, or --config"):
+        call("trust", teachers[0])
+
+
+def test_a_teacher_that_is_not_there() -> None:
+    with pytest.raises((ValueError, OSError), match=r"nowhere\.ckpt"):
+        call("trust", "nowhere.ckpt", "--data=DigitsDataModule")
