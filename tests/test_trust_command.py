@@ -6,12 +6,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import CONFIGS, call, train_teacher
 from sklearn.metrics import accuracy_score
 
-from lit_kd.data import DigitsDataModule
+from lit_kd.cli.trust import ask, inputs
+from lit_kd.data import DataModule, DigitsDataModule
+from lit_kd.data.partition import Source
+from lit_kd.data.rows import Indexed, TensorRows
 from lit_kd.models import load_student
 from lit_kd.report.trust import EXIT
 
@@ -85,7 +89,6 @@ def test_same_seed_same_numbers(teachers: tuple[Path, Path], capsys: pytest.Capt
     ("options", "message"),
     [
         (["--data.meta=0", "--data.val=0"], "expected trusted rows, found 0: give the data a meta or a val split"),
-        (["--data.labeled=0"], "expected training rows with labels, found none"),
     ],
 )
 def test_data_that_tell_nothing(teachers: tuple[Path, Path], options: list[str], message: str) -> None:
@@ -94,7 +97,7 @@ def test_data_that_tell_nothing(teachers: tuple[Path, Path], options: list[str],
 
 
 def test_teachers_of_other_classes(teachers: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="expected a network for 2 classes, found one for 10"):
+    with pytest.raises(ValueError, match="expected a network for 20 classes, found one for 10"):
         call("trust", teachers[0], "--config", "data/gmm")
 
 
@@ -106,3 +109,31 @@ def test_no_data(teachers: tuple[Path, Path]) -> None:
 def test_a_teacher_that_is_not_there() -> None:
     with pytest.raises((ValueError, OSError), match=r"nowhere\.ckpt"):
         call("trust", "nowhere.ckpt", "--data=DigitsDataModule")
+
+
+@pytest.mark.parametrize(("y", "message"), [([-1] * 20, "expected training rows with labels, found none in 20 rows")])
+def test_no_labels(y: list[int], message: str) -> None:
+    class Unlabelled(DataModule):
+        num_classes, input_shape = 2, (3,)
+
+        def load(self) -> Source:
+            rows, val = TensorRows(torch.randn(20, 3)), TensorRows(torch.randn(6, 3))
+            return Source(rows, rows, np.array(y), val=val, val_labels=np.array([0, 1] * 3))
+
+    data = Unlabelled(meta=2)
+    data.setup()
+    with pytest.raises(ValueError, match=message):
+        ask(["mlp-8"], data)
+
+
+def test_inputs_that_are_no_tensor() -> None:
+    class Words:
+        def __len__(self) -> int:
+            return 4
+
+        def fetch(self, positions: list[int]) -> dict[str, torch.Tensor]:
+            return {"tokens": torch.zeros(len(positions), 2)}
+
+    rows = Indexed(Words(), np.arange(4), torch.zeros(4).long(), None)
+    with pytest.raises(ValueError, match=r"expected inputs that are one tensor, found \['tokens'\]"):
+        inputs(rows, 2)

@@ -91,7 +91,7 @@ def _teacher(asked: Asked, k: int, found: Rehearsal) -> dict[str, Any]:
 def words(verdict: Verdict, found: Rehearsal) -> str:
     """Why, in a few sentences."""
     gains, ways = verdict.gains, {way: f"{WAYS[way]}: {points(gain)}" for way, gain in verdict.gains.items()}
-    told = f"Predicted gain over labels, in points of accuracy, with 90% intervals: {'; '.join(ways.values())}."
+    told = f"Predicted gain over labels, in points of accuracy, with its range: {'; '.join(ways.values())}."
     if verdict.advice == "distil":
         said = "A teacher with a fixed weight should help, and learned weights promise little more."
     elif verdict.advice == "learned weights":
