@@ -186,7 +186,7 @@ def ask(teachers: Sequence[str], data: DataModule) -> tuple[Asked, Tensor]:
 def inputs(rows: Indexed, size: int) -> Tensor:
     """The inputs of rows, small enough for the probe; a ValueError if they are no tensor."""
     found = []
-    for some in torch.arange(len(rows)).split(size):
+    for some in torch.split(torch.arange(len(rows)), size):
         x = rows.__getitems__(some.tolist()).x
         if not isinstance(x, Tensor):
             raise ValueError(f"expected inputs that are one tensor, found {[*x]}: lit-kd trust cannot learn from these")

@@ -50,7 +50,7 @@ def summary(asked: Asked, found: Rehearsal, verdict: Verdict) -> dict[str, Any]:
     y, trusted = asked.y, asked.trusted
     named = asked.logits.argmax(-1).T
     teachers = [_teacher(asked, k, found) for k in range(len(asked.names))]
-    return _plain(
+    told: dict[str, Any] = _plain(
         {
             "lit_kd": __version__,
             "verdict": verdict.advice,
@@ -68,6 +68,7 @@ def summary(asked: Asked, found: Rehearsal, verdict: Verdict) -> dict[str, Any]:
             "notes": asked.notes,
         }
     )
+    return told
 
 
 def _teacher(asked: Asked, k: int, found: Rehearsal) -> dict[str, Any]:
