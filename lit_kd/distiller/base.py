@@ -17,7 +17,7 @@ from lit_kd.models import Network, resolve_model
 from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
 from lit_kd.models.given import remembered
 from lit_kd.teachers.cache import TeacherCache
-from lit_kd.teachers.modules import Teachers, as_specs, find_heads, load_teachers
+from lit_kd.teachers.modules import Teachers, as_specs, find_heads, ready_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
 from lit_kd.terms import TASKS, Term, TermSet
@@ -167,9 +167,7 @@ class Distiller(Evaluated):
             raise ValueError(f"{type(self).__name__} needs a teacher, found none: pass teacher=..., a module or a path")
         self._epoch, new = None, training and self.terms is None
         self.terms = self.make_terms() if new else self.terms
-        if stage != "predict" and (new or len(self.teachers) < len(self._teacher_specs)):
-            self.teachers = load_teachers(self, self._teacher_specs, required=training)
-        self.teachers.join(self, stage)
+        self.teachers = ready_teachers(self, self._teacher_specs, stage, new)
         if training:
             wake(self.student, *self.peers.values())
             with seeded("parts of the student"):

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_kd.distiller import Distiller
 from lit_kd.models import Network
 from lit_kd.terms import Weighed, Weights
-from lit_kd.trust.votes import VOTES, Vote
+from lit_kd.trust.votes import VOTES, How
 from lit_kd.types import UNLABELED, Batch, Outputs, check_choice, index_of
 
 
@@ -33,7 +33,7 @@ class CrowdLabels(Distiller):
         student: Network,
         teacher: Network | list[Network] | None = None,
         *,
-        vote: Vote = "dawid_skene",
+        vote: How = "dawid_skene",
         **base: Any,
     ) -> None:
         super().__init__(student=student, teacher=teacher, **base)

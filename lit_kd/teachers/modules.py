@@ -122,6 +122,15 @@ def find_heads(module: Distiller, models: Sequence[nn.Module]) -> None:
         find_head(model, x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x)  # type: ignore[arg-type]
 
 
+def ready_teachers(module: Distiller, specs: Sequence[Network], stage: str, new: bool) -> Teachers:
+    """The teachers of a method for a stage: loaded where it has none yet or is new, and files joined with its data."""
+    found = module.teachers
+    if stage != "predict" and (new or len(found) < len(specs)):
+        found = load_teachers(module, specs, required=stage == "fit")
+    found.join(module, stage)
+    return found
+
+
 def load_teachers(module: Distiller, specs: Sequence[Network], required: bool) -> Teachers:
     """The teachers of a method: modules, checkpoints, files of answers, class paths, or names, with random weights.
 

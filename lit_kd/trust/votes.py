@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_kd.types import UNLABELED
 
-Vote = Literal["dawid_skene", "majority"]
+How = Literal["dawid_skene", "majority"]
 
 
 class Crowd(NamedTuple):
