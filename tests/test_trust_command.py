@@ -45,10 +45,7 @@ def test_numbers_and_page(teachers: tuple[Path, Path], tmp_path: Path, capsys: p
     data.setup()
     n, m = data.train_size, data.meta_size + len(data.parts.val)
     assert (told["training_rows"], told["trusted_rows"]) == (n, m)
-    meta, val = (
-        part[:] if False else part.__getitems__(list(range(len(part))))
-        for part in (data.parts.meta_rows(), data.parts.val)
-    )
+    meta, val = (part.__getitems__(list(range(len(part)))) for part in (data.parts.meta_rows(), data.parts.val))
     train = data.parts.rows(torch.arange(n)).__getitems__(list(range(n)))
     for path, one in zip(teachers, told["teachers"], strict=True):
         network = load_student(path)
@@ -69,6 +66,30 @@ def test_numbers_and_page(teachers: tuple[Path, Path], tmp_path: Path, capsys: p
     assert "trusted and" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="--overwrite"):
         call("trust", teachers[0], "--data", "DigitsDataModule", "--output", output)
+
+
+def test_a_file_is_judged_by_the_rows_that_it_speaks_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DigitsDataModule(seed=0)
+    data.setup()
+    said = [*data.labels.tolist(), *data.parts.val.labels.tolist()]
+    told = [
+        (name, y if row % 6 else (y + 1) % 10) for row, (name, y) in enumerate(zip(data.parts.ids, said, strict=False))
+    ]
+    half = [each for row, each in enumerate(told) if row % 2]  # it is right about all of these
+    (tmp_path / "gpt.csv").write_text("id,label\n" + "".join(f"{name},{y}\n" for name, y in half))
+    trust(tmp_path / "gpt.csv", "--data", "DigitsDataModule", "--json")
+    (one,) = json.loads(capsys.readouterr().out)["teachers"]
+    assert (one["answers"], one["accuracy"]["estimate"], one["agrees_with_labels"]) == (
+        pytest.approx(0.5, abs=0.01),
+        1,
+        1,
+    )
+    some = [(name, y) for name, y in told if name in data.parts.ids[: data.train_size]]
+    (tmp_path / "gpt.csv").write_text("id,label\n" + "".join(f"{name},{y}\n" for name, y in some))
+    with pytest.raises(
+        ValueError, match=r"expected answers of .*gpt\.csv about trusted and about training rows, found none"
+    ):
+        call("trust", tmp_path / "gpt.csv", "--data", "DigitsDataModule")
 
 
 def test_json_alone_is_printed(teachers: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,15 @@ def test_shares_by_class() -> None:
 def test_agreement_and_shared_errors_by_hand() -> None:
     named = torch.tensor([[0, 0, 1], [1, 0, 1], [2, 2, 2], [0, 1, 2]])
     torch.testing.assert_close(agreement(named), torch.tensor([[1, 0.5, 0.5], [0.5, 1, 0.25], [0.5, 0.25, 1]]))
+    named[1, 0] = named[3, 2] = -1  # silent
+    torch.testing.assert_close(
+        agreement(named), torch.tensor([[1, 2 / 3, 1 / 2], [2 / 3, 1, 1 / 3], [1 / 2, 1 / 3, 1]])
+    )
     wrong = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]).bool()
-    found = shared_errors(wrong)
+    speaks = torch.ones_like(wrong)
+    speaks[3, 0] = False
+    torch.testing.assert_close(shared_errors(wrong, speaks)[:2], torch.tensor([[1, 0.5, 0], [0.5, 1, 0]]).double())
+    found = shared_errors(wrong, torch.ones_like(wrong))
     torch.testing.assert_close(found[:2], torch.tensor([[1, 2 / 3, 0], [2 / 3, 1, 0]]).double())
     assert found[2].isnan().all()
 

@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from lit_kd import KD
 from lit_kd.cli.main import find_config
@@ -57,7 +58,11 @@ def trust(args: Sequence[str]) -> None:
         check_unused(file, options.overwrite)
     seed_everything(options.seed_everything, verbose=False)
     asked, x = ask(options.teacher, read_data(options.config, data_words))
-    taught = asked.logits.softmax(-1).mean(0)
+    heard = asked.known.unsqueeze(-1)
+    taught = (asked.logits.softmax(-1) * heard).sum(0) / heard.sum(0).clamp(min=1)
+    taught = taught.where(
+        heard.any(0), one_hot(asked.y, taught.shape[1])
+    )  # as in a training: the label where all are silent
     found = rehearse(x, asked.y, asked.trusted, taught, derive_seed(resolve_seed(None), "probe"))
     verdict = decide(found)
     told = summary(asked, found, verdict)
@@ -136,13 +141,14 @@ class Listen(Callback):
     """Keeps what the teachers say of chosen rows."""
 
     def __init__(self, parts: Sequence[Indexed]) -> None:
-        self.parts, self.logits = parts, torch.empty(0)
+        self.parts, self.logits, self.known = parts, torch.empty(0), torch.empty(0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask them."""
         assert isinstance(pl_module, KD)
-        said = [[out.logits.float().cpu() for out in pl_module.predict_rows(part).teachers] for part in self.parts]
-        self.logits = torch.stack([torch.cat(each) for each in zip(*said, strict=True)])
+        said = [*zip(*(pl_module.predict_rows(part).teachers for part in self.parts), strict=True)]
+        self.logits = torch.stack([torch.cat([out.logits for out in each]) for each in said]).float().cpu()
+        self.known = torch.stack([torch.cat([out.speaks for out in each]) for each in said]).cpu()
 
 
 def ask(teachers: Sequence[str], data: DataModule) -> tuple[Asked, Tensor]:
@@ -180,7 +186,7 @@ def ask(teachers: Sequence[str], data: DataModule) -> tuple[Asked, Tensor]:
         Trainer(max_epochs=0, callbacks=[listen], devices=1, **quiet).fit(model, data)  # type: ignore[arg-type]
     names = known_names(data.class_names, data.num_classes) or [str(c) for c in range(data.num_classes)]
     x = torch.cat([inputs(part, data.batch_size) for part in parts])
-    return Asked(list(teachers), listen.logits, y, trusted, names, notes), x
+    return Asked(list(teachers), listen.logits, listen.known, y, trusted, names, notes), x
 
 
 def inputs(rows: Indexed, size: int) -> Tensor:

@@ -39,6 +39,7 @@ class Asked(NamedTuple):
 
     names: list[str]  # of K teachers
     logits: Tensor  # (K, N + M, C)
+    known: Tensor  # of which rows each teacher speaks, bool (K, N + M)
     y: Tensor  # given labels, (N + M,)
     trusted: Tensor  # bool (N + M,)
     classes: list[str]  # their names
@@ -48,7 +49,7 @@ class Asked(NamedTuple):
 def summary(asked: Asked, found: Rehearsal, verdict: Verdict) -> dict[str, Any]:
     """All that was found, in plain values; what is not known is None."""
     y, trusted = asked.y, asked.trusted
-    named = asked.logits.argmax(-1).T
+    named = asked.logits.argmax(-1).where(asked.known, -1).T
     teachers = [_teacher(asked, k, found) for k in range(len(asked.names))]
     told: dict[str, Any] = _plain(
         {
@@ -64,7 +65,7 @@ def summary(asked: Asked, found: Rehearsal, verdict: Verdict) -> dict[str, Any]:
             "probe_accuracy": found.accuracy,
             "teachers": teachers,
             "agreement": agreement(torch.cat([named, y.unsqueeze(1)], dim=1)[~trusted]).tolist(),
-            "shared_errors": shared_errors(named[trusted] != y[trusted].unsqueeze(1)).tolist(),
+            "shared_errors": shared_errors(named[trusted] != y[trusted].unsqueeze(1), asked.known.T[trusted]).tolist(),
             "notes": asked.notes,
         }
     )
@@ -72,14 +73,18 @@ def summary(asked: Asked, found: Rehearsal, verdict: Verdict) -> dict[str, Any]:
 
 
 def _teacher(asked: Asked, k: int, found: Rehearsal) -> dict[str, Any]:
-    logits, y = asked.logits[k][asked.trusted], asked.y[asked.trusted]
+    heard, others = asked.known[k] & asked.trusted, asked.known[k] & ~asked.trusted
+    if not heard.any() or not others.any():
+        raise ValueError(f"expected answers of {asked.names[k]} about trusted and about training rows, found none")
+    logits, y = asked.logits[k][heard], asked.y[heard]
     right, margins = logits.argmax(-1) == y, margin(logits)
     accuracy = wilson(int(right.sum()), len(right))
-    agreed = (asked.logits[k].argmax(-1) == asked.y)[~asked.trusted].double().mean().item()
+    agreed = (asked.logits[k].argmax(-1) == asked.y)[others].double().mean().item()
     curve = accuracy_curve(margins, right)
     classes = logits.shape[1]
     return {
         "name": asked.names[k],
+        "answers": float(asked.known[k].double().mean()),
         "accuracy": accuracy._asdict(),
         "by_class": [share._asdict() for share in shares_by_class(right, y, classes)],
         "ece": float(multiclass_calibration_error(logits.softmax(-1), y, classes, n_bins=15)),

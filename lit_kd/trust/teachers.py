@@ -41,17 +41,20 @@ def shares_by_class(right: Tensor, y: Tensor, classes: int) -> list[Interval]:
 
 
 def agreement(named: Tensor) -> Tensor:
-    """How often each two of K columns name the same class, ``(K, K)``: classes ``(N, K)``."""
-    return (named.unsqueeze(2) == named.unsqueeze(1)).float().mean(0)
+    """How often each two of K columns name the same class, ``(K, K)``: classes ``(N, K)``, -1 where one is silent."""
+    first, second = named.unsqueeze(2), named.unsqueeze(1)
+    both = (first >= 0) & (second >= 0)
+    return ((first == second) & both).sum(0) / both.sum(0)
 
 
-def shared_errors(wrong: Tensor) -> Tensor:
-    """Of the rows that teacher i gets wrong, the share that j gets wrong, too, ``(K, K)``: bool ``(M, K)``.
+def shared_errors(wrong: Tensor, speaks: Tensor) -> Tensor:
+    """Of the rows that teacher i gets wrong and j speaks of, the share that j gets wrong, too, ``(K, K)``.
 
-    nan where i is never wrong. Teachers whose errors are independent share them as often as j errs at all.
+    From who is wrong, and who speaks, about each row, bool ``(M, K)``. nan where i is never wrong. Teachers whose
+    errors are independent share them as often as j errs at all.
     """
-    errs = wrong.double()
-    return errs.T @ errs / errs.sum(0).unsqueeze(1)
+    errs, speaking = (wrong & speaks).double(), speaks.double()
+    return errs.T @ errs / (errs.T @ speaking)
 
 
 def wrong_share(right: Tensor, agrees: Tensor, classes: int) -> Interval:
