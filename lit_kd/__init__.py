@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         cross_predict,
         cross_relabel,
     )
+    from lit_kd.report.audit import audit
     from lit_kd.teachers import FileTeacher, write_predictions
     from lit_kd.types import Batch, Outputs
 
@@ -101,6 +102,7 @@ __all__ = [
     "Supervised",
     "WeightedDistillation",
     "__version__",
+    "audit",
     "cross_predict",
     "cross_relabel",
     "write_predictions",
@@ -111,6 +113,10 @@ def __getattr__(name: str) -> Any:
     """Import torch and Lightning only when something needs them: ``lit-kd --version`` answers at once."""
     if name not in __all__:
         raise AttributeError(f"module 'lit_kd' has no attribute {name!r}")
+    if name == "audit":
+        from lit_kd.report.audit import audit
+
+        return audit
     from lit_kd import distiller, methods, teachers, types
 
     return next(getattr(m, name) for m in (methods, distiller, teachers, types) if hasattr(m, name))

@@ -1,1 +1,1 @@
-"""The command line: ``lit-kd fit``, ``test``, ``compare``, ``inspect``, ``trust``, ``export``, ``predict``."""
+"""The command line: ``lit-kd fit``, ``test``, ``compare``, ``audit``, ``trust``, ``export``, ``predict``."""

@@ -16,8 +16,8 @@ Distil a student when labels or teacher cannot be trusted.
   fit, validate, test, predict        train and use a method on data: LightningCLI; lit-kd fit --help
   predict CHECKPOINT IMAGES           classify a directory of images, into a csv file
   compare RECIPE                      train a recipe's methods side by side
-  inspect RUN                         rank training samples by learned distrust
   trust TEACHER ... --data CLASS      is a teacher worth it? before any training
+  audit RUN, audit --data DATA        tell which labels are wrong, by a run or by one training
   samples RUN                         write what a run learned about each training sample
   export CHECKPOINT --format FORMAT   write the student alone, for ONNX, torch.export or safetensors
 
@@ -26,9 +26,9 @@ lit-kd COMMAND --help tells the options, lit-kd fit --model.help KD those of a m
 TRACEBACK = "LIT_KD_TRACEBACK"
 LIGHTNING = ("fit", "validate", "test", "predict")
 OURS = {
+    "audit": "lit_kd.cli.audit:main",
     "compare": "lit_kd.cli.compare:main",
     "export": "lit_kd.cli.students:export",
-    "inspect": "lit_kd.cli.samples:inspect",
     "samples": "lit_kd.cli.samples:samples",
     "trust": "lit_kd.cli.trust:trust",
 }

@@ -54,7 +54,7 @@ class Distiller(Evaluated):
         teacher_precision: ``"bf16"`` runs teachers in bfloat16; ``None``: as the trainer says.
     """
 
-    needs_teacher: ClassVar[bool] = True  # whether training is impossible without a teacher
+    needs_teacher: bool = True  # whether training is impossible without a teacher
     needs_meta: bool = False  # whether a training batch is {"train": ..., "meta": ...}, see lit_kd.data
     changes_batches: bool = False  # whether inputs are no rows of the data's: nothing is kept of them
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)  # those that the method can do

@@ -33,7 +33,13 @@ class Belief(NamedTuple):
 
 
 def believe(
-    student: Tensor, labels: Tensor, trusted: Tensor, said: Tensor, errors: Tensor | None = None, rest: float = 0.0
+    student: Tensor,
+    labels: Tensor,
+    trusted: Tensor,
+    said: Tensor,
+    errors: Tensor | None = None,
+    rest: float = 0.0,
+    unaided: bool = False,
 ) -> Belief:
     """The posterior of the true class of each row, and what to learn from it.
 
@@ -45,12 +51,14 @@ def believe(
         errors: Of all validation rows, then of those that each teacher speaks of: how many the student is wrong about,
             and it, ``(2, K + 1)``; ``None``: nobody knows, and no teacher is heard.
         rest: The part of the training that is left, in [0, 1]: how much a teacher teaches beside the class.
+        unaided: Take no doubt for false, as no row is trusted that could tell.
     """
     labelled = labels != UNLABELED
     trusted, untrusted, y = labelled & trusted, labelled & ~trusted, labels.where(labelled, 0)
     channel, posterior = label_channel(student, y, labelled, untrusted)
     doubt = 1 - of(posterior, y)
-    doubt = doubt * (1 - false_doubt(doubt, trusted, untrusted)) * untrusted
+    told = 0.0 if unaided else 1.0  # of what `false_doubt` finds
+    doubt = doubt * (1 - told * false_doubt(doubt, trusted, untrusted)) * untrusted
     quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
     quality = quality * (1 - echoes(said, y, doubt, untrusted) / REPEATED).clamp(min=0)
     speaks = said != UNLABELED
@@ -62,7 +70,7 @@ def believe(
         rows = trusted & speaks[:, k]
         confusion = channel_of(y[rows], F.one_hot(named[rows], student.shape[1]).to(student), TEACHER_ROWS)
         posterior = normalised(posterior * confusion.T[named] ** shares[:, k : k + 1])
-    false = false_doubt(1 - of(posterior, y), trusted, untrusted)
+    false = told * false_doubt(1 - of(posterior, y), trusted, untrusted)
     found = mostly_right(posterior, y, untrusted) | known(student, y, trusted)
     credible = (frequency(y, labelled, student.shape[1]) * found)[y]
     kept = torch.where(labelled, (1 - false) * credible, 1.0).unsqueeze(1)

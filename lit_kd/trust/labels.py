@@ -69,3 +69,24 @@ def label_issues(labels: Tensor, probabilities: Tensor) -> Tensor:
             if j != i:
                 wrong[rows[margins[:, j].argsort(descending=True, stable=True)[: joint[i, j]]]] = True
     return wrong & (probabilities.argmax(1) != labels)
+
+
+def doubt(clean: Tensor, said: Tensor, labels: Tensor) -> Tensor:
+    """The probability that each label is wrong, ``(N,)``: the mean of two estimates that err in different ways [ours].
+
+    One is ``1 - clean``, which knows how often each class is mistaken for each other; where mistakes depend on the row,
+    it is too sure of labels. The other is ``(1 + p - q) / 2``, with q the label's probability and p that of the
+    likeliest other class: it takes no mistake for more common than another. Measured by tests/studies/audits.py.
+
+    Args:
+        clean: The probability that the label is right by `lit_kd.trust.belief.believe`, ``(N,)``.
+        said: The running mean of what the student said of each row, ``(N, C)``.
+        labels: Given ones, ``(N,)``, in [0, C).
+
+    Examples:
+        >>> doubt(torch.tensor([0.8]), torch.tensor([[0.7, 0.1, 0.2]]), torch.tensor([0]))
+        tensor([0.2250])
+    """
+    y = labels.unsqueeze(1)
+    own, other = said.gather(1, y).squeeze(1), said.scatter(1, y, -1.0).amax(1)
+    return (1 - clean + (1 + other - own) / 2) / 2

@@ -69,6 +69,8 @@ class Rule(ABC):
     """Of the training batch's loss, beside the validation loss, in the loss whose gradient the meta-step takes."""
     tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
     """For which tasks it is made."""
+    needs_teacher: ClassVar[bool] = True
+    """Whether it learns nothing without a teacher."""
     wants_validation: ClassVar[bool] = False
     """Whether to call `validated`."""
 

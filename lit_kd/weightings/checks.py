@@ -71,7 +71,7 @@ def warn_of_rule(module: ALMKD, epochs: int | None) -> None:
     rule, name, data, trainer = module.rule, type(module.rule).__name__, module.data, module.trainer
     every, own_loader = trainer.check_val_every_n_epoch, type(data).val_dataloader is not DataModule.val_dataloader
     validates = trainer.enable_validation and (len(data.parts.val) or own_loader)
-    if rule.wants_validation and (not validates or (epochs and every and every >= epochs)):
+    if rule.wants_validation and module.teachers and (not validates or (epochs and every and every >= epochs)):
         rank_zero_warn(
             f"the rule {name} compares teachers and student on validation rows, and this training has none in time: "
             "labels that are right are heard alone, unless an earlier part of the run compared both. Give the data "

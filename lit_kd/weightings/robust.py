@@ -1,5 +1,7 @@
 """The default rule: believe a label or a teacher only as far as the student, early, and trusted rows speak for it."""
 
+from typing import ClassVar
+
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from scipy.stats import chi2
@@ -32,6 +34,8 @@ class Robust(Rule):
     looks_ahead = False
     trains_on_meta = True
     wants_validation = True
+    needs_teacher = False
+    unaided: ClassVar[bool] = False
     tasks = ("classification",)
 
     def __init__(self, early_epochs: int | None = None, decay: float = 0.6) -> None:
@@ -104,7 +108,7 @@ class Robust(Rule):
         done = min(epoch + 1, self.length - 1) / self.length  # never all: the table is to tell good teachers to the end
         counts = table.shared.get("errors")
         errors = None if counts is None or epoch + 1 < self.early else counts.mean(0)
-        found = believe(memory, labels, trusted, said, errors, 1 - done)
+        found = believe(memory, labels, trusted, said, errors, 1 - done, self.unaided)
         total, labelled = found.weights.sum(1), labels != UNLABELED
         weights = found.weights / total.mean().clamp(min=0.05)
         revised = weights[:, 0] * (found.classes != labels)
@@ -120,8 +124,18 @@ class Robust(Rule):
             table[name] = column
         others = labelled & ~trusted
         table.shared["noise_rate"] = (1 - found.clean[others]).sum() / others.sum().clamp(min=1)
-        if epoch + 1 == max(1, round(self.length / 3)):  # by then wrong labels are known
+        if not self.unaided and epoch + 1 == max(1, round(self.length / 3)):  # by then wrong labels are known
             compare_classes(found.classes[~trusted], labels[trusted & labelled], memory.shape[1])
+
+
+class Unaided(Robust):
+    """The rule `Robust` without any trusted row: no doubt about a label is taken for false [ours].
+
+    Meta rows, if there are any, take no part.
+    """
+
+    trains_on_meta = False
+    unaided = True
 
 
 def compare_classes(others: Tensor, trusted: Tensor, classes: int) -> None:

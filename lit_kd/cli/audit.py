@@ -1,0 +1,154 @@
+"""The command ``lit-kd audit``: which labels are wrong, by a run that is there or by one training."""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+from lightning import Trainer
+from lightning.fabric.utilities import move_data_to_device
+from rich.progress import track
+from torch import Tensor
+
+from lit_kd.cli.main import with_paths
+from lit_kd.cli.samples import find_checkpoint, find_config, read_run
+from lit_kd.data import DataModule
+from lit_kd.distiller import Distiller
+from lit_kd.models import load_student
+from lit_kd.models.checkpoint import known_names
+from lit_kd.models.files import check_unused, optional, read_yaml, write_whole
+from lit_kd.report.audit import by_cleanlab, compared, quiet_trainer
+from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit
+from lit_kd.report.samples import Suspect, as_pictures, contact_sheet, suspects
+from lit_kd.types import logits_of
+
+USAGE = """lit-kd audit RUN [--output DIR] ...
+       lit-kd audit --data ... [--student NAME] [--teacher NAME] [--trusted SIZE] --output DIR ..."""
+TEXT = """Tell which labels are wrong: by a run of a method that weighs samples, or by one training that is done first,
+with any option of lit-kd fit, such as --data, --model.optimizer and --trainer.max_epochs (default: 30). DIR gets
+label_issues.csv, the least believed label first; labels.csv, the corrections, for --data.labels; and a picture of the
+first rows, if they are images."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lit-kd audit`` with the command line after it."""
+    parser = argparse.ArgumentParser("lit-kd audit", usage=USAGE, description=TEXT, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's directory)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the tables and the picture that are there")
+    parser.add_argument("--samples", type=PositiveInt, default=48, help="on the picture; default: 48")
+    parser.add_argument("--against", choices=["cleanlab"], help="also ask cleanlab, in 5 trainings, and compare")
+    line: list[str] = []  # what is for the training
+    trained = bool(args) and not args[0].startswith("-")
+    if trained:
+        parser.add_argument("run", type=Path, help="the run's directory: its config.yaml, and last or best.ckpt")
+        parser.add_argument("--config", type=Path, help="the run's config.yaml, if it is not in the directory")
+        parser.add_argument("--ckpt_path", type=Path, help="a checkpoint of the run, likewise")
+        options = parser.parse_args(args)
+    else:
+        parser.add_argument("--student", default="mlp-128", help="the network that learns; default: mlp-128")
+        parser.add_argument("--teacher", nargs="+", help="networks or checkpoints that are heard where they do better")
+        text = "the size of the data's meta split, whose labels are right; 0: nobody has checked any label"
+        parser.add_argument("--trusted", metavar="SIZE", help=text)
+        options, line = parser.parse_known_args(args)
+        if options.output is None or not line:
+            parser.error("expected a run's directory, or --data and --output")
+    output: Path = options.output or options.run
+    files = [output / name for name in ("label_issues.csv", "labels.csv", "label_issues.png")]
+    for file in files:
+        check_unused(file, options.overwrite)
+    if options.against:
+        optional("cleanlab.filter", "cleanlab", "--against cleanlab")
+    seconds = None
+    if not trained:
+        seconds, options.run, options.config, options.ckpt_path = _train(output, options, line), output, None, None
+    config = options.config or find_config(options.run)
+    checkpoint = options.ckpt_path or find_checkpoint(config, options.run)
+    table, data = read_run(config, checkpoint)
+    estimates = "memory" in table  # else the student must be asked
+    said = torch.empty(0) if estimates else _predict(checkpoint, data, torch.arange(data.train_size)).softmax(-1)
+    issues = find_issues(table, data, said)
+    _tell(issues, data, write_audit(output, issues, data, options.overwrite), "clean_probability" in table)
+    first = torch.from_numpy(issues.index[: options.samples])
+    _draw(files[2], suspects(table, data, first, _predict(checkpoint, data, first)), data)
+    if options.against:
+        content = read_yaml(config)
+        found = by_cleanlab(issues, data, *_again(content, data))
+        print(compared(issues, found, seconds))
+
+
+def _train(output: Path, options: argparse.Namespace, line: Sequence[str]) -> float:
+    """Train as ``lit-kd fit`` does, in a directory, and return the seconds it took."""
+    from lit_kd.cli.lightning import run
+
+    check_unused(output / "config.yaml", False)
+    ours = [
+        *("--model=ALMKD", f"--model.student={options.student}", "--model.lr_scheduler=cosine"),
+        *("--trainer.max_epochs=30", "--trainer.logger=false", "--show.every_n_epochs=0"),
+    ]
+    asked = [f"--trainer.default_root_dir={output}", f"--checkpoint.dirpath={output}"]
+    asked += [] if options.teacher is None else [f"--model.teacher=[{', '.join(options.teacher)}]"]
+    asked += [] if options.trusted is None else [f"--data.meta={options.trusted}"]
+    asked += ["--model.rule=lit_kd.weightings.Unaided"] if options.trusted in ("0", "0.0") else []
+    start = time.perf_counter()
+    try:
+        run(["fit", *ours, *with_paths(line), *asked])
+    except BaseException:
+        if output.is_dir() and not any(output.glob("*.ckpt")):  # a training that could not begin: it may be tried again
+            (output / "config.yaml").unlink(missing_ok=True)
+        raise
+    return time.perf_counter() - start
+
+
+def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path], probable: bool) -> None:
+    """What was found, and what was not looked at."""
+    rows, wrong = len(issues.ids), int(issues.is_issue.sum())
+    print(f"{wrong} of {rows} labels are taken for wrong (label_score below 0.5)", end="")
+    if probable:
+        print(f": of these {issues.expected:.0f} are expected to be, of all {(1 - issues.score).sum():.0f}", end="")
+    left = {"without a label": data.train_size - rows, "trusted": data.meta_size, "validation": len(data.parts.val)}
+    told = ", ".join(f"{count} {kind}" for kind, count in (left | {"test": len(data.parts.test)}).items() if count)
+    print(f"\nnot audited: {told} rows" if told else "")
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def _draw(path: Path, found: Sequence[Suspect], data: DataModule) -> None:
+    """The contact sheet of the first rows, if they are images."""
+    first = data.parts.rows(torch.tensor([one.index for one in found]))
+    pictures = as_pictures(first.rows.fetch(first.positions.tolist()))
+    if pictures is None:
+        print("no contact sheet: the samples are no pictures (1 or 3 channels, height and width)")
+        return
+    names = known_names(data.class_names, data.num_classes)
+    write_whole(path, contact_sheet(pictures, found, names, f"{len(found)} labels, the least believed first"))
+    print(f"the first {len(found)} are shown in {path}")
+
+
+def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
+    """The student's logits for training samples that are not augmented, ``(n, C)``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student, rows, logits = load_student(checkpoint).to(device), data.parts.rows(index), []
+    with torch.no_grad():
+        for items in track(torch.split(torch.arange(len(index)), data.batch_size), "predicting", transient=True):
+            x = move_data_to_device(rows.__getitems__(items.tolist()).x, device)
+            logits.append(logits_of(student, x).float().cpu())
+    return torch.cat(logits)
+
+
+def _again(content: Any, data: DataModule) -> tuple[Callable[[], Distiller], Callable[[], Trainer]]:
+    """Makes the student of a run's config, to learn from labels alone, and a trainer that trains as long."""
+    model, length = content["model"], content["trainer"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Distiller, "model")
+    kept = ("student", "optimizer", "lr_scheduler", "lr_interval", "pretrained")
+    own = {name: model["init_args"][name] for name in kept if model["init_args"].get(name) is not None}
+    own |= {"num_classes": data.num_classes, "input_shape": data.input_shape and list(data.input_shape)}
+    config = {"model": {"class_path": "lit_kd.Supervised", "init_args": own}}
+    return (
+        lambda: parser.instantiate_classes(parser.parse_object(config)).model,
+        lambda: quiet_trainer(length["max_epochs"], max_steps=length["max_steps"], accelerator=length["accelerator"],
+                              limit_train_batches=length["limit_train_batches"]),
+    )  # fmt: skip
