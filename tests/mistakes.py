@@ -407,7 +407,7 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "a config of `fit` as recipe": lambda: call("compare", written("fit.yaml", "model: {class_path: KD}")),
         "a recipe that is no YAML": lambda: call("compare", written("broken.yaml", "a: [1")),
         "`compare --set` without a part": lambda: call("compare", "digits_pair", "--set", "max_epochs=3"),
-        "a run that is not there": lambda: call("inspect", "gone"),
+        "a run that is not there": lambda: call("audit", "gone"),
         "an unknown format": lambda: call("export", "a.ckpt", "--format=tflite"),
         "a file of another format": lambda: call("export", checkpoint(), "--format=onnx", "--output=s.pt"),
         "images that are not there": lambda: call("predict", "a.ckpt", "images"),

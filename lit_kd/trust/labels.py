@@ -76,7 +76,7 @@ def doubt(clean: Tensor, said: Tensor, labels: Tensor) -> Tensor:
 
     One is ``1 - clean``, which knows how often each class is mistaken for each other; where mistakes depend on the row,
     it is too sure of labels. The other is ``(1 + p - q) / 2``, with q the label's probability and p that of the
-    likeliest other class: it takes no mistake for more common than another. Measured by tests/studies/audits.py.
+    likeliest other class: it takes no mistake for more common than another.
 
     Args:
         clean: The probability that the label is right by `lit_kd.trust.belief.believe`, ``(N,)``.

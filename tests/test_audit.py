@@ -1,4 +1,4 @@
-"""The command ``lit-kd inspect``: which training labels a run distrusts."""
+"""The command ``lit-kd audit``: which training labels are wrong, by a run or by one training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import CONFIGS, QUIET, call, configs, files, read_csv, version
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from lit_kd.cli.main import main
 from lit_kd.cli.samples import find_config
@@ -48,37 +49,43 @@ def _again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("_again")
 class TestRanking:
     def test_every_labelled_sample_the_most_distrusted_first(self, capsys: pytest.CaptureFixture[str]) -> None:
-        call("inspect", RUN)
-        assert f"the first 48 are shown in {RUN / 'inspect.png'}" in capsys.readouterr().out
-        rows = read_csv(RUN / "inspect.csv")
+        call("audit", RUN)
+        assert f"the first 48 are shown in {RUN / 'label_issues.png'}" in capsys.readouterr().out
+        rows = read_csv(RUN / "label_issues.csv")
         data = DigitsDataModule(seed=3, noise="symmetric", noise_rate=0.3)
         data.setup()
         last = RUN / "checkpoints" / "last.ckpt"
         weights = torch.load(last, weights_only=True)["sample_table"]["columns"]["weights"].numpy()
         assert sorted(int(row["index"]) for row in rows) == list(range(data.train_size))
-        found = [float(row["label_weight"]) for row in rows]
+        found = [float(row["label_score"]) for row in rows]
         assert found == sorted(found)
-        assert float(rows[0]["distrust"]) > 0.9 > 0.1 > float(rows[-1]["distrust"]) == 0
+        assert found[0] < 0.1 < 0.9 < found[-1] == 1
         x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
         assert isinstance(x, torch.Tensor)
         with torch.no_grad():
-            probability, said = load_student(last)(x).softmax(1).max(1)
+            logits = load_student(last)(x)
+        corrected = {row["id"]: row["label"] for row in read_csv(RUN / "labels.csv")}
         for row in rows:
             i = int(row["index"])
-            assert int(row["label"]) == data.labels[i]
-            assert row["label_name"] == row["label"]
+            given = int(data.labels[i])
+            assert row["id"] == data.parts.ids[i]
+            assert (int(row["given_label"]), row["given_label_name"]) == (given, row["given_label"])
             assert float(row["label_weight"]) == pytest.approx(weights[i, 0])
             assert float(row["teacher_weight"]) == pytest.approx(weights[i, 1])
-            assert int(row["student_class"]) == said[i]
-            assert float(row["student_probability"]) == pytest.approx(probability[i].item(), abs=1e-5)
+            wrong = row["is_label_issue"] == "True"
+            assert wrong == (weights[i, 0] / weights[: data.train_size, 0].max() < 0.5) == (row["id"] in corrected)
+            best = logits[i].argsort(descending=True).tolist()
+            suggested = next(c for c in best if not wrong or c != given)
+            assert int(row["predicted_label"]) == suggested
+            assert corrected.get(row["id"], str(suggested)) == str(suggested)
             assert (int(row["clean_label"]), row["is_noisy"]) == (data.clean_labels[i], str(bool(data.noisy[i])))
 
     def test_the_sheet_shows_the_first_ones(self) -> None:
-        call("inspect", RUN, "--samples", 3)
-        sheet = np.asarray(Image.open(RUN / "inspect.png"))
+        call("audit", RUN, "--samples", 3)
+        sheet = np.asarray(Image.open(RUN / "label_issues.png"))
         data = DigitsDataModule(seed=3, noise="symmetric", noise_rate=0.3)
         data.setup()
-        for number, row in enumerate(read_csv(RUN / "inspect.csv")[:3]):
+        for number, row in enumerate(read_csv(RUN / "label_issues.csv")[:3]):
             picture = data.parts.plain.fetch([int(data.parts.positions["train"][int(row["index"])])])
             assert isinstance(picture, torch.Tensor)
             pixels = picture[0, 0].numpy()
@@ -89,24 +96,23 @@ class TestRanking:
             assert frame == ([0xD1, 0x49, 0x5B] if row["is_noisy"] == "True" else [0x2A, 0x78, 0xB5])
 
     def test_wherever_its_files_lie(self) -> None:
-        call("inspect", RUN)
-        expected = (RUN / "inspect.csv").read_bytes()
-        call("inspect", ".")  # with one run below it
+        call("audit", RUN)
+        expected = (RUN / "label_issues.csv").read_bytes()
+        call("audit", ".")  # with one run below it
         last = RUN / "checkpoints" / "last.ckpt"
-        given = ("--config", RUN / "config.yaml", "--ckpt_path", last, "--output", "new/other.csv")
-        call("inspect", *given)
+        call("audit", "lightning_logs", "--config", RUN / "config.yaml", "--ckpt_path", last, "--output", "new")
         shutil.move(last, "best.ckpt")
         (RUN / "config.yaml").rename("config.yaml")
-        call("inspect", ".", "--overwrite")
-        assert Path("inspect.csv").read_bytes() == Path("new/other.csv").read_bytes() == expected
-        assert Path("new/other.png").is_file()
+        call("audit", ".", "--overwrite")
+        assert Path("label_issues.csv").read_bytes() == Path("new/label_issues.csv").read_bytes() == expected
+        assert Path("new/label_issues.png").is_file()
 
     def test_nothing_is_overwritten_unasked(self) -> None:
-        for name in ("inspect.csv", "inspect.png"):
+        for name in ("label_issues.csv", "labels.csv", "label_issues.png"):
             (RUN / name).write_text("mine")
             before = files(RUN)
             with pytest.raises(FileExistsError, match=rf"{name} is there already: give another"):
-                call("inspect", RUN)
+                call("audit", RUN)
             assert files(RUN) == before
             (RUN / name).unlink()
 
@@ -114,14 +120,14 @@ class TestRanking:
         for name in ("last-v1", "last-v10"):
             shutil.copy(RUN / "checkpoints" / "last.ckpt", RUN / "checkpoints" / f"{name}.ckpt")
         with pytest.raises(ValueError, match=r"found last.ckpt and last-v\d+.ckpt, .* --ckpt_path"):
-            call("inspect", RUN)
-        call("inspect", RUN, "--ckpt_path", RUN / "checkpoints" / "last-v1.ckpt")
+            call("audit", RUN)
+        call("audit", RUN, "--ckpt_path", RUN / "checkpoints" / "last-v1.ckpt")
 
     def test_a_run_of_wandb_and_many_versions(self) -> None:
         for name in ("version_9", "version_10"):
             shutil.copytree(RUN, Path("many") / name)
         with pytest.raises(ValueError, match=r"found 2: give one of them, e.g. many/version_"):
-            call("inspect", "many")
+            call("audit", "many")
         shutil.rmtree("many")
         RUN.rename(RUN.with_name("x4f9k2"))
         assert find_config(Path()) == Path("lightning_logs/x4f9k2/config.yaml")
@@ -132,7 +138,6 @@ class TestRanking:
             (["empty"], "no config.yaml in empty: expected the directory of a lit_kd run, or give --config"),
             (["several"], "several: expected one run, found 2: give one of them"),
             (["bare"], "expected last.ckpt or best.ckpt in one of bare, bare/checkpoints; found none: give"),
-            ([str(RUN), "--output", "ranking.txt"], "expected a path that ends in .csv or .parquet"),
         ],
     )
     def test_mistakes(self, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,17 +145,19 @@ class TestRanking:
             Path(folder).mkdir(parents=True)
         for folder in ("bare", "several/version_0", "several/version_1"):
             shutil.copy(RUN / "config.yaml", folder)
-        monkeypatch.setattr(sys, "argv", ["lit-kd", "inspect", *args])
+        monkeypatch.setattr(sys, "argv", ["lit-kd", "audit", *args])
         with pytest.raises(SystemExit) as done:
             main()
         assert str(done.value.code).startswith(f"lit-kd: error: {message}")
 
-    @pytest.mark.parametrize("args", [[], ["--config", "config.yaml"], [str(RUN), "--samples", "0"]])
+    @pytest.mark.parametrize(
+        "args", [[], ["--data", "DigitsDataModule"], ["--output", "x"], [str(RUN), "--samples", "0"]]
+    )
     def test_options(self, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as done:
-            call("inspect", *args)
+            call("audit", *args)
         assert done.value.code == 2
-        assert capsys.readouterr().err.startswith("usage: lit-kd inspect")
+        assert capsys.readouterr().err.startswith("usage: lit-kd audit")
 
 
 class TestOtherRuns:
@@ -162,20 +169,20 @@ class TestOtherRuns:
         call("test", "--config", config, "--ckpt_path", "runs/student/best.ckpt")
         assert list(Path().rglob("config.yaml")) == [config]
         for where in ("runs/student", "runs/student/lightning_logs/version_0"):
-            call("inspect", where)
-            assert len(read_csv(Path(where) / "inspect.csv")) > 1000
+            call("audit", where)
+            assert len(read_csv(Path(where) / "label_issues.csv")) > 1000
 
     def test_a_method_without_weights(self) -> None:
         call("fit", *configs("supervised"), *SHORT, "--model.student=mlp-8")
         with pytest.raises(ValueError, match=r"expected a checkpoint with weights of samples, found none"):
-            call("inspect", RUN)
+            call("audit", RUN)
 
     def test_vectors_have_no_sheet(self, capsys: pytest.CaptureFixture[str]) -> None:
         call("fit", "--config", CONFIGS / "data" / "blobs.yaml", *ALMKD)
-        call("inspect", RUN)
+        call("audit", RUN)
         assert "no contact sheet: the samples are no pictures" in capsys.readouterr().out
-        assert (RUN / "inspect.csv").is_file()
-        assert not (RUN / "inspect.png").exists()
+        assert (RUN / "label_issues.csv").is_file()
+        assert not (RUN / "label_issues.png").exists()
 
     def test_files_are_named(self) -> None:
         draw = np.random.default_rng(0)
@@ -192,10 +199,67 @@ class TestOtherRuns:
             "--data.batch_size=8",
         )
         call("fit", *folder, *ALMKD)
-        call("inspect", RUN)
-        rows = read_csv(RUN / "inspect.csv")
-        assert len({row["file"] for row in rows}) == len(rows) == 48
+        call("audit", RUN)
+        rows = read_csv(RUN / "label_issues.csv")
+        assert len({row["id"] for row in rows}) == len(rows) == 48
         for row in rows:
-            kind = Path(row["file"]).parent.name
+            kind = Path(row["id"]).parent.name
             assert ["cat", "dog"][int(row["clean_label"])] == kind
-            assert row["label_name"] == ["cat", "dog"][int(row["label"])]
+            assert row["given_label_name"] == ["cat", "dog"][int(row["given_label"])]
+
+
+TRAINED = (*QUIET[:3], "--data=DigitsDataModule", *NOISE, "--seed_everything=3", "--student=mlp-16", "--output=found")
+
+
+class TestByOneTraining:
+    @pytest.mark.parametrize("trusted", [(), ("--trusted", "0.05"), ("--trusted", "0")])
+    def test_a_training_then_the_same_as_of_its_run(
+        self, trusted: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        call("audit", *TRAINED, *trusted, "--trainer.max_epochs=4")
+        told = capsys.readouterr().out
+        rows = read_csv(Path("found/label_issues.csv"))
+        wrong = [row for row in rows if row["is_label_issue"] == "True"]
+        expected = sum(1 - float(row["label_score"]) for row in wrong)
+        assert f"{len(wrong)} of {len(rows)} labels are taken for wrong" in told
+        assert f"of these {expected:.0f} are expected to be" in told
+        meta = {(): 180, ("--trusted", "0.05"): 90, ("--trusted", "0"): 0}[trusted]
+        assert len(rows) == 1797 - 359 - 180 - meta
+        assert f"not audited: {f'{meta} trusted, ' if meta else ''}180 validation, 359 test rows" in told
+        assert {row["id"]: row["predicted_label_name"] for row in wrong} == {
+            row["id"]: row["label"] for row in read_csv(Path("found/labels.csv"))
+        }
+        before = Path("found/label_issues.csv").read_bytes()
+        call("audit", "found", "--overwrite")
+        assert Path("found/label_issues.csv").read_bytes() == before
+
+    def test_against_cleanlab(self, capsys: pytest.CaptureFixture[str]) -> None:
+        call("audit", *TRAINED, "--trainer.max_epochs=2", "--against", "cleanlab")
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[0] for line in lines[-4:-1]] == [
+            "lit_kd",
+            "cleanlab, self_confidence",
+            "cleanlab, normalized_margin",
+        ]
+        rows = read_csv(Path("found/label_issues.csv"))
+        wrong = [row["is_noisy"] == "True" for row in rows]
+        assert float(lines[-4].split()[-2]) == pytest.approx(
+            average_precision_score(wrong, [1 - float(row["label_score"]) for row in rows]), abs=6e-4
+        )
+        assert float(lines[-4].split()[-3]) == pytest.approx(np.mean(wrong[: sum(wrong)]), abs=6e-4)
+
+    def test_cleanlab_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "cleanlab", None)
+        message = r"--against cleanlab needs cleanlab, which is not installed: pip install 'lit_kd\[cleanlab\]'"
+        with pytest.raises(ImportError, match=message):
+            call("audit", *TRAINED, "--against", "cleanlab")
+        assert not Path("found").exists()
+
+    def test_a_mistake_leaves_room_for_the_next_try(self) -> None:
+        with pytest.raises(ValueError, match=r"fraction|rows"):
+            call("audit", *TRAINED, "--trusted", "1.5")
+        call("audit", *TRAINED, "--trainer.max_epochs=1")
+        with pytest.raises(FileExistsError, match=r"found/label_issues.csv is there already"):
+            call("audit", *TRAINED)
+        with pytest.raises(FileExistsError, match=r"found/config.yaml is there already"):
+            call("audit", *TRAINED, "--overwrite")
