@@ -222,7 +222,7 @@ class TestByOneTraining:
         wrong = [row for row in rows if row["is_label_issue"] == "True"]
         expected = sum(1 - float(row["label_score"]) for row in wrong)
         assert f"{len(wrong)} of {len(rows)} labels are taken for wrong" in told
-        assert f"of these {expected:.0f} are expected to be" in told
+        assert f"of these {expected:.0f} are expected to be wrong, of all labels" in told
         meta = {(): 180, ("--trusted", "0.05"): 90, ("--trusted", "0"): 0}[trusted]
         assert len(rows) == 1797 - 359 - 180 - meta
         assert f"not audited: {f'{meta} trusted, ' if meta else ''}180 validation, 359 test rows" in told

@@ -108,7 +108,10 @@ def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path], probable
     rows, wrong = len(issues.ids), int(issues.is_issue.sum())
     print(f"{wrong} of {rows} labels are taken for wrong (label_score below 0.5)", end="")
     if probable:
-        print(f": of these {issues.expected:.0f} are expected to be, of all {(1 - issues.score).sum():.0f}", end="")
+        print(
+            f": of these {issues.expected:.0f} are expected to be wrong, of all labels {(1 - issues.score).sum():.0f}",
+            end="",
+        )
     left = {"without a label": data.train_size - rows, "trusted": data.meta_size, "validation": len(data.parts.val)}
     told = ", ".join(f"{count} {kind}" for kind, count in (left | {"test": len(data.parts.test)}).items() if count)
     print(f"\nnot audited: {told} rows" if told else "")
