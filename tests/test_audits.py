@@ -56,6 +56,7 @@ def by_hand(said: list[list[float]], clean: list[float], labels: list[int], lear
     n = len(labels)
     data.parts.given[: data.train_size] = UNLABELED
     data.parts.given[:n] = torch.tensor(labels)
+    data.parts.knows_truth = True
     table = SampleTable(len(data.labels), data.fingerprint)
     table.add("memory", torch.zeros(CLASSES))
     table.add("clean_probability", torch.ones(()))
@@ -158,7 +159,7 @@ def test_without_trusted_rows_doubt_stays() -> None:
     found = believe(said, labels, nobody, teachers, unaided=True)
     assert (found.false_doubt == 0).all()
     assert found.clean.min() < 0.5
-    model = ALMKD("mlp-8", rule=Unaided(), **SHAPED)
+    model = ALMKD("mlp-8", [], rule=Unaided(), **SHAPED)
     trainer(max_epochs=2).fit(model, Blobs(meta=0))
     assert (model.table["epochs"] == 2).all()
 

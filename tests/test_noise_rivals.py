@@ -302,7 +302,9 @@ class TestGLC:
         """What it says of the trusted rows is read off; then nobody asks it."""
         teacher, data, drawn = trained_teachers()[0], Blobs(noise="symmetric", noise_rate=0.5), set[int]()
         asked, one = list[int](), Teachers.one
-        monkeypatch.setattr(Teachers, "one", lambda self, k, x: (asked.append(len(x)), one(self, k, x))[1])
+        monkeypatch.setattr(
+            Teachers, "one", lambda self, k, batch: (asked.append(len(batch.y)), one(self, k, batch))[1]
+        )
         watch = Each(lambda _, t, m, batch, i: drawn.update(batch.index.tolist()), "on_train_batch_start")
         model, fitted = GLC("mlp-8", teacher, **BASE), trainer(max_epochs=1, limit_val_batches=0, callbacks=watch)
         fitted.fit(model, data)

@@ -71,7 +71,7 @@ def test_as_the_trainer_predicts(checkpoint: Path, folder: Path, tmp_path: Path)
     rows = read_csv(tmp_path / "p.csv")
     assert list(rows[0]) == ["file", "class", "probability"]
     expected = by_lightning(checkpoint, data)
-    files = [Path(path).relative_to(folder / "test").as_posix() for path, _ in data.parts.test.rows.dataset.samples]
+    files = [Path(path).relative_to(folder / "test").as_posix() for path in data.parts.test.rows.dataset.files]
     assert [row["file"] for row in rows] == sorted(files) == files
     assert len({row["probability"] for row in rows}) == 8  # it does look at the pictures
     assert_equal(rows, ["ant", "bee"], expected)

@@ -24,7 +24,7 @@ class Recording(Paper):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[tuple[list[int], int]] = []
+        self.told: list[tuple[list[list[int]], int]] = []
 
     def validated(self, table: SampleTable, wrong: Tensor, rows: Tensor) -> None:
         """Take it down."""
@@ -46,7 +46,7 @@ def test_counts_after_each_epoch() -> None:
     nets = [model.student.eval(), *trained_teachers()]
     with torch.no_grad():
         wrong = [zero_one_loss(rows.y, net(rows.x).argmax(-1), normalize=False) for net in nets]
-    assert rule.told[-1] == (wrong, 23)
+    assert rule.told[-1] == ([[wrong[0]] * 3, wrong], 23)  # all speak of all rows
     run.validate(model, data, verbose=False)
     assert len(rule.told) == 3
 
@@ -69,7 +69,9 @@ def test_the_rule_robust_keeps_the_two_latest() -> None:
     trainer(max_epochs=6).fit(model, data)
     assert model.table is not None
     assert wrong[-2] != wrong[-1]
-    assert model.table.shared["errors"].tolist() == [[wrong[-2], 0], [wrong[-1], 0]]  # the teacher errs on none
+    assert model.table.shared["errors"].tolist() == [
+        [[each] * 2, [each, 0]] for each in wrong[-2:]
+    ]  # the teacher errs on none
 
 
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}])

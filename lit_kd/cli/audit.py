@@ -90,7 +90,7 @@ def _train(output: Path, options: argparse.Namespace, line: Sequence[str]) -> fl
         *("--trainer.max_epochs=30", "--trainer.logger=false", "--show.every_n_epochs=0"),
     ]
     asked = [f"--trainer.default_root_dir={output}", f"--checkpoint.dirpath={output}"]
-    asked += [] if options.teacher is None else [f"--model.teacher=[{', '.join(options.teacher)}]"]
+    asked += [f"--model.teacher=[{', '.join(options.teacher or [])}]"]
     asked += [] if options.trusted is None else [f"--data.meta={options.trusted}"]
     asked += ["--model.rule=lit_kd.weightings.Unaided"] if options.trusted in ("0", "0.0") else []
     start = time.perf_counter()

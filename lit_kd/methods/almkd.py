@@ -32,7 +32,7 @@ class ALMKD(ManualOptimisation, Selective):
 
     Args:
         student: The network to train, a module or a name.
-        teacher: One teacher or a list: modules or checkpoint paths. The rule ``"robust"`` also learns without any.
+        teacher: One teacher or a list: modules or checkpoint paths. An empty list: none, with the rule ``"robust"``.
         rule: ``"robust"`` (ours), ``"paper"`` or ``"amal"`` (published), or a `lit_kd.weightings.Rule` of your own.
         meta_gradient: Of published rules, at the ``"last_layer"`` [code], which must be linear, or through all layers:
             ``"exact"`` [derived], or ``"central"``, for operators without forward-mode differentiation.
@@ -67,7 +67,7 @@ class ALMKD(ManualOptimisation, Selective):
         self.meta_gradient, self.temperature = meta_gradient, temperature
         self.start_weights, self.revise = start_weights, revise
         self.trains_on_meta, self.needs_meta = self.rule.trains_on_meta, self.rule.looks_ahead
-        self.needs_teacher = self.rule.needs_teacher
+        self.needs_teacher = self.needs_teacher and (teacher != [] or self.rule.needs_teacher)
         self._ahead = LOOK_AHEADS[meta_gradient] if self.needs_meta else Unneeded
         self.student_taps = self._ahead.taps
 

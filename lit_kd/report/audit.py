@@ -59,7 +59,9 @@ def audit(
     rule = Robust() if data.meta_size else Unaided()
     sizes: dict[str, Any] = {"num_classes": data.num_classes}
     sizes |= {} if data.input_shape is None else {"input_shape": list(data.input_shape)}
-    model = ALMKD(student, teacher, rule=rule, **(sizes | {"lr_scheduler": "cosine"} | method))
+    model = ALMKD(
+        student, [] if teacher is None else teacher, rule=rule, **(sizes | {"lr_scheduler": "cosine"} | method)
+    )
     (trainer or (lambda: quiet_trainer(epochs)))().fit(model, data)
     model.table.sync()
     return find_issues(model.table, data, torch.empty(0))
