@@ -64,9 +64,8 @@ class ALMKD(ManualOptimisation, Selective):
         check_eta(revise, self.task)
         check_choice("meta_gradient", meta_gradient, LOOK_AHEADS)
         self.rule = own_rule(rule, RULES)
-        self.meta_gradient, self.temperature = meta_gradient, temperature
-        self.start_weights, self.revise = start_weights, revise
-        self.trains_on_meta, self.needs_meta = self.rule.trains_on_meta, self.rule.looks_ahead
+        self.meta_gradient, self.temperature, self.start_weights = meta_gradient, temperature, start_weights
+        self.trains_on_meta, self.needs_meta, self.revise = self.rule.trains_on_meta, self.rule.looks_ahead, revise
         self.needs_teacher = self.needs_teacher and (teacher != [] or self.rule.needs_teacher)
         self._ahead = LOOK_AHEADS[meta_gradient] if self.needs_meta else Unneeded
         self.student_taps = self._ahead.taps
