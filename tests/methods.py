@@ -121,7 +121,7 @@ METHODS: dict[str, Callable[..., Distiller]] = {
         student, teachers, form="kl", cross_entropy="all", select=0.7, **base
     ),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
-    "almkd-unaided": lambda student, teachers, **base: ALMKD(student, rule=Unaided(), **base),
+    "almkd-unaided": lambda student, teachers, **base: ALMKD(student, [], rule=Unaided(), **base),
     "almkd-paper": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base
     ),

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 from lightning.fabric.utilities import move_data_to_device
 from rich.progress import track
@@ -20,26 +21,28 @@ from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
 from lit_kd.models import load_student
 from lit_kd.models.checkpoint import known_names
-from lit_kd.models.files import check_unused, optional, read_yaml, write_whole
+from lit_kd.models.files import check_unused, optional, read_yaml
 from lit_kd.report.audit import by_cleanlab, compared, quiet_trainer
+from lit_kd.report.gallery import write_gallery
 from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit
-from lit_kd.report.samples import Suspect, as_pictures, contact_sheet, suspects
+from lit_kd.report.samples import as_pictures
 from lit_kd.types import logits_of
 
 USAGE = """lit-kd audit RUN [--output DIR] ...
        lit-kd audit --data ... [--student NAME] [--teacher NAME] [--trusted SIZE] --output DIR ..."""
 TEXT = """Tell which labels are wrong: by a run of a method that weighs samples, or by one training that is done first,
 with any option of lit-kd fit, such as --data, --model.optimizer and --trainer.max_epochs (default: 30). DIR gets
-label_issues.csv, the least believed label first; labels.csv, the corrections, for --data.labels; and a picture of the
-first rows, if they are images."""
+label_issues.csv, the least believed label first; labels.csv, the corrections, for --data.labels; and label_issues.html,
+a page to look at the labels and decide."""
+MOST = 10_000
+"""Pictures that are read for the page, which shows as many as have room."""
 
 
 def main(args: Sequence[str]) -> None:
     """Run ``lit-kd audit`` with the command line after it."""
     parser = argparse.ArgumentParser("lit-kd audit", usage=USAGE, description=TEXT, allow_abbrev=False)
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's directory)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the tables and the picture that are there")
-    parser.add_argument("--samples", type=PositiveInt, default=48, help="on the picture; default: 48")
+    parser.add_argument("--overwrite", action="store_true", help="replace the tables and the page that are there")
     parser.add_argument("--against", choices=["cleanlab"], help="also ask cleanlab, in 5 trainings, and compare")
     line: list[str] = []  # what is for the training
     trained = bool(args) and not args[0].startswith("-")
@@ -57,7 +60,7 @@ def main(args: Sequence[str]) -> None:
         if options.output is None or not line:
             parser.error("expected a run's directory, or --data and --output")
     output: Path = options.output or options.run
-    files = [output / name for name in ("label_issues.csv", "labels.csv", "label_issues.png")]
+    files = [output / name for name in ("label_issues.csv", "labels.csv", "label_issues.html")]
     for file in files:
         check_unused(file, options.overwrite)
     if options.against:
@@ -72,8 +75,9 @@ def main(args: Sequence[str]) -> None:
     said = torch.empty(0) if estimates else _predict(checkpoint, data, torch.arange(data.train_size)).softmax(-1)
     issues = find_issues(table, data, said)
     _tell(issues, data, write_audit(output, issues, data, options.overwrite), "clean_probability" in table)
-    first = torch.from_numpy(issues.index[: options.samples])
-    _draw(files[2], suspects(table, data, first, _predict(checkpoint, data, first)), data)
+    names = known_names(data.class_names, data.num_classes)
+    write_gallery(files[2], issues, _pictures(issues, data), names, f"Labels of {output.resolve().name}")
+    print(f"look at them, and decide: {files[2]}, in a browser")
     if options.against:
         content = read_yaml(config)
         found = by_cleanlab(issues, data, *_again(content, data))
@@ -118,16 +122,14 @@ def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path], probable
     print(f"written: {', '.join(map(str, files))}")
 
 
-def _draw(path: Path, found: Sequence[Suspect], data: DataModule) -> None:
-    """The contact sheet of the first rows, if they are images."""
-    first = data.parts.rows(torch.tensor([one.index for one in found]))
-    pictures = as_pictures(first.rows.fetch(first.positions.tolist()))
-    if pictures is None:
-        print("no contact sheet: the samples are no pictures (1 or 3 channels, height and width)")
-        return
-    names = known_names(data.class_names, data.num_classes)
-    write_whole(path, contact_sheet(pictures, found, names, f"{len(found)} labels, the least believed first"))
-    print(f"the first {len(found)} are shown in {path}")
+def _pictures(issues: LabelIssues, data: DataModule) -> npt.NDArray[np.uint8] | None:
+    """The first rows as pictures, if they are images."""
+    rows, found = data.parts.rows(torch.from_numpy(issues.index[:MOST])), []
+    for some in np.split(rows.positions, range(data.batch_size, len(rows.positions), data.batch_size)):
+        found.append(as_pictures(rows.rows.fetch(some.tolist())))
+        if found[-1] is None:
+            return None
+    return np.concatenate([part for part in found if part is not None])
 
 
 def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
