@@ -110,6 +110,21 @@ def test_names_of_classes_and_files(tmp_path: Path) -> None:
     assert data.labels[:2].tolist() == [["ant", "bee", "cat"].index(other), 1]
 
 
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["1.0", "2.0", "3.0"]])
+def test_names_that_are_numbers_are_names(names: list[str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", {split: names for split in ("train", "test")})
+    folder: dict[str, Any] = {"root": str(tmp_path / "photos"), "image_size": 8, "seed": 0}
+    data = ImageFolderDataModule(**folder)
+    data.setup()
+    first = data.parts.ids[0]
+    for name in names:
+        again = ImageFolderDataModule(**folder, labels=write(tmp_path / "labels.csv", {first: name}))
+        again.setup()
+        assert again.class_names[int(again.labels[0])] == name
+    with pytest.raises(ValueError, match=r"a class \(.*\) or none as label, found '0'"):
+        ImageFolderDataModule(**folder, labels=write(tmp_path / "labels.csv", {first: "0"})).setup()
+
+
 def test_a_wrapped_data_module(tmp_path: Path) -> None:
     rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
     held = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)

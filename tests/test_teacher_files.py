@@ -196,6 +196,11 @@ BAD: dict[str, tuple[Columns, dict[str, Any], str]] = {
         {},
         r"classes that differ.*found classes \[0, 0\]",
     ),
+    "top-k of nothing": (
+        of_rows([1], class_1=[0], logprob_1=["-inf"]),
+        {},
+        r"sum to more than 0, at most 1, found classes \[0\] of sum 0",
+    ),
     "top-k positive": (of_rows([1], class_1=[0], logprob_1=[0.7]), {}, "numbers of at most 0, found '0.7'"),
     "top-k without a class": (of_rows([1], logprob_1=[-1.0]), {}, "column class_1 with the class of logprob_1"),
 }

@@ -46,6 +46,13 @@ def test_shares_by_class() -> None:
     assert found[0] == wilson(2, 3)
 
 
+def test_an_interval_holds_its_estimate() -> None:
+    for total in range(1, 400):
+        for right in (0, 1, total - 1, total):
+            share = wilson(right, total)
+            assert 0 <= share.low <= share.estimate <= share.high <= 1
+
+
 def test_agreement_and_shared_errors_by_hand() -> None:
     named = torch.tensor([[0, 0, 1], [1, 0, 1], [2, 2, 2], [0, 1, 2]])
     torch.testing.assert_close(agreement(named), torch.tensor([[1, 0.5, 0.5], [0.5, 1, 0.25], [0.5, 0.25, 1]]))

@@ -53,7 +53,9 @@ def main(args: Sequence[str]) -> None:
         options = parser.parse_args(args)
     else:
         parser.add_argument("--student", default="mlp-128", help="the network that learns; default: mlp-128")
-        parser.add_argument("--teacher", nargs="+", help="networks or checkpoints that are heard where they do better")
+        parser.add_argument(
+            "--teacher", nargs="+", help="networks, checkpoints or files that are heard where they do better"
+        )
         text = "the size of the data's meta split, whose labels are right; 0: nobody has checked any label"
         parser.add_argument("--trusted", metavar="SIZE", help=text)
         options, line = parser.parse_known_args(args)
@@ -74,7 +76,7 @@ def main(args: Sequence[str]) -> None:
     estimates = "memory" in table  # else the student must be asked
     said = torch.empty(0) if estimates else _predict(checkpoint, data, torch.arange(data.train_size)).softmax(-1)
     issues = find_issues(table, data, said)
-    _tell(issues, data, write_audit(output, issues, data, options.overwrite), "clean_probability" in table)
+    _tell(issues, data, write_audit(output, issues, data, options.overwrite))
     names = known_names(data.class_names, data.num_classes)
     write_gallery(files[2], issues, _pictures(issues, data), names, f"Labels of {output.resolve().name}")
     print(f"look at them, and decide: {files[2]}, in a browser")
@@ -94,7 +96,8 @@ def _train(output: Path, options: argparse.Namespace, line: Sequence[str]) -> fl
         *("--trainer.max_epochs=30", "--trainer.logger=false", "--show.every_n_epochs=0"),
     ]
     asked = [f"--trainer.default_root_dir={output}", f"--checkpoint.dirpath={output}"]
-    asked += [f"--model.teacher=[{', '.join(options.teacher or [])}]"]
+    named = any(word.startswith("--model.teacher") for word in line)
+    asked += [] if named else [f"--model.teacher=[{', '.join(options.teacher or [])}]"]
     asked += [] if options.trusted is None else [f"--data.meta={options.trusted}"]
     asked += ["--model.rule=lit_kd.weightings.Unaided"] if options.trusted in ("0", "0.0") else []
     start = time.perf_counter()
@@ -107,18 +110,21 @@ def _train(output: Path, options: argparse.Namespace, line: Sequence[str]) -> fl
     return time.perf_counter() - start
 
 
-def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path], probable: bool) -> None:
+def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path]) -> None:
     """What was found, and what was not looked at."""
     rows, wrong = len(issues.ids), int(issues.is_issue.sum())
-    print(f"{wrong} of {rows} labels are taken for wrong (label_score below 0.5)", end="")
-    if probable:
-        print(
-            f": of these {issues.expected:.0f} are expected to be wrong, of all labels {(1 - issues.score).sum():.0f}",
-            end="",
-        )
+    found = f"{issues.expected:.0f} are expected to be wrong, of all labels {(1 - issues.score).sum():.0f}"
+    print(
+        f"{wrong} of {rows} labels are taken for wrong (label_score below 0.5): of these {found}"
+        if issues.probable
+        else f"{rows} labels are ranked; weights of this method are no probabilities, so none is taken for wrong",
+        end="",
+    )
     left = {"without a label": data.train_size - rows, "trusted": data.meta_size, "validation": len(data.parts.val)}
     told = ", ".join(f"{count} {kind}" for kind, count in (left | {"test": len(data.parts.test)}).items() if count)
     print(f"\nnot audited: {told} rows" if told else "")
+    if data.meta_size:
+        print(f"{data.meta_size} trusted rows were taken to be right: if nobody has checked them, say --trusted 0")
     print(f"written: {', '.join(map(str, files))}")
 
 

@@ -60,9 +60,8 @@ def trust(args: Sequence[str]) -> None:
     asked, x = ask(options.teacher, read_data(options.config, data_words))
     heard = asked.known.unsqueeze(-1)
     taught = (asked.logits.softmax(-1) * heard).sum(0) / heard.sum(0).clamp(min=1)
-    taught = taught.where(
-        heard.any(0), one_hot(asked.y, taught.shape[1])
-    )  # as in a training: the label where all are silent
+    # as in a training: the label where all are silent
+    taught = taught.where(heard.any(0), one_hot(asked.y, taught.shape[1]))
     found = rehearse(x, asked.y, asked.trusted, taught, derive_seed(resolve_seed(None), "probe"))
     verdict = decide(found)
     told = summary(asked, found, verdict)
@@ -88,7 +87,7 @@ def show(told: dict[str, Any]) -> None:
         shares = percent(one["accuracy"]), f"{100 * one['ece']:.1f}%", f"{100 * one['agrees_with_labels']:.1f}%"
         table.add_row(one["name"], *shares, percent(one["repeats_wrong_labels"]))
     console.print(table)
-    rows = f"{told['trusted_rows']} trusted and {told['training_rows']} training rows"
+    rows = f"{told['trusted_rows']} trusted rows, meta and validation, and {told['training_rows']} training rows"
     console.print(f"{rows}; wrong labels: {percent(told['wrong_labels'])}")
     for note in told["notes"]:
         console.print(f"note: {note}", style="yellow")

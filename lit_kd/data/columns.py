@@ -147,6 +147,24 @@ def as_text(cell: Any) -> str:
     return "" if missing else re.sub(r"^(-?\d+)\.0+$", r"\1", str(cell).strip())
 
 
+def class_number(cell: Any, names: Sequence[str] | None, num_classes: int) -> int | None:
+    """The number of a class that a cell names, or numbers from 0; names that are numbers are names. None: no class.
+
+    Examples:
+        >>> [class_number(cell, ["cat", "dog"], 2) for cell in ("dog", 1.0, "0", "2", "")]
+        [1, 1, 0, None, None]
+        >>> [class_number(cell, ["1.0", "2.0"], 2) for cell in ("1.0", "2.0", "0")]
+        [0, 1, None]
+    """
+    known = list(names or ())
+    for text in (" ".join(str(cell).split()), as_text(cell)):
+        if text in known:
+            return known.index(text)
+    numbered = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in known or ["a"])
+    number = int(text) if re.fullmatch(r"\d+", text) and not numbered else num_classes
+    return number if number < num_classes else None
+
+
 def as_numbers(cells: Sequence[Any]) -> Numbers:
     """Cells as numbers, or lists of equally many of them; NaN for what is none."""
     try:

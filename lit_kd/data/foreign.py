@@ -180,7 +180,7 @@ class DistillationDataModule(DataModule):
             )
         loaders = self.inner.val_dataloader() if is_overridden("val_dataloader", self.inner, DataHooks) else None
         named = items.by_name(loaders)
-        self._several = loaders if len(named) > 1 else None
+        self._several, self.split_loader = (loaders, -1) if len(named) > 1 else (None, 0)  # -1: none is ours
         loader = items.loader_of_meta(named, self.meta_from, self.meta)
         if loader is not None:
             self.split_loader = 0 if self.meta_from is None else list(named).index(self.meta_from)

@@ -6,7 +6,7 @@ from textwrap import shorten
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_kd.data.columns import Table, as_text
+from lit_kd.data.columns import Table, as_text, class_number
 from lit_kd.data.partition import Partition
 from lit_kd.types import UNLABELED
 
@@ -17,19 +17,20 @@ def relabel(parts: Partition, path: str | Path, num_classes: int, class_names: l
     """Replace the given labels of some rows by those of a .csv or .parquet table with the columns ``id`` and ``label``.
 
     Rows are found by `Partition.ids`; those that the table leaves out keep their labels, and its other columns are not
-    read. A label is a class name, or else a class number. An empty one, -1 or ``drop`` takes the label away: losses of
-    labels then pass over the row, and teachers are still asked about it. This is the last word, after noise and
-    `labeled`. Trusted rows are corrected too, and cannot lose their label. Validation and test rows are refused.
+    read. A label is a class name, or else a class number, unless the names are numbers. An empty one, -1 or ``drop``
+    takes the label away: losses of labels then pass over the row, and teachers are still asked about it. This is the
+    last word, after noise and `labeled`. Trusted rows are corrected too, and cannot lose their label. Validation and
+    test rows are refused.
     """
     table = Table.read(path)
     if parts.given.dim() > 1 or parts.source.soft is not None:
         raise ValueError(f"{path}: expected one class a sample, found several or soft labels: remove labels")
     ids = [str(cell) for cell in table.column("id", "the id's name")]
-    cells = [as_text(cell) for cell in table.column("label", "the label's name")]
+    cells = table.column("label", "the label's name")
     where = {name: index for index, name in reversed([*enumerate(parts.ids)])}  # training rows win
     rows, trained = len(parts.given), len(parts.positions["train"])
-    numbers = dict.fromkeys(DROPPED, UNLABELED) | {str(c): c for c in range(num_classes)}
-    numbers |= {name: c for c, name in enumerate(class_names or ())}
+    numbers = {cell: class_number(cell, class_names, num_classes) for cell in dict.fromkeys(cells)}
+    numbers |= {cell: UNLABELED for cell, c in numbers.items() if c is None and as_text(cell) in DROPPED}
     seen: set[str] = set()
     for name, cell in zip(ids, cells, strict=True):
         index = where.get(name, -1)
@@ -39,12 +40,12 @@ def relabel(parts: Partition, path: str | Path, num_classes: int, class_names: l
             problem = f"each id once, found {name!r} again: keep one"
         elif index >= rows:
             problem = (
-                f"ids of training rows, found {name!r} of a validation or test row, whose label stays: remove it, or "
-                "set the data's seed to that of the run that chose the ids"
+                f"ids of training rows, found {name!r} of a validation or test row, whose label stays: give the data "
+                "the seed, meta and val of the run that chose the ids, or remove it"
             )
-        elif cell not in numbers:
+        elif numbers[cell] is None:
             known = shorten(", ".join(class_names or map(str, range(num_classes))), 80)
-            problem = f"a class ({known}) or none as label, found {cell!r} for {name!r}: correct it"
+            problem = f"a class ({known}) or none as label, found {as_text(cell)!r} for {name!r}: correct it"
         elif index >= trained and numbers[cell] == UNLABELED:
             problem = f"a label for each trusted row, found none for {name!r}: give one, or remove the id"
         else:

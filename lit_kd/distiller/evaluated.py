@@ -69,9 +69,7 @@ class Evaluated(Shim):
 
     def evaluate(self, batch: Batch, stage: str, batch_idx: int, loader: int) -> dict[str, Any]:
         """Measure on the rows of a batch that no other process has."""
-        data = self.datamodule
-        if isinstance(data, DistillationDataModule) and (loader, stage) != (data.split_loader, "val"):
-            batch = batch._replace(index=None)  # of a loader of its own, which numbers no rows of ours
+        batch = self.with_own_index(batch, stage, loader)
         student, teachers = self.outputs(batch)
         name = f"at_{stage}_{loader}" if loader else f"at_{stage}"
         if name not in self.metrics:  # those of a further loader
@@ -92,6 +90,12 @@ class Evaluated(Shim):
             logged[f"{stage}/{name}_accuracy"] = (said == y).float().sum() / max(y.numel(), 1)
         self.log_means(logged, rows)
         return found
+
+    def with_own_index(self, batch: Batch, stage: str, loader: int) -> Batch:
+        """The batch, without an index if a loader of a wrapped module gave it, which numbers no rows of ours."""
+        data = self.datamodule
+        theirs = isinstance(data, DistillationDataModule) and (loader, stage) != (data.split_loader, "val")
+        return batch._replace(index=None) if theirs else batch
 
     def make_metrics(self, stage: str) -> EvaluationMetrics:
         """Those of one loader: the task's, and the user's."""

@@ -76,7 +76,10 @@ class GroupDistil(KD):
 
     def evaluate(self, batch: Batch, stage: str, batch_idx: int, loader: int) -> dict[str, Any]:
         """Tell the metrics whose rows these are."""
-        self.of = None if self.group_of is None else self.group_of[index_of(batch)]
+        batch = self.with_own_index(batch, stage, loader)
+        unknown = torch.full_like(class_labels(batch.y), -1)
+        known = unknown if self.group_of is None or batch.index is None else self.group_of[batch.index]
+        self.of = None if self.group_of is None else known
         for metrics in self.metrics.values():
             cast(Any, metrics).metrics["worst_group_accuracy"].of = self.of
         return super().evaluate(batch, stage, batch_idx, loader)

@@ -53,7 +53,15 @@ def write_gallery(
         data["weights"] = [_rounded(issues.weights[:, 0]), _rounded(issues.weights[:, 1:].sum(1))]
     sheets = sprites(pictures, max(PAGE // 4, PAGE - len(json.dumps(data))))
     data |= {"pictured": sheets.pictured, "aspect": sheets.aspect}
-    render(path, "audit.html", title=title, data=data, sheets=sheets.sheets, numbers=_numbers(issues))
+    render(
+        path,
+        "audit.html",
+        title=title,
+        data=data,
+        sheets=sheets.sheets,
+        numbers=_numbers(issues),
+        probable=issues.probable,
+    )
 
 
 def _rounded(values: npt.NDArray[Any]) -> list[float | None]:
@@ -64,6 +72,8 @@ def _rounded(values: npt.NDArray[Any]) -> list[float | None]:
 def _numbers(issues: LabelIssues) -> list[tuple[str, str]]:
     """The verdict: three numbers, each with what it means."""
     flagged, total = int(issues.is_issue.sum()), len(issues.ids)
+    if not issues.probable:
+        return [(f"{total:,}", "labels, ranked by their learned weights, which are no probabilities")]
     doubt = 1 - issues.score[issues.is_issue]
     share = f"of {total:,} labels flagged ({flagged / max(1, total):.1%})"
     wrong = "of the flagged labels are expected to be wrong"

@@ -33,6 +33,7 @@ class LabelIssues(NamedTuple):
     is_issue: npt.NDArray[np.bool_]  # whether the label is taken for wrong, (n,)
     weights: Floats | None  # what was learned: how much the label, then each teacher counts, (n, K + 1)
     true: Whole | None  # the right class, where the truth is known, (n,)
+    probable: bool = True  # whether scores are probabilities; else they only rank, and no label is taken for wrong
 
     @property
     def expected(self) -> float:
@@ -77,7 +78,8 @@ def find_issues(table: SampleTable, data: DataModule, said: Tensor) -> LabelIssu
     score = (1 - wrong.double().clamp(0, 1)).numpy()
     weights = columns["weights"].double().numpy()
     order = np.lexsort((weights[:, 0], score))  # the lighter label breaks ties
-    issue = torch.from_numpy(score < THRESHOLD)
+    probable = "clean_probability" in columns
+    issue = torch.from_numpy((score < THRESHOLD) & probable)
     suggested = torch.where(issue & (likeliest == given), other, likeliest)
     return LabelIssues(
         ids=[data.parts.ids[row] for row in index[order].tolist()],
@@ -88,6 +90,7 @@ def find_issues(table: SampleTable, data: DataModule, said: Tensor) -> LabelIssu
         is_issue=issue.numpy()[order],
         weights=weights[order],
         true=data.clean_labels[index].numpy()[order] if data.knows_truth else None,
+        probable=probable,
     )
 
 

@@ -110,13 +110,6 @@ def any_distrusted(found: Sequence[Suspect]) -> bool:
     return any(one.distrust > 1e-6 for one in found)
 
 
-def file_names(data: DataModule) -> list[str] | None:
-    """The file of each training sample; ``None`` if the samples are not files."""
-    dataset = getattr(data.parts.source.plain, "dataset", None)
-    files: Sequence[tuple[str | Path, int]] | None = getattr(dataset, "samples", None)
-    return None if files is None else [str(files[position][0]) for position in data.parts.positions["train"]]
-
-
 def class_name(names: Sequence[str] | None, label: int) -> str:
     """The name of a class, or its number."""
     return names[label] if names else str(label)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lit_kd.data.columns import class_number
 from lit_kd.models.files import read_columns, write_whole
 
 LOGITS = "logits"
@@ -52,15 +53,12 @@ class Source(NamedTuple):
 
     def class_of(self, cell: Any) -> int:
         """The number of a class that is named, or numbered from 0; names that are numbers are names."""
-        text, names = " ".join(str(cell).split()), self.names or []
-        if text in names:
-            return names.index(text)
-        number = int(float(text)) if re.fullmatch(r"\d+(\.0+)?", text) else -1  # a column with gaps may be of floats
-        if 0 <= number < self.num_classes and not all(re.fullmatch(r"\d+", name) for name in names or ["a"]):
+        number, names = class_number(cell, self.names, self.num_classes), self.names or []
+        if number is not None:
             return number
         raise self.error(
             f"the classes of the data, {', '.join(names[:20]) + ' or ' if names else ''}0 to {self.num_classes - 1}",
-            f"{text!r}: write them as the data do",
+            f"{str(cell).strip()!r}: write them as the data do",
         )
 
     def classes_of(self, cells: Sequence[Any]) -> npt.NDArray[np.int64]:
@@ -90,7 +88,8 @@ def read_arrays(folder: Path, names: Sequence[str] = (LOGITS,)) -> tuple[list[st
 def is_answers(path: Any) -> bool:
     """Whether a path is of a table, by its ending, or of a folder of the cache."""
     return isinstance(path, (str, Path)) and (
-        Path(path).suffix in (".csv", ".parquet") or (Path(path) / f"{LOGITS}.npy").is_file()
+        Path(path).suffix in (".csv", ".parquet")
+        or all((Path(path) / f"{name}.npy").is_file() for name in (LOGITS, "ids"))
     )
 
 
@@ -101,7 +100,9 @@ def read_answers(source: Source, options: Options) -> Answers:
         logits = arrays[LOGITS]
         if logits.shape != (len(ids), source.num_classes):
             raise source.error(f"logits of {len(ids)} rows and {source.num_classes} classes", f"{tuple(logits.shape)}")
-        return Answers(ids, logits)
+        if not logits.isfinite().all():
+            raise source.error("logits that are finite", "nan or infinity")
+        return Answers(ids, logits.float())
     columns = read_columns(source.path)
     rows = len(next(iter(columns.values()), []))
     if not rows:
@@ -223,11 +224,11 @@ def _likeliest(
     said, given = told.any(1), np.exp(np.where(told, logs, -np.inf))
     order = np.sort(np.where(told, classes, -1 - np.arange(len(numbers))), axis=1)
     total = given.sum(1)
-    wrong = said & ((total > 1 + SLACK) | (np.diff(order, axis=1) == 0).any(1))
+    wrong = said & ((total > 1 + SLACK) | (total <= 0) | (np.diff(order, axis=1) == 0).any(1))
     if wrong.any():
         row = int(wrong.argmax())
         raise source.error(
-            "classes that differ, whose probabilities exp(logprob_*) sum to at most 1",
+            "classes that differ, whose probabilities exp(logprob_*) sum to more than 0, at most 1",
             f"classes {classes[row][told[row]].tolist()} of sum {total[row]:.4g} in the row {ids[row]!r}",
         )
     left = source.num_classes - told.sum(1)

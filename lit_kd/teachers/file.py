@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_kd.data import DataModule
 from lit_kd.models import Network, resolve_model
-from lit_kd.models.checkpoint import known_names
+from lit_kd.models.checkpoint import about_data, compare_data, known_names
 from lit_kd.models.files import check_new, write_columns
 from lit_kd.models.taps import Tapped
 from lit_kd.teachers.answers import Options, Source, read_answers
@@ -187,6 +187,7 @@ def write_predictions(
     data.setup()
     shape = None if data.input_shape is None else list(data.input_shape)
     model = resolve_model(teacher, data.num_classes, shape)
+    compare_data("the teacher", model, about_data(data, data.num_classes))
     parts, found = data.parts, []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with isolate_rng(), torch.no_grad(), evaluating(model):

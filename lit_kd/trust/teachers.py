@@ -32,7 +32,7 @@ def wilson(right: int, total: int, level: float = LEVEL) -> Interval:
     z, p = float(norm.ppf((1 + level) / 2)), right / total
     middle, scale = (p + z**2 / (2 * total)), 1 + z**2 / total
     half = z * (p * (1 - p) / total + (z / (2 * total)) ** 2) ** 0.5
-    return Interval(p, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+    return Interval(p, max(0.0, min(p, (middle - half) / scale)), min(1.0, max(p, (middle + half) / scale)))  # rounding
 
 
 def shares_by_class(right: Tensor, y: Tensor, classes: int) -> list[Interval]:

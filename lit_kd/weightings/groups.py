@@ -14,7 +14,8 @@ from lit_kd.models.files import read_columns
 class WorstGroupAccuracy(Metric):
     """The accuracy of the group that is recognised worst, of those that there are; groups are numbers below `groups`.
 
-    A row's group is its class, unless `of` holds the groups of the rows of the next update, ``(B,)`` or more.
+    A row's group is its class, unless `of` holds the groups of the rows of the next update, ``(B,)`` or more, -1 where
+    it is unknown: such rows do not count.
     """
 
     right: Tensor
@@ -28,7 +29,8 @@ class WorstGroupAccuracy(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """From probabilities ``(B, C)`` and classes."""
-        member = F.one_hot(target if self.of is None else self.of[: len(target)], len(self.rows)).to(self.rows)
+        groups = target if self.of is None else self.of[: len(target)]
+        member = F.one_hot(groups.clamp(min=0), len(self.rows)).to(self.rows) * (groups >= 0).unsqueeze(1)
         hit = (preds.argmax(-1) == target).to(self.right)
         self.right, self.rows = self.right + (hit.unsqueeze(1) * member).sum(0), self.rows + member.sum(0)
 
