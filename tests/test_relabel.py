@@ -112,7 +112,7 @@ def test_names_of_classes_and_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [["1", "2", "3"], ["1.0", "2.0", "3.0"]])
 def test_names_that_are_numbers_are_names(names: list[str], tmp_path: Path) -> None:
-    write_folder(tmp_path / "photos", {split: names for split in ("train", "test")})
+    write_folder(tmp_path / "photos", dict.fromkeys(("train", "test"), names))
     folder: dict[str, Any] = {"root": str(tmp_path / "photos"), "image_size": 8, "seed": 0}
     data = ImageFolderDataModule(**folder)
     data.setup()

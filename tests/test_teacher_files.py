@@ -189,7 +189,7 @@ BAD: dict[str, tuple[Columns, dict[str, Any], str]] = {
     "top-k above 1": (
         of_rows([1], class_1=[0], logprob_1=[-0.1], class_2=[1], logprob_2=[-0.1]),
         {},
-        r"sum to at most 1, found classes \[0, 1\] of sum 1.81",
+        r"at most 1, found classes \[0, 1\] of sum 1.81",
     ),
     "top-k twice": (
         of_rows([1], class_1=[0], logprob_1=[-2], class_2=[0], logprob_2=[-3]),
