@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import shutil
@@ -285,6 +286,15 @@ class TestCompare:
         assert (alone.reference, alone.differences) == ("Labels", {})
         assert [number for number, _ in alone.numbers][1:] == ["–", "–"]
         assert [number for number, _ in verdict([]).numbers] == ["–", "–", "–"]
+
+    def test_a_teacher_in_the_method_s_own_options(self, tmp_path: Path) -> None:
+        done = finished(tmp_path)
+        expected, other = verdict(done), []
+        for job, result in done:
+            options = {"init_args": {"teacher": "gpt.csv"}} if job.teachers else {}
+            config = {"model": job.config["model"] | options}
+            other.append((dataclasses.replace(job, teachers=(), config=config), result))
+        assert verdict(other) == expected
 
     def test_the_chart_of_differences(self, tmp_path: Path) -> None:
         differences = verdict(finished(tmp_path)).differences

@@ -39,13 +39,13 @@ def verdict(done: Sequence[tuple[Job, Result]]) -> Verdict:
         won = f"; better in {sum(value > 0 for value in values)} of {len(values)} seeds" if len(values) > 1 else ""
         return signed(values), f"{what}: {name} against {other}{won}"
 
-    first, fixed, alone = best(lambda job: True), best(_fixed), best(lambda job: not job.teachers)
+    first, fixed, alone = best(lambda job: True), best(_fixed), best(lambda job: not _taught(job))
     learned = best(lambda job: not _fixed(job))
     top = f"{mean_and_deviation(list(students[first].values()), 1)}%" if first else "–"
     numbers = [
         (top, f"test accuracy of the best student, {first}" if first else "no student"),
         against(learned, fixed, "points over the best fixed weight", "no student has a fixed weight (KD)"),
-        against(best(lambda job: bool(job.teachers)), alone, "points that a teacher is worth", "no pair to compare"),
+        against(best(_taught), alone, "points that a teacher is worth", "no pair to compare"),
     ]
     reference = fixed or alone
     others = [name for name in students if name != reference] if reference else []
@@ -62,4 +62,9 @@ def signed(values: Iterable[float]) -> str:
 
 def _fixed(job: Job) -> bool:
     """Whether the weight of the teacher is the same number for all rows, from begin to end."""
-    return bool(job.teachers) and job.config["model"]["class_path"].split(".")[-1] == "KD"
+    return _taught(job) and job.config["model"]["class_path"].split(".")[-1] == "KD"
+
+
+def _taught(job: Job) -> bool:
+    """Whether there is a teacher, the recipe's or one that the method's own options name, such as a file."""
+    return bool(job.teachers or job.config["model"].get("init_args", {}).get("teacher"))
