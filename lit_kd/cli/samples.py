@@ -18,34 +18,24 @@ from lit_kd.weightings.sample_file import read_table
 
 def samples(args: Sequence[str]) -> None:
     """Run ``lit-kd samples`` with the command line after it; it needs no teacher."""
-    parser = _parser("samples", "Write what a run learned about each training sample, trusted rows left out.")
-    options = _parse(parser, args)
-    table, data = read_run(options.config, options.ckpt_path)
-    write_samples(options.output, table, data, options.overwrite)
-    print(f"{data.train_size} samples written to {options.output}")
-
-
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The command's options."""
-    parser = argparse.ArgumentParser(f"lit-kd {command}", description=description)
+    parser = argparse.ArgumentParser(
+        "lit-kd samples",
+        description="Write what a run learned about each training sample, trusted rows left out.",
+    )
     parser.add_argument("run", type=Path, nargs="?", help="the run's directory: its config.yaml, and last or best.ckpt")
     parser.add_argument("--config", type=Path, help="the run's config.yaml, if it is not in the directory")
     parser.add_argument("--ckpt_path", type=Path, help="a checkpoint of the run, likewise")
-    parser.add_argument("--output", type=Path, help=f".csv or .parquet file (default: {command}.csv in the directory)")
+    parser.add_argument("--output", type=Path, help=".csv or .parquet file (default: samples.csv in the directory)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    return parser
-
-
-def _parse(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.Namespace:
-    """The options, with the files that are not given."""
     options = parser.parse_args(args)
     if options.run is None and None in (options.config, options.ckpt_path, options.output):
         parser.error("expected a run's directory, or --config, --ckpt_path and --output")
-    options.output = options.output or options.run / f"{parser.prog.split()[-1]}.csv"
-    check_new(options.output, options.overwrite)
-    options.config = options.config or find_config(options.run)
-    options.ckpt_path = options.ckpt_path or find_checkpoint(options.config, options.run)
-    return options
+    output = options.output or options.run / "samples.csv"
+    check_new(output, options.overwrite)
+    config = options.config or find_config(options.run)
+    table, data = read_run(config, options.ckpt_path or find_checkpoint(config, options.run))
+    write_samples(output, table, data, options.overwrite)
+    print(f"{data.train_size} samples written to {output}")
 
 
 def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:

@@ -24,7 +24,7 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.models.checkpoint import known_names, read_checkpoint
 from lit_kd.models.files import CHECKPOINTS, check_unused, read_yaml, write_whole
-from lit_kd.report.trust import ADVICE, EXIT, Asked, page, percent, summary
+from lit_kd.report.trust import ADVICE, EXIT, Asked, percent, summary, write_verdict
 from lit_kd.trust.probe import shrunk
 from lit_kd.trust.verdict import decide, rehearse
 from lit_kd.types import UNLABELED
@@ -66,9 +66,10 @@ def trust(args: Sequence[str]) -> None:
     verdict = decide(found)
     told = summary(asked, found, verdict)
     text = json.dumps(told, indent=1)
-    for file, content in zip(files, (text, page(told) if files else ""), strict=False):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_whole(files[0], text)
+        write_verdict(files[1], told)
     if options.json:
         print(text)
     else:

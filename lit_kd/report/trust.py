@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lit_kd.report import charts
+from lit_kd.report.render import render
 from lit_kd.trust.reliability import accuracy_curve, margin
 from lit_kd.trust.teachers import Interval, agreement, repeated_share, shared_errors, shares_by_class, wilson
 from lit_kd.trust.verdict import Rehearsal, Verdict
@@ -123,18 +124,21 @@ def percent(share: dict[str, Any]) -> str:
     return interval if share["estimate"] is None else f"{100 * share['estimate']:.1f}% ({interval})"
 
 
-def page(told: dict[str, Any]) -> str:
-    """The page of a `summary`."""
-    environment = Environment(loader=PackageLoader("lit_kd", "report"), autoescape=True, undefined=StrictUndefined)
+def write_verdict(path: Path, told: dict[str, Any]) -> None:
+    """Write the page of a `summary`."""
     with mpl.rc_context(charts.PAGE):
         drawn = [
-            {"teacher": one, "by_class": _svg(by_class(one, told["classes"]), f"accuracy by class of {one['name']}")}
-            | {"by_margin": _svg(by_margin(one), f"accuracy by margin of {one['name']}")}
+            {
+                "teacher": one,
+                "by_class": charts.to_svg(by_class(one, told["classes"]), f"accuracy by class of {one['name']}"),
+                "by_margin": charts.to_svg(by_margin(one), f"accuracy by margin of {one['name']}"),
+            }
             for one in told["teachers"]
         ]
-        gains = _svg(gains_chart(told["gains"]), "predicted gains")
-    template = environment.get_template("trust.html")
-    return template.render(told=told, advice=ADVICE[told["verdict"]], drawn=drawn, gains=gains, percent=percent)
+        gains = charts.to_svg(gains_chart(told["gains"]), "predicted gains")
+    numbers = [(f"{100 * gain['estimate']:+.1f}", f"points predicted: {way}") for way, gain in told["gains"].items()]
+    values = {"told": told, "drawn": drawn, "gains": gains, "percent": percent}
+    render(path, "trust.html", title=ADVICE[told["verdict"]], numbers=numbers, **values)
 
 
 def gains_chart(gains: dict[str, dict[str, float]]) -> Figure:
@@ -170,10 +174,6 @@ def by_margin(teacher: dict[str, Any]) -> Figure:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 103)
     return figure
-
-
-def _svg(figure: Figure, title: str) -> Any:
-    return charts.to_svg(figure, title)
 
 
 def _plain(value: Any) -> Any:
