@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +11,8 @@ from torch import Tensor, nn
 
 UNLABELED = -1
 """Marks a missing label."""
+IGNORED = -100
+"""Marks a pixel or token that counts for nothing, such as padding."""
 PENULTIMATE = "penultimate"
 """The tap on the input of the last linear layer."""
 CLASS_MAPS = "class maps of "
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: What the models read.
-        y: Labels, int64 ``(B,)``, or probabilities ``(B, C)``; with several labels a sample, 0 or 1, ``(B, C)``.
+        y: Labels, int64 ``(B,)``, or probabilities ``(B, C)``; for other tasks see `lit_kd.terms.tasks`.
         index: Position of each sample in the training set, behind which meta, validation and test rows follow, int64
             ``(B,)``, if the loader gives it: stable under shuffling, subsets and several processes.
     """
@@ -93,16 +93,16 @@ class MixedBatch(Batch):
 
 
 class Outputs(NamedTuple):
-    """A model's logits ``(B, C)`` for a batch, and features by tap: a layer's output, or see `PENULTIMATE`."""
+    """A model's logits for a batch, and features by tap: a layer's output, or see `PENULTIMATE`."""
 
-    logits: Tensor
+    logits: Tensor  # (B, C); of other tasks as `lit_kd.terms.tasks` says
     features: Mapping[str, Tensor]
     known: Tensor | None = None  # which rows a teacher speaks of, bool (B,): other logits mean nothing; None: of all
 
     @property
     def speaks(self) -> Tensor:
         """Which rows it speaks of, bool ``(B,)``."""
-        return torch.ones_like(self.logits[:, 0], dtype=torch.bool) if self.known is None else self.known
+        return self.logits.new_ones(len(self.logits), dtype=torch.bool) if self.known is None else self.known
 
     def of(self, batch: Batch) -> Outputs:
         """The outputs for each label of the batch: where inputs are mixed, for each pair."""
@@ -112,7 +112,7 @@ class Outputs(NamedTuple):
 
 
 def as_batch(
-    batch: Any, label_key: str | int | None = None, input_key: str | int | None = None, multilabel: bool = False
+    batch: Any, label_key: str | int | None = None, input_key: str | int | None = None, keep_shape: bool = False
 ) -> Batch:
     """Read what a loader gives as a `Batch`.
 
@@ -124,7 +124,7 @@ def as_batch(
         label_key: Where the labels are: a key of a mapping, a position in a tuple. Default: the key `LABELS` that there
             is, or position 1.
         input_key: Where the only input is; all else is then left out. Default: all but the labels, or position 0.
-        multilabel: Whether labels ``(B, 1)`` stay as they are.
+        keep_shape: Whether labels ``(B, 1)`` stay as they are.
     """
     if isinstance(batch, Batch):
         return batch
@@ -143,8 +143,9 @@ def as_batch(
         )
     if not y.dim():
         raise ValueError("expected batches of rows, found a row alone: pass a DataLoader, not its data set")
-    y = y if y.is_floating_point() else y.long()  # losses want int64
-    return Batch(x, y if multilabel or y.is_floating_point() or y.dim() != 2 else y.squeeze(1), *index)
+    if not y.is_floating_point():  # losses want int64
+        y = y.long() if keep_shape or y.dim() != 2 else y.long().squeeze(1)
+    return Batch(x, y, *index)
 
 
 def label_name(batch: Mapping[Any, Any], label_key: str | int | None = None) -> str | int | None:
@@ -289,12 +290,3 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raise a ValueError for an option's value that is not one of those allowed."""
     if value not in allowed:
         raise ValueError(f"expected as {name} one of {list(allowed)}, found {value!r}")
-
-
-def check_numbers(kind: type, options: Mapping[str, object]) -> None:
-    """Raise a ValueError for a number in quotes, where a class says that an option of that name is no text."""
-    taken = [option for base in kind.__mro__ for option in signature(base.__init__).parameters.values()]  # type: ignore[misc]
-    numbers = {one.name for one in taken if one.annotation is not one.empty and "str" not in str(one.annotation)}
-    for name, value in options.items():
-        if name in numbers and isinstance(value, str) and re.fullmatch(r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", value):
-            raise ValueError(f"expected as {name} a number, found the text {value!r}: leave out the quotes")

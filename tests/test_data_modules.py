@@ -222,7 +222,7 @@ class Blobs(DataModule):
 
 
 class Several(Blobs):
-    multilabel = True
+    task = "multilabel"
 
 
 class TestSource:

@@ -212,7 +212,7 @@ class TestRows:
 
 def test_rows_have_names() -> None:
     x, y = TensorRows(torch.zeros(12, 2)), np.arange(12) % 3
-    split = partial(Partition, num_classes=3, meta=3, val=3, matrix=None, seed=0, labeled=None, multilabel=False)
+    split = partial(Partition, num_classes=3, meta=3, val=3, matrix=None, seed=0, labeled=None, task="classification")
     letters = list("abcdefghijkl")
     own = split(Source(x, x, y, x, y, ids=letters))
     where = np.concatenate([own.positions[part] for part in ("train", "meta", "val")])

@@ -108,7 +108,7 @@ class Padded(Blobs):
 class Several(Padded):
     """Three labels a sample."""
 
-    multilabel = True
+    task = "multilabel"
 
     def load(self) -> Source:
         source = super().load()

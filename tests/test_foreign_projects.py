@@ -169,7 +169,7 @@ class TestBatches:
     def test_shapes_and_kinds_of_labels(self) -> None:
         column = self.y.unsqueeze(1).int()
         assert torch.equal(as_batch((self.x, column)).y, self.y)
-        assert as_batch((self.x, column), multilabel=True).y.shape == (4, 1)
+        assert as_batch((self.x, column), keep_shape=True).y.shape == (4, 1)
         assert as_batch((self.x, self.x > 0)).y.shape == (4, 2)
         assert torch.equal(as_batch([self.x, self.x]).y, self.x)
         assert torch.equal(as_batch((self.x, self.y, torch.arange(4))).index, torch.arange(4))

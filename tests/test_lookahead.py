@@ -362,7 +362,7 @@ class TestStudents:
 class Several(DataModule):
     """Three clouds of points, each sample in one or two of them; some labels are missing."""
 
-    multilabel = True
+    task = "multilabel"
     num_classes = CLASSES
     input_shape = SHAPE
 

@@ -51,7 +51,7 @@ def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:
     data: DataModule = parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
     data.setup("fit")
     table.check(len(data.labels), data.fingerprint)
-    if data.multilabel:
+    if data.task != "classification":
         raise ValueError(f"{config}: expected data of one class a sample, which is believed or not, found several")
     return table, data
 

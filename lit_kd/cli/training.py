@@ -83,8 +83,6 @@ def _train(job: Job) -> Result:
     config = merge(_surroundings(job.folder), job.config)
     cli = make_cli(config, run=False, save_config_callback=None, trainer_defaults={"callbacks": [kept]})
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
-    if model.task.name != "classification":
-        raise ValueError(f"expected methods of one class a sample to compare, found task {model.task.name!r}")
     if job.project is not None:
         about: dict[str, Any] = {"group": job.folder.parents[1].name, "settings": {"silent": True}}
         shown = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **about)
@@ -106,9 +104,9 @@ def _train(job: Job) -> Result:
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
     result |= {
-        "test_accuracy": best["test/accuracy"],
-        "test_accuracy_last": last["test/accuracy"],
-        "ece": best["test/ece"],
+        "test_accuracy": best[f"test/{model.task.score}"],
+        "test_accuracy_last": last[f"test/{model.task.score}"],
+        "ece": best.get("test/ece"),
         "nll": best["test/nll"],
         "teacher_agreement": best.get("test/teacher_agreement"),
         "seconds": round(seconds, 2),

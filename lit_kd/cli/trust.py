@@ -120,7 +120,7 @@ def read_data(configs: Sequence[str], words: Sequence[str]) -> DataModule:
     parser.add_subclass_arguments(DataModule, "data", required=True)
     data: DataModule = parser.instantiate_classes(parser.parse_args([*given, *words])).data
     data.setup("fit")
-    if data.multilabel:
+    if data.task != "classification":
         raise ValueError("expected data of one class a sample, found several: lit-kd trust cannot judge these")
     return data
 

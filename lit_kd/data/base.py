@@ -16,8 +16,9 @@ from lit_kd.data.relabel import relabel
 from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
+from lit_kd.models.classes import check_numbers
 from lit_kd.models.images import ImageInput
-from lit_kd.types import UNLABELED, Batch, check_numbers
+from lit_kd.types import UNLABELED, Batch
 
 
 class DataModule(LightningDataModule, ABC):
@@ -56,7 +57,7 @@ class DataModule(LightningDataModule, ABC):
 
     Attributes:
         num_classes: Number of classes ``C``.
-        multilabel: Whether ``y`` is 0 or 1 for each class, int64 ``(B, C)``.
+        task: What labels are, see `lit_kd.terms.tasks`; for ``"multilabel"``, 0 or 1 for each class.
         input_shape: Shape of one input; None if it is unknown or `x` is a mapping.
         class_names: Names of the classes, if they have any.
         image_input: How an image file becomes an input in evaluation; checkpoints carry it.
@@ -64,7 +65,7 @@ class DataModule(LightningDataModule, ABC):
     """
 
     confusable: ClassVar[dict[int, int] | None] = None
-    multilabel: bool = False
+    task: str = "classification"
     num_classes: int
     input_shape: tuple[int, ...] | None = None
     class_names: list[str] | None = None
@@ -130,7 +131,7 @@ class DataModule(LightningDataModule, ABC):
         self._seed = resolve_seed(self.seed)
         source, matrix = self.load(), self.noise_matrix()
         sizes = self.num_classes, self.meta, self.val
-        self._partition = Partition(source, *sizes, matrix, self._seed, self.labeled, self.multilabel)
+        self._partition = Partition(source, *sizes, matrix, self._seed, self.labeled, self.task)
         if self.labels_file is not None:
             relabel(self._partition, self.labels_file, self.num_classes, self.class_names)
         if self.trainer is not None and self.trainer.world_size > 1:
@@ -144,14 +145,15 @@ class DataModule(LightningDataModule, ABC):
 
     def noise_matrix(self) -> Matrix | None:
         """The transition matrix of the label noise, ``(C, C)``; with several labels a sample, ``(2, 2)``."""
-        if self.multilabel and (self.transition is not None or self.noise == "asymmetric"):
+        several = self.task == "multilabel"
+        if several and (self.transition is not None or self.noise == "asymmetric"):
             raise ValueError("expected symmetric noise or none with several labels a sample: set noise='symmetric'")
         if self.transition is not None:
             return check_matrix(self.transition, self.num_classes)
         if self.noise is None:
             return None
         pairs = self.confusable if self.pairs is None else self.pairs
-        return transition_matrix(self.noise, 2 if self.multilabel else self.num_classes, self.noise_rate or 0, pairs)
+        return transition_matrix(self.noise, 2 if several else self.num_classes, self.noise_rate or 0, pairs)
 
     @property
     def parts(self) -> Partition:
@@ -185,7 +187,7 @@ class DataModule(LightningDataModule, ABC):
     def noisy(self) -> Tensor:
         """Which rows have a wrong label, bool ``(N + M,)``; a missing label is not wrong."""
         wrong = (self.labels != self.clean_labels) & (self.labels != UNLABELED)
-        return wrong.any(dim=1) if self.multilabel else wrong
+        return wrong.flatten(1).any(dim=1) if wrong.dim() > 1 else wrong
 
     @property
     def knows_truth(self) -> bool:

@@ -15,7 +15,7 @@ Matrix = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
 """How often each row is drawn, ``(n,)``, up to a factor."""
 Labels = npt.NDArray[np.int64]
-"""Class of each row, ``(n,)``; with several labels a sample, 0 or 1 for each, ``(n, C)``."""
+"""Class of each row, ``(n,)``; those of other tasks as `lit_kd.terms.tasks` says."""
 
 
 def count_rows(size: int | float, total: int, name: str) -> int:
@@ -195,6 +195,17 @@ def has_label(labels: Labels) -> npt.NDArray[np.bool_]:
     """Which rows have a label, ``(n,)``."""
     known: npt.NDArray[np.bool_] = labels != UNLABELED
     return known if known.ndim == 1 else np.asarray(known.all(axis=1))
+
+
+def strata(labels: Labels, task: str) -> Labels:
+    """What rows are split by, the labels or, where a row has no class of its own, one stratum, ``(n,)``.
+
+    Rows without any label are `UNLABELED`.
+    """
+    if task in ("classification", "multilabel"):
+        return labels
+    missing = np.isnan(labels) if labels.dtype.kind == "f" else labels < 0
+    return np.where(missing.reshape(len(labels), -1).all(axis=1), UNLABELED, 0)
 
 
 def balanced_weights(labels: Labels) -> Weights:

@@ -11,7 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lit_kd.data.labels import Labels, Matrix, Positions, corrupt, count_rows, has_label, keep_labels, stratified_split
+from lit_kd.data.labels import (
+    Labels,
+    Matrix,
+    Positions,
+    corrupt,
+    count_rows,
+    has_label,
+    keep_labels,
+    strata,
+    stratified_split,
+)
 from lit_kd.data.rows import Indexed, JoinedRows, Rows
 from lit_kd.data.seeds import derive_seed
 from lit_kd.types import UNLABELED
@@ -37,6 +47,7 @@ class Source:
     ids: Sequence[str] | None = None  # names of the pool's rows, such as files; else their positions
     val_ids: Sequence[str] | None = None  # of own validation rows; else val/0, val/1, ...
     test_ids: Sequence[str] | None = None  # of own test rows, likewise
+    given: Labels | None = None  # what the training sees of the pool in the place of its labels, (n, ...)
 
 
 class Partition:
@@ -68,24 +79,27 @@ class Partition:
         matrix: Matrix | None,
         seed: int,
         labeled: int | float | None,
-        multilabel: bool,
+        task: str,
     ) -> None:
         if source.soft is not None and (matrix is not None or labeled is not None):
             raise ValueError("expected class numbers as labels to make noisy or hide, found soft labels: remove noise")
-        checked = partial(check_labels, num_classes=num_classes, multilabel=multilabel)
+        if task not in ("classification", "multilabel") and (matrix is not None or labeled is not None):
+            raise ValueError(f"expected no noise and no labeled with the task {task}: let the data module's load do it")
+        checked = partial(check_labels, num_classes=num_classes, task=task)
         labels = checked(source.labels, source.train, "training", missing=True)
         if len(source.plain) != len(source.train):
             found = f"{len(source.plain)} and {len(source.train)}"
             raise ValueError(f"expected as many plain as augmented rows, found {found}")
         self.source, self.augmented, self.plain, clean = source, source.train, source.plain, labels
         split_seed = derive_seed(seed, "split")
-        tested, known = hold_out(labels, source.test_size, source.meta)
+        groups = strata(labels, task)
+        tested, known = hold_out(groups, source.test_size, source.meta)
         total = len(tested) + len(known)
         meta = meta if source.meta is None else 0
         if source.val is None:
             # fractions are of all labeled rows, test rows included
             sizes = {"meta": count_rows(meta, total, "meta"), "val": count_rows(val, total, "val")}
-            parts = stratified_split(labels[known], sizes, split_seed)
+            parts = stratified_split(groups[known], sizes, split_seed)
             self.positions = {name: known[part] for name, part in parts.items()}
         else:
             own = checked(source.val_labels, source.val, "validation")
@@ -93,21 +107,23 @@ class Partition:
             self.augmented = JoinedRows(source.train, source.val_train or source.val)
             self.plain = JoinedRows(source.plain, source.val)
             clean = np.concatenate([labels, own])
-            parts = stratified_split(own, {"meta": meta}, split_seed, rest="val")
+            parts = stratified_split(strata(own, task), {"meta": meta}, split_seed, rest="val")
             self.positions = {"train": known} | {name: part + len(labels) for name, part in parts.items()}
         if source.meta is not None:
             self.positions["meta"] = source.meta
-        train = np.sort(np.concatenate([self.positions["train"], np.flatnonzero(~has_label(labels))]))
+        train = np.sort(np.concatenate([self.positions["train"], np.flatnonzero(~has_label(groups))]))
         self.positions["train"] = train
 
         truth = clean[np.concatenate([train, self.positions["meta"]])]
         given, n = truth.copy(), len(train)
+        if source.given is not None:
+            given[:n] = checked(source.given, source.train, "given", missing=True)[train]
         if matrix is not None:
             given[:n] = corrupt(truth[:n], matrix, derive_seed(seed, "noise"))
         if labeled is not None:
             # chosen by the given labels, after the noise: the choice must not show the truth
             given[:n] = keep_labels(given[:n], labeled, derive_seed(seed, "labeled"))
-        self.knows_truth = matrix is not None or bool((given != truth).any())
+        self.knows_truth = matrix is not None or not np.array_equal(given, truth, equal_nan=truth.dtype.kind == "f")
         self.given, self.clean = torch.from_numpy(given), torch.from_numpy(truth)
         self.fingerprint = self._fingerprint(given, num_classes)
         self.rows_fingerprint = self._fingerprint(given[:0], 0)
@@ -157,7 +173,7 @@ class Partition:
         sizes = [num_classes, *(len(part) for part in self.positions.values())]
         digest = hashlib.sha256(repr(sizes).encode())
         for array in (self.positions["train"], self.positions["meta"], given):
-            digest.update(array.astype("<i8").tobytes())
+            digest.update(array.astype("<f8" if array.dtype.kind == "f" else "<i8").tobytes())
         digest.update(self.source.identity)
         return digest.hexdigest()
 
@@ -184,13 +200,20 @@ def named(ids: Sequence[str] | None, rows: int, prefix: str = "") -> list[str]:
 
 
 def check_labels(
-    labels: npt.ArrayLike | None, rows: Rows, name: str, num_classes: int, multilabel: bool, missing: bool = False
+    labels: npt.ArrayLike | None, rows: Rows, name: str, num_classes: int, task: str, missing: bool = False
 ) -> Labels:
-    """Return the labels of rows as int64; a ValueError unless they have the right shape and values.
+    """Return the labels of rows as int64, or numbers as float32; a ValueError unless shape and values are right.
 
-    Rows of `UNLABELED` pass where labels may be `missing`.
+    Rows of `UNLABELED` pass where labels may be `missing`. Pixels, tokens and numbers are for the task to check.
     """
-    y, shape, high = np.asarray(labels), (len(rows), *[num_classes] * multilabel), 2 if multilabel else num_classes
+    y, multilabel = np.asarray(labels), task == "multilabel"
+    if not multilabel and task != "classification":
+        kinds, dtype = ("f", np.float32) if task == "regression" else ("iu", np.int64)
+        if y.shape[:1] != (len(rows),) or y.ndim < 2 or y.dtype.kind not in kinds:
+            found = f"{y.dtype} of shape {y.shape}"
+            raise ValueError(f"expected labels of the task {task} for each of {len(rows)} {name} rows, found {found}")
+        return y.astype(dtype)
+    shape, high = (len(rows), *[num_classes] * multilabel), 2 if multilabel else num_classes
     if y.shape != shape or y.dtype.kind not in "iu":
         each = f"{num_classes} labels, 0 or 1," if multilabel else "one integer label"
         raise ValueError(f"expected {each} for each of {len(rows)} {name} rows, found {y.dtype} of shape {y.shape}")

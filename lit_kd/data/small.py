@@ -74,7 +74,7 @@ class DigitAttributesDataModule(DigitsDataModule):
     """The same images with five labels of 0 or 1: what is true of the digit. Noise must be symmetric."""
 
     confusable = None
-    multilabel = True
+    task = "multilabel"
     num_classes = 5
     names: ClassVar[dict[str, tuple[int, ...]]] = {
         "even": (0, 2, 4, 6, 8),

@@ -20,7 +20,7 @@ from lit_kd.teachers.cache import TeacherCache
 from lit_kd.teachers.modules import Teachers, as_specs, find_heads, ready_teachers
 from lit_kd.teachers.rows import RowOutputs, first_outputs, predict_rows
 from lit_kd.teachers.speed import Speed, prepare_student
-from lit_kd.terms import TASKS, Term, TermSet
+from lit_kd.terms import TASKS, TaskName, Term, TermSet
 from lit_kd.terms.base import Weighed, Weights, check_templates, heard, weighted_means
 from lit_kd.terms.task import check_outputs
 from lit_kd.types import Batch, Outputs, check_choice, reads_head, wake
@@ -38,7 +38,7 @@ class Distiller(Evaluated):
         num_classes: C.
         input_shape: Shape of one sample, which models built by name may need.
         pretrained: Whether a student of timm or Hugging Face, by name, starts from their weights, which are downloaded.
-        task: ``"classification"``, or ``"multilabel"``: any of C labels a sample.
+        task: What labels are, one of `lit_kd.terms.tasks`.
         term: What is learned from each teacher; by default as the method says.
         label_term: What is learned from the label; by default the task's cross-entropy.
         extra: Further terms on all samples, each with its own constant weight.
@@ -76,7 +76,7 @@ class Distiller(Evaluated):
         num_classes: int,
         input_shape: list[int] | None = None,
         pretrained: bool = False,
-        task: Literal["classification", "multilabel"] = "classification",
+        task: TaskName = "classification",
         term: Term | None = None,
         label_term: Term | None = None,
         extra: list[Term] | None = None,

@@ -13,7 +13,7 @@ from lit_kd.models.shim import Shim
 from lit_kd.models.taps import Tapped
 from lit_kd.terms import Task
 from lit_kd.terms.task import EvaluationMetrics
-from lit_kd.types import Batch, Inputs, Outputs, as_batch, label_name
+from lit_kd.types import IGNORED, Batch, Inputs, Outputs, as_batch, label_name
 
 
 class Evaluated(Shim):
@@ -34,7 +34,7 @@ class Evaluated(Shim):
 
     def setup(self, stage: str) -> None:
         """Compare the data with those that the student was trained on so far; a training makes them its own."""
-        self.task.compare_number(self.num_classes, self.datamodule)
+        self.task.compare(self.num_classes, self.datamodule)
         known = {**about_data(self.datamodule, self.num_classes), "task": self.task.name}
         self.known = compare_data("the student", self.student, known)
         if stage == "fit":
@@ -50,7 +50,7 @@ class Evaluated(Shim):
         """What a loader gave, as `as_batch` or the data module's wrapper reads it; override it for other batches."""
         data = self.datamodule
         read = data.unpack if isinstance(data, DistillationDataModule) else as_batch
-        return read(batch, multilabel=self.task.name == "multilabel")
+        return read(batch, keep_shape=self.task.name != "classification")
 
     def forward(self, x: Inputs) -> Tensor:
         """The student's logits, ``(B, C)``."""
@@ -87,7 +87,7 @@ class Evaluated(Shim):
         logged: dict[str, Any] = dict(metrics.update(**(found if speak else found | {"teachers": [], "known": []})))
         for name, peer in self.peers.items():  # also in a process without rows: all must log the same
             said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
-            logged[f"{stage}/{name}_accuracy"] = (said == y).float().sum() / max(y.numel(), 1)
+            logged[f"{stage}/{name}_accuracy"] = (said == y).float().sum() / (y != IGNORED).sum().clamp(min=1)
         self.log_means(logged, rows)
         return found
 

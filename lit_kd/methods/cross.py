@@ -29,8 +29,8 @@ def cross_predict(
     """
     data.setup()
     n = data.train_size
-    if not 2 <= folds <= n or data.multilabel:
-        given = "several labels a sample" if data.multilabel else f"folds={folds} and {n} rows"
+    if not 2 <= folds <= n or data.task != "classification":
+        given = "several labels a sample" if data.task != "classification" else f"folds={folds} and {n} rows"
         raise ValueError(f"expected one class a sample, and from 2 folds to one a row, found {given}")
     draw = torch.Generator().manual_seed(derive_seed(resolve_seed(None), "folds"))
     said = torch.zeros(n, data.num_classes)

@@ -58,3 +58,12 @@ def adapt(model: nn.Module, logits: int | str | None = None, head: str | None = 
             raise ValueError(f"expected as head the path of an nn.Linear, one of {linears}, found {head!r}")
         model.lit_kd_head = head  # type: ignore[assignment]
     return model
+
+
+def check_numbers(kind: type, options: Mapping[str, object]) -> None:
+    """Raise a ValueError for a number in quotes, where a class says that an option of that name is no text."""
+    taken = [option for base in kind.__mro__ for option in inspect.signature(base.__init__).parameters.values()]  # type: ignore[misc]
+    numbers = {one.name for one in taken if one.annotation is not one.empty and "str" not in str(one.annotation)}
+    for name, value in options.items():
+        if name in numbers and isinstance(value, str) and re.fullmatch(r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", value):
+            raise ValueError(f"expected as {name} a number, found the text {value!r}: leave out the quotes")

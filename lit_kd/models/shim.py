@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
 from lit_kd.models.checkpoint import keep_plain
-from lit_kd.types import check_numbers
+from lit_kd.models.classes import check_numbers
 
 
 class Shim(LightningModule):

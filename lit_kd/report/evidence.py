@@ -48,6 +48,8 @@ class KeepEvidence(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Keep a batch, and the score of the term `Deferral`, the mean if there are several."""
+        if pl_module.task.name != "classification":
+            return
         whole = all(rows is None for rows in outputs["known"])  # else a mean would be of others from row to row
         found = evidence(outputs["logits"], outputs["y"], outputs["teachers"] if whole else [])
         terms = [term for term in pl_module.terms or () if isinstance(term, Deferral)]

@@ -44,7 +44,7 @@ class LabelIssues(NamedTuple):
 def check_audit(data: DataModule) -> None:
     """Refuse data, set up, that cannot be audited; a ValueError."""
     given = data.labels
-    if data.multilabel:
+    if data.task != "classification":
         raise ValueError("expected data of one class a sample, which is right or wrong, found several labels a sample")
     if not (given[: data.train_size] != UNLABELED).any():
         raise ValueError("expected training rows with a label, found none: there is nothing to audit")

@@ -40,19 +40,22 @@ def sample_columns(table: SampleTable, data: DataModule) -> dict[str, Tensor]:
     table.check(len(data.labels), data.fingerprint)
     rows = slice(data.train_size)
     weights = table["weights"][rows]
-    found = {"index": torch.arange(data.train_size), "label": data.labels[rows]}
+    found = {"index": torch.arange(data.train_size)} | ({"label": data.labels[rows]} if data.labels.dim() == 1 else {})
     found |= dict(zip(weight_columns(weights.shape[1] - 1), weights.T, strict=True))
     if "clean_probability" in table:
         found["clean_probability"] = table["clean_probability"][rows]
     if data.knows_truth:
-        found |= {"clean_label": data.clean_labels[rows], "is_noisy": data.noisy[rows]}
+        found |= {"clean_label": data.clean_labels[rows]} if data.labels.dim() == 1 else {}
+        found["is_noisy"] = data.noisy[rows]
     return found
 
 
 def learned(model: object) -> SampleTable | None:
     """The table of a method that learns weights for samples of one class each; ``None`` for others."""
     table = getattr(model, "table", None)
-    return table if isinstance(table, SampleTable) and "weights" in table and not model.data.multilabel else None  # type: ignore[attr-defined]
+    if not isinstance(table, SampleTable) or model.data.task != "classification":  # type: ignore[attr-defined]
+        return None
+    return table if "weights" in table else None
 
 
 def label_weights(model: Distiller) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

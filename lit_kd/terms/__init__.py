@@ -34,11 +34,13 @@ from lit_kd.terms.logits import (
 from lit_kd.terms.maps import Attention, Selectivity, SoftmaxRegression, Variational
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
 from lit_kd.terms.own_labels import USKD
+from lit_kd.terms.regression import GaussianError, SquaredError, TeacherBound, TeacherError
 from lit_kd.terms.relations import Affinity, Relational, Similarity
 from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
 from lit_kd.terms.stages import ClassMaps, Review, ScaleDecoupled
 from lit_kd.terms.subclasses import Subclasses
-from lit_kd.terms.task import TASKS, Task
+from lit_kd.terms.task import Task
+from lit_kd.terms.tasks import TASKS, TaskName
 from lit_kd.terms.temperature import LearnedTemperature
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "DecoupledKL",
     "Deferral",
     "ForwardCorrection",
+    "GaussianError",
     "GeneralizedCrossEntropy",
     "HardLabel",
     "Hint",
@@ -80,10 +83,14 @@ __all__ = [
     "SmoothedCrossEntropy",
     "SoftTarget",
     "SoftmaxRegression",
+    "SquaredError",
     "Subclasses",
     "SuperLoss",
     "Task",
+    "TaskName",
     "TaylorCrossEntropy",
+    "TeacherBound",
+    "TeacherError",
     "TeacherFree",
     "TeacherLabel",
     "Term",

@@ -14,6 +14,8 @@ from lit_kd.losses import standardised
 from lit_kd.types import Batch, Outputs
 
 TINY = 1e-12
+CLASSES: tuple[str, ...] = ("classification", "dense", "tokens")
+"""Tasks whose labels are classes, one of a row, a pixel or a token."""
 Weights = Sequence[float] | Tensor
 """Of the label, then of each source: numbers, or ``(B, S + 1)``."""
 Weighed = tuple[list[Tensor], Weights, Mapping[str, Tensor]]

@@ -6,28 +6,29 @@ from torch import Tensor
 from lit_kd.data.table import SampleTable
 from lit_kd.losses import (
     bernoulli_cross_entropy,
+    by_sample,
     cross_entropy,
     generalized_cross_entropy,
     superloss,
     taylor_cross_entropy,
 )
-from lit_kd.terms.base import Term
+from lit_kd.terms.base import CLASSES, Term
 from lit_kd.types import Batch, Outputs, full
 
 
 class LabelTerm(Term):
-    """A function of logits and label."""
+    """A function of logits and label; of tokens and pixels, the mean over a sample."""
 
     reads_teacher = False
-    tasks = ("classification",)
+    tasks = CLASSES
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of each sample, ``(B,)``."""
+        """The loss of each row, ``(B,)``."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """See `loss`."""
-        return self.loss(full(student.logits), batch.y)
+        return by_sample(self.loss, batch.y, full(student.logits))
 
 
 class CrossEntropy(LabelTerm):

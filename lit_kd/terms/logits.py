@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_kd.losses import (
     bernoulli_kd_loss,
+    by_sample,
     contradicts,
     correlation_loss,
     cross_entropy,
@@ -23,13 +24,13 @@ from lit_kd.losses import (
     teacher_labels,
 )
 from lit_kd.losses.divergences import Kind
-from lit_kd.terms.base import Term
+from lit_kd.terms.base import CLASSES, Term
 from lit_kd.trust.reliability import MixingRates, class_ranks, margin
 from lit_kd.types import Batch, Outputs, check_choice, class_labels, full
 
 
 class LogitTerm(Term):
-    """A function of the logits of student and teacher.
+    """A function of the logits of student and teacher; of tokens and pixels, the mean over a sample.
 
     Args:
         temperature: T > 0, dimensionless.
@@ -38,7 +39,7 @@ class LogitTerm(Term):
             2403.01427, whose code has T = 2 and weights of 9 for what is distilled and 0.1 for the label).
     """
 
-    tasks = ("classification",)
+    tasks = CLASSES
 
     def __init__(self, temperature: float = 4.0, weight: float = 1.0, standardise: bool = False) -> None:
         super().__init__(weight)
@@ -47,16 +48,20 @@ class LogitTerm(Term):
         self.temperature, self.standardise = temperature, standardise
 
     def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
-        """The loss of each sample, ``(B,)``, from logits ``(B, C)`` and labels."""
+        """The loss of each row, ``(B,)``, from logits ``(B, C)`` and labels."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """See `loss`."""
         assert teacher is not None
         z, t = full(student.logits), full(teacher.logits)
+        return by_sample(self.own_loss, batch.y, z, t)
+
+    def own_loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        """See `loss`, of logits that are standardised, if wanted."""
         if self.standardise:
-            z, t = standardised(z), standardised(t)
-        return self.loss(z, t, batch.y)
+            student, teacher = standardised(student), standardised(teacher)
+        return self.loss(student, teacher, y)
 
 
 class KL(LogitTerm):
@@ -185,6 +190,7 @@ class BatchCorrelation(Correlation):
     """The same over the samples of the batch, the mean of all classes: the intra-class part of DIST."""
 
     couples_batch = True
+    tasks = ("classification",)
 
     def correlations(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Of the transposes, one number."""
@@ -212,6 +218,8 @@ class Mixed(LogitTerm):
         normalise: Share the teacher's mistakes out among its other k - 1 classes.
         weight: A constant factor.
     """
+
+    tasks = ("classification",)
 
     def __init__(self, hard: bool = True, normalise: bool = False, weight: float = 1.0) -> None:
         super().__init__(1.0, weight)

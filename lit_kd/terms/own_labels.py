@@ -20,6 +20,8 @@ class USKD(LabelTerm):
         weight: A constant factor.
     """
 
+    tasks = ("classification",)
+
     def __init__(
         self, student_tap: str = "layer2", alpha: float = 1.0, beta: float = 0.1, mu: float = 0.005, weight: float = 1.0
     ) -> None:

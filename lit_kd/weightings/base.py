@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lit_kd.data import DataModule
 from lit_kd.data.table import SampleTable, all_sum
+from lit_kd.terms import TASKS
 from lit_kd.trust.meta import meta_gradient
-from lit_kd.types import UNLABELED, Batch, Pairs
+from lit_kd.types import Batch, Pairs
 
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
@@ -67,7 +68,7 @@ class Rule(ABC):
     """Over how many of the latest meta rows the validation loss is taken; ``None``: those of one batch."""
     train_share: float = 0.0
     """Of the training batch's loss, beside the validation loss, in the loss whose gradient the meta-step takes."""
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
     """For which tasks it is made."""
     needs_teacher: ClassVar[bool] = True
     """Whether it learns nothing without a teacher."""
@@ -164,7 +165,7 @@ def without_silent(weights: Tensor, known: Tensor | None) -> Tensor:
 
 def has_label(y: Tensor) -> Tensor:
     """Which of N samples have a label, or at least one of several, bool ``(N,)``."""
-    return (y != UNLABELED).view(len(y), -1).any(1)
+    return (~y.isnan() if y.is_floating_point() else y >= 0).view(len(y), -1).any(1)
 
 
 def labelled_rows(data: DataModule) -> Tensor:

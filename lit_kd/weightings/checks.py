@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_kd.data import UNLABELED, DataModule
+from lit_kd.data import DataModule
 from lit_kd.data.table import SampleTable
 from lit_kd.types import check_choice
 from lit_kd.weightings.base import Rule
@@ -100,9 +100,11 @@ class SayIfUnheard(Callback):
 
 def warn_of_absent_classes(data: DataModule) -> None:
     """Say so where no trusted row has a class that is trained on."""
+    if data.task == "regression":
+        return
     both = data.labels, data.labels[data.trusted]
-    classes = [(rows == 1).any(0).nonzero().flatten() if data.multilabel else rows for rows in both]
-    absent = sorted(set(classes[0].tolist()) - set(classes[1].tolist()) - {UNLABELED})
+    classes = [(y == 1).any(0).nonzero() if data.task == "multilabel" else y[y >= 0] for y in both]
+    absent = sorted(set(classes[0].flatten().tolist()) - set(classes[1].flatten().tolist()))
     if absent and data.meta_size:
         rank_zero_warn(
             f"no meta row has a class of {absent}, which training rows have: nothing tells right labels of them from "

@@ -106,6 +106,8 @@ class LastLayer(LookAhead):
     def check(self, seen: Seen) -> None:
         """Does the layer taken for the last one really give the logits, and is it trained?"""
         self.lr()
+        if seen.student.logits.dim() > 2:
+            raise ValueError("expected meta_gradient: exact where a sample has many elements, found last_layer: set it")
         if not Head.of(self.layer).gives(seen.student.logits, seen.student.features.get(PENULTIMATE)):
             raise ValueError(
                 f"expected the student's logits to be the output of its last linear layer, {self.path!r}; found "
