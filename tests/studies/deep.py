@@ -2,7 +2,7 @@
 
 One run is a scenario, a method and a seed; each result is kept as it comes, so run it again to go on. All methods train
 on the trusted rows, too; a teacher learned from the labels of its scenario, in half as many epochs, except in
-`LESSONS`. Accuracies are those of the last epoch. See docs/results.md.
+`LESSONS`. Accuracies are those of the last epoch. See docs/experiments.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Untrusted supervision of many kinds, and what each method makes of it: the table of docs/results.md.
+"""Untrusted supervision of many kinds, and what each method makes of it: the table of docs/experiments.md.
 
     python tests/studies/trust.py --data digits mnist=mnist_5k.csv.gz letter=letter-recognition.data
 
