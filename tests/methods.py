@@ -63,7 +63,7 @@ from lit_kd.models import build_model
 from lit_kd.models.networks import mlp
 from lit_kd.terms import ELR, SOP, USKD, DecoupledKL, Hint, TeacherFree
 from lit_kd.types import PENULTIMATE
-from lit_kd.weightings import Amal, Paper, Unaided
+from lit_kd.weightings import Amal, Paper
 
 
 class Mapped(nn.Sequential):
@@ -121,7 +121,6 @@ METHODS: dict[str, Callable[..., Distiller]] = {
         student, teachers, form="kl", cross_entropy="all", select=0.7, **base
     ),
     "almkd-robust": lambda student, teachers, **base: ALMKD(student, teachers[0], rule="robust", **base),
-    "almkd-unaided": lambda student, teachers, **base: ALMKD(student, [], rule=Unaided(), **base),
     "almkd-paper": lambda student, teachers, **base: ALMKD(
         student, teachers[0], rule=Paper(warmup_epochs=1, every=1), **base
     ),

@@ -173,6 +173,7 @@ def folder(name: str) -> str:
 
 MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
     "Data and splits": {
+        'ALMKD with `rule="paper"` and `meta=0`': lambda: fit(almkd(rule="paper"), Blobs(meta=0)),
         "ALMKD with `meta=0`": lambda: fit(almkd(), Blobs(meta=0)),
         "a list as size of a split": lambda: on(meta=[24]),
         "`meta=1.5`": lambda: on(meta=1.5),

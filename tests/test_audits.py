@@ -24,7 +24,6 @@ from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit, wr
 from lit_kd.trust.belief import believe
 from lit_kd.trust.labels import doubt
 from lit_kd.types import UNLABELED
-from lit_kd.weightings import Unaided
 
 SHAPED: dict[str, Any] = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
 PAIR = partial(DigitsDataModule, noise="asymmetric", noise_rate=0.3, meta=0.05, val=0)
@@ -155,12 +154,12 @@ def test_without_trusted_rows_doubt_stays() -> None:
     said, labels = torch.tensor([[0.2, 0.8], [0.7, 0.3]] * 20), torch.zeros(40, dtype=torch.long)
     labels[::4] = 1
     nobody, teachers = torch.zeros(40, dtype=torch.bool), torch.zeros(40, 0, dtype=torch.long)
-    assert (believe(said, labels, nobody, teachers).clean == 1).all()
-    found = believe(said, labels, nobody, teachers, unaided=True)
+    found = believe(said, labels, nobody, teachers)
     assert (found.false_doubt == 0).all()
     assert found.clean.min() < 0.5
-    model = ALMKD("mlp-8", [], rule=Unaided(), **SHAPED)
-    trainer(max_epochs=2).fit(model, Blobs(meta=0))
+    model = ALMKD("mlp-8", [], **SHAPED)
+    with pytest.warns(UserWarning, match="no row is trusted, so that nothing tells which doubt about a label is false"):
+        trainer(max_epochs=2).fit(model, Blobs(meta=0))
     assert (model.table["epochs"] == 2).all()
 
 

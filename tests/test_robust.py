@@ -13,6 +13,7 @@ from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, train
 from sklearn.metrics import roc_auc_score
 from test_every_method import Each, noisy
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_kd import ALMKD, Batch, Supervised
 from lit_kd.data import DigitsDataModule, Source, TensorRows
@@ -125,6 +126,18 @@ class TestMemory:
             torch.testing.assert_close(table["memory"][row], expected)
         assert table["epochs"].tolist() == [4] * 6 + [3] * 6
         torch.testing.assert_close(table["teacher_class"][:, 0], said[-1].argmax(1))
+
+
+def test_nothing_is_doubted_before_the_first_trusted_row_is_seen() -> None:
+    """Else it would be taken for data without any."""
+    rule, table = started(teachers=0)
+    rows = torch.arange(2, 8)
+    rule.observe(table, seen(-6.0 * F.one_hot(rule.labels[rows], CLASSES), [], rows))
+    rule.renew(table, 0)
+    assert (table["clean_probability"] == 1).all()
+    rule.observe(table, seen(6.0 * F.one_hot(rule.labels[8:], CLASSES), [], torch.arange(8, 12)))
+    rule.renew(table, 0)
+    assert table["clean_probability"][rows].max() < 1
 
 
 def taught(rule: Robust, says: float = 6.0, **shared: Any) -> tuple[Robust, SampleTable, Tensor]:

@@ -99,7 +99,6 @@ def _train(output: Path, options: argparse.Namespace, line: Sequence[str]) -> fl
     named = any(word.startswith("--model.teacher") for word in line)
     asked += [] if named else [f"--model.teacher=[{', '.join(options.teacher or [])}]"]
     asked += [] if options.trusted is None else [f"--data.meta={options.trusted}"]
-    asked += ["--model.rule=lit_kd.weightings.Unaided"] if options.trusted in ("0", "0.0") else []
     start = time.perf_counter()
     try:
         run(["fit", *ours, *with_paths(line), *asked])

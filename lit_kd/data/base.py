@@ -28,8 +28,8 @@ class DataModule(LightningDataModule, ABC):
     is a position in the training set of ``N`` rows; the ``M`` meta, the validation and the test rows follow.
 
     A method tells its needs by attributes. With `needs_meta`, batches are ``{"train": Batch, "meta": Batch}``; with
-    `trains_on_meta`, the meta rows join the training rows. `rows_of_epoch`, if there is one, runs at the first batch
-    of an epoch and returns the indices to draw from, or None for all.
+    `trains_on_meta`, the meta rows, if any, join the training rows. `rows_of_epoch`, if there is one, runs at the first
+    batch of an epoch and returns the indices to draw from, or None for all.
 
     A subclass implements `load`, and sets `num_classes` and `input_shape`, at the latest in its ``__init__``.
 
@@ -216,9 +216,9 @@ class DataModule(LightningDataModule, ABC):
         if trains_on_meta and self.train_on_meta is False:
             name = type(module).__name__
             raise ValueError(f"expected no train_on_meta, as {name} trains on the meta rows, found false. Remove it.")
-        joined = trains_on_meta or bool(self.train_on_meta)
-        if needs_meta or joined:
-            self.require_meta(type(module).__name__ if needs_meta or trains_on_meta else "train_on_meta")
+        if needs_meta or self.train_on_meta:
+            self.require_meta(type(module).__name__ if needs_meta else "train_on_meta")
+        joined = self.meta_size > 0 and (trains_on_meta or bool(self.train_on_meta))
         stream = self.parts.train_rows(joined)
         if self.drop_last and len(stream) < self.batch_size * (1 if self.trainer is None else self.trainer.world_size):
             raise ValueError(

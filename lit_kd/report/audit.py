@@ -16,7 +16,6 @@ from lit_kd.methods import ALMKD, cross_predict
 from lit_kd.models import Network
 from lit_kd.models.files import optional
 from lit_kd.report.label_issues import Floats, LabelIssues, check_audit, find_issues
-from lit_kd.weightings import Robust, Unaided
 
 
 def audit(
@@ -56,12 +55,9 @@ def audit(
     if (trusted and not data.meta_size) or (trusted == 0 and data.meta_size):
         raise ValueError(f"expected data that are not split yet, found {data.meta_size} meta rows: make new data")
     check_audit(data)
-    rule = Robust() if data.meta_size else Unaided()
     sizes: dict[str, Any] = {"num_classes": data.num_classes}
     sizes |= {} if data.input_shape is None else {"input_shape": list(data.input_shape)}
-    model = ALMKD(
-        student, [] if teacher is None else teacher, rule=rule, **(sizes | {"lr_scheduler": "cosine"} | method)
-    )
+    model = ALMKD(student, [] if teacher is None else teacher, **(sizes | {"lr_scheduler": "cosine"} | method))
     (trainer or (lambda: quiet_trainer(epochs)))().fit(model, data)
     model.table.sync()
     return find_issues(model.table, data, torch.empty(0))

@@ -33,15 +33,11 @@ class Belief(NamedTuple):
 
 
 def believe(
-    student: Tensor,
-    labels: Tensor,
-    trusted: Tensor,
-    said: Tensor,
-    errors: Tensor | None = None,
-    rest: float = 0.0,
-    unaided: bool = False,
+    student: Tensor, labels: Tensor, trusted: Tensor, said: Tensor, errors: Tensor | None = None, rest: float = 0.0
 ) -> Belief:
     """The posterior of the true class of each row, and what to learn from it.
+
+    Where no row is trusted, nothing can tell which doubt is false, and none is taken for false.
 
     Args:
         student: The running mean of what the student said of each row, probabilities ``(N, C)``.
@@ -51,13 +47,12 @@ def believe(
         errors: Of all validation rows, then of those that each teacher speaks of: how many the student is wrong about,
             and it, ``(2, K + 1)``; ``None``: nobody knows, and no teacher is heard.
         rest: The part of the training that is left, in [0, 1]: how much a teacher teaches beside the class.
-        unaided: Take no doubt for false, as no row is trusted that could tell.
     """
     labelled = labels != UNLABELED
     trusted, untrusted, y = labelled & trusted, labelled & ~trusted, labels.where(labelled, 0)
     channel, posterior = label_channel(student, y, labelled, untrusted)
     doubt = 1 - of(posterior, y)
-    told = 0.0 if unaided else 1.0  # of what `false_doubt` finds
+    told = trusted.any()
     doubt = doubt * (1 - told * false_doubt(doubt, trusted, untrusted)) * untrusted
     quality = torch.zeros(said.shape[1]).to(student) if errors is None else better(errors.to(student))
     quality = quality * (1 - echoes(said, y, doubt, untrusted) / REPEATED).clamp(min=0)

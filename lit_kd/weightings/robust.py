@@ -1,7 +1,5 @@
 """The default rule: believe a label or a teacher only as far as the student, early, and trusted rows speak for it."""
 
-from typing import ClassVar
-
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from scipy.stats import chi2
@@ -22,8 +20,8 @@ class Robust(Rule):
     Networks learn what most labels agree on before they learn single wrong ones by heart. So what the student said of a
     row, on average, is a witness to its true class. The label is another one, and so is a teacher that is better than
     the student. The student learns the most probable class, the more the surer it is. Trusted rows are trained on, and
-    tell how much of the doubt about labels is false. No look-ahead is taken. Equations, ablations, limits:
-    docs/methods/almkd.md, "The rule robust".
+    tell how much of the doubt about labels is false; without any, no doubt is taken for false. No look-ahead is taken.
+    Equations, ablations, limits: docs/methods/almkd.md, "The rule robust".
 
     Args:
         early_epochs: Epochs until teachers are heard; ``None``: a tenth of the training, or of 100 epochs if it is
@@ -35,7 +33,6 @@ class Robust(Rule):
     trains_on_meta = True
     wants_validation = True
     needs_teacher = False
-    unaided: ClassVar[bool] = False
     tasks = ("classification",)
 
     def __init__(self, early_epochs: int | None = None, decay: float = 0.6) -> None:
@@ -56,6 +53,11 @@ class Robust(Rule):
         self.length, self.early = length, self.early_epochs or max(1, round(length / 10))
         if self.early >= length > 1:
             rank_zero_warn(f"teachers are never heard: {length} epochs end before early_epochs={self.early}. Lower it")
+        if not trusted.any():
+            rank_zero_warn(
+                "no row is trusted, so that nothing tells which doubt about a label is false: labels of hard rows are "
+                "doubted more than they should. Give the data a meta split, of checked labels, if there are some"
+            )
         self.trusted, self.labels = trusted, labels
         table.add("weights", torch.tensor([1.0] + [0.0] * teachers))
         table.add("clean_probability", torch.ones(()))
@@ -101,14 +103,14 @@ class Robust(Rule):
     def renew(self, table: SampleTable, epoch: int) -> None:
         """From what was said to beliefs, from beliefs to weights."""
         seen = table["epochs"] > 0
-        if not seen.any():
+        labels, trusted = (values.to(seen.device)[seen] for values in (self.labels, self.trusted))
+        if not len(labels) or (self.trusted.any() and not trusted.any()):  # those that tell are still to come
             return
         memory, said = table["memory"][seen], table["teacher_class"][seen]
-        labels, trusted = (values.to(seen.device)[seen] for values in (self.labels, self.trusted))
         done = min(epoch + 1, self.length - 1) / self.length  # never all: the table is to tell good teachers to the end
         counts = table.shared.get("errors")
         errors = None if counts is None or epoch + 1 < self.early else counts.mean(0)
-        found = believe(memory, labels, trusted, said, errors, 1 - done, self.unaided)
+        found = believe(memory, labels, trusted, said, errors, 1 - done)
         total, labelled = found.weights.sum(1), labels != UNLABELED
         weights = found.weights / total.mean().clamp(min=0.05)
         revised = weights[:, 0] * (found.classes != labels)
@@ -124,18 +126,8 @@ class Robust(Rule):
             table[name] = column
         others = labelled & ~trusted
         table.shared["noise_rate"] = (1 - found.clean[others]).sum() / others.sum().clamp(min=1)
-        if not self.unaided and epoch + 1 == max(1, round(self.length / 3)):  # by then wrong labels are known
+        if trusted.any() and epoch + 1 == max(1, round(self.length / 3)):  # by then wrong labels are known
             compare_classes(found.classes[~trusted], labels[trusted & labelled], memory.shape[1])
-
-
-class Unaided(Robust):
-    """The rule `Robust` without any trusted row: no doubt about a label is taken for false [ours].
-
-    Meta rows, if there are any, take no part.
-    """
-
-    trains_on_meta = False
-    unaided = True
 
 
 def compare_classes(others: Tensor, trusted: Tensor, classes: int) -> None:
