@@ -229,6 +229,56 @@ class TestRecipes:
         job = self.jobs(recipe)["Own"]
         assert (job.config["model"]["init_args"]["teacher"], job.teachers) == ("own.ckpt", ())
 
+    def test_files_of_answers_are_teachers_too(self) -> None:
+        """Named among the teachers, by a method, or for the whole recipe; none of them is trained."""
+        Path("gpt.csv").write_text("id,label\n0,1\n")
+        anna = {"class_path": "lit_kd.FileTeacher", "init_args": {"path": "votes.csv", "label": "anna"}}
+        recipe = copy.deepcopy(CHAIN)
+        recipe["teachers"] = {"gpt": "gpt.csv", **recipe["teachers"]}
+        recipe["teachers"]["small"]["teacher"] = ["big", "gpt"]
+        recipe["methods"] = {
+            "All": {"model": KD},
+            "Own": {"teacher": ["gpt.csv", "big", anna], "model": KD},
+            "Votes": {"teacher": anna, "model": KD},
+        }
+        jobs = self.jobs(recipe)
+        assert set(jobs) == {"teacher big", "teacher small", "teacher other", "All", "Own", "Votes"}
+        path = {name: f"runs/teacher-{name}/seed-3/best.ckpt" for name in ("big", "small", "other")}
+        expected = {
+            "teacher small": (["teacher big", "teacher gpt"], [path["big"], "gpt.csv"]),
+            "All": (["teacher gpt", *TAUGHT["All"]], ["gpt.csv", *path.values()]),
+            "Own": (["gpt.csv", "teacher big", "votes.csv anna"], ["gpt.csv", path["big"], anna]),
+            "Votes": (["votes.csv anna"], anna),
+        }
+        for name, (teachers, given) in expected.items():
+            assert (list(jobs[name].teachers), jobs[name].config["model"]["init_args"]["teacher"]) == (teachers, given)
+        del recipe["teachers"]
+        recipe["methods"] = {"All": {"model": KD}, "One": {"teacher": "gpt.csv", "model": KD}}
+        for teacher, heard in ("gpt.csv", "gpt.csv"), (["gpt.csv", anna], ["gpt.csv", anna]):
+            jobs = self.jobs(recipe | {"teacher": teacher})
+            assert {name: job.config["model"]["init_args"]["teacher"] for name, job in jobs.items()} == {
+                "All": heard,
+                "One": "gpt.csv",
+            }
+
+    def test_a_finished_student_knows_its_file(self) -> None:
+        """The comparison's folder may have moved since, but not the file."""
+        Path("gpt.csv").write_text("id,label\n0,1\n")
+        recipe = copy.deepcopy(CHAIN)
+        recipe["methods"] = {"Both": {"teacher": ["gpt.csv", "big"], "model": KD}}
+        job = self.jobs(recipe)["Both"]
+        for path, same in (("gpt.csv", True), ("other/gpt.csv", False)):
+            before = copy.deepcopy(job.config)
+            before["model"]["init_args"]["teacher"] = [path, "before/teacher-big/seed-3/best.ckpt"]
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "config.yaml").write_text(yaml.safe_dump(before))
+            (job.folder / "result.json").write_text("{}")
+            if same:
+                assert command.finished(job) == {}
+            else:
+                with pytest.raises(ValueError, match=r"another config(.|\n)*other/gpt.csv"):
+                    command.finished(job)
+
     def test_methods_without_a_teacher(self) -> None:
         recipe = copy.deepcopy(CHAIN)
         recipe["methods"]["None"] = {"model": {"class_path": "L2RW"}, "teacher": []}
@@ -244,10 +294,11 @@ class TestRecipes:
             ({"teacher": {"model": SUPERVISED}}, "expected either teacher or teachers, found both"),
             ({"teachers": {"big": {"model": {}}}}, "teacher big: expected a model.class_path such as KD; found none"),
             ({"teachers": {"Big": CHAIN["teachers"]["big"], **CHAIN["teachers"]}}, "differ in letters and digits"),
+            ({"teachers": {"gpt": "none.csv"}}, "a config, or files that are there; found 'none.csv'"),
             ({"methods": {"M": {"model": KD, "teacher": "bog"}}}, r"M: .* some of \['big', 'small', 'other'\].*'bog'"),
             ({"methods": {"M": {"model": SUPERVISED, "teacher": "big"}}}, "M: expected no teacher for Supervised"),
             ({"teachers": {"a": {"model": KD, "teacher": "b"}, "b": {"model": KD, "teacher": "a"}}},  # a circle
-             r"teacher a: expected as teacher one or some of \[\], those above it; found \['b'\]"),
+             r"teacher a: expected as teacher one or some of \[\], those above it, or a file; found \['b'\]"),
         ],
     )  # fmt: skip
     def test_a_mistake_is_found_before_anything_is_trained(self, change: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from lit_kd.cli.recipe import merge
 from lit_kd.models.files import read_yaml, write_whole
 from lit_kd.report.deviations import deviations
 from lit_kd.report.evidence import KeepEvidence, accuracy_by_queries, keep_points, keep_samples
-from lit_kd.report.runs import EVIDENCE, RESULT, Config, Job, Result, read_metrics
+from lit_kd.report.runs import EVIDENCE, RESULT, Config, Job, Result, read_metrics, slug
 from lit_kd.report.samples import learned
 from lit_kd.version import __version__
 
@@ -49,7 +49,7 @@ def finished(job: Job) -> Result | None:
         return None
     found = read_yaml(job.folder / "config.yaml")
     options, expected = (config["model"].get("init_args", {}) for config in (found, job.config))
-    if job.teachers and _below(options.get("teacher")) == _below(expected["teacher"]):
+    if job.teachers and _below(options.get("teacher"), job) == _below(expected["teacher"], job):
         options["teacher"] = expected["teacher"]  # the comparison's folder may have been moved, or be spelled otherwise
     if found != job.config:
         now, before = (yaml.safe_dump(config).splitlines() for config in (job.config, found))
@@ -148,6 +148,8 @@ def _test(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None = None)
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _below(teacher: str | list[str] | None) -> list[tuple[str, ...]]:
-    """The parts of teachers' paths below the comparison's folder."""
-    return [Path(path).parts[-3:] for path in ([teacher] if isinstance(teacher, str) else teacher or [])]
+def _below(teacher: Any, job: Job) -> list[Any]:
+    """Teachers as in a config; of those that the comparison trains, the path's parts below its folder."""
+    folders = {slug(name) for name in job.teachers}
+    parts = [(each, Path(str(each)).parts) for each in (teacher if isinstance(teacher, list) else [teacher])]
+    return [path[-3:] if folders & {*path[-3:-2]} else each for each, path in parts]

@@ -29,7 +29,7 @@ class Job:
     folder: Path
     config: Config  # for lit-kd fit
     is_teacher: bool = False
-    teachers: tuple[str, ...] = ()  # the `method` of each teacher that it learns from
+    teachers: tuple[str, ...] = ()  # the `method` of each teacher that it learns from; of files their names
     wave: int = 0  # jobs of smaller waves must finish before this one starts
     project: str | None = None  # the W&B project that shows it, if any
 
