@@ -13,7 +13,7 @@ from commands import CONFIGS, call, train_teacher
 from sklearn.metrics import accuracy_score
 
 from lit_kd.cli.trust import ask, inputs
-from lit_kd.data import DataModule, DigitsDataModule
+from lit_kd.data import CSVDataModule, DataModule, DigitsDataModule
 from lit_kd.data.partition import Source
 from lit_kd.data.rows import Indexed, TensorRows
 from lit_kd.models import load_student
@@ -63,7 +63,7 @@ def test_numbers_and_page(teachers: tuple[Path, Path], tmp_path: Path, capsys: p
     html = (output / "trust.html").read_text()
     assert told["words"] in html
     assert not re.search(r"(src|href)=\"(?!#|data:)", html)  # nothing from elsewhere
-    assert "trusted rows, meta and validation, and" in capsys.readouterr().out
+    assert f"{m} trusted rows and {n} training rows" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="--overwrite"):
         call("trust", teachers[0], "--data", "DigitsDataModule", "--output", output)
 
@@ -104,6 +104,41 @@ def test_same_seed_same_numbers(teachers: tuple[Path, Path], capsys: pytest.Capt
         trust(teachers[0], "--data", "DigitsDataModule", "--json", "--seed_everything=3")
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+class TestValidationRows:
+    """Rows 0 to 39 are marked as trusted, all others may be wrong."""
+
+    @staticmethod
+    def asked(tmp_path: Path, **options: object) -> tuple[int, list[str]]:
+        lines = [f"{i % 2},{i % 7},{i % 5},{int(i < 40)}" for i in range(200)]
+        for name, some in (("train", lines), ("val", lines[:50])):
+            (tmp_path / f"{name}.csv").write_text("\n".join(["label,a,b,checked", *some]) + "\n")
+        (tmp_path / "labels.csv").write_text("id,label\n")
+        data = CSVDataModule(str(tmp_path / "train.csv"), seed=0, **options)  # type: ignore[arg-type]
+        data.setup()
+        found, _ = ask(["mlp-8"], data)
+        return int(found.trusted.sum()), found.notes
+
+    def test_rows_that_nobody_marked_are_left_out(self, tmp_path: Path) -> None:
+        rows, notes = self.asked(tmp_path, trusted="checked", val=30)
+        assert rows == 40
+        told = (
+            "30 validation rows are left out: they are cut from the training rows, and nothing says that their labels "
+        )
+        assert notes == [f"{told}are right"]
+        assert self.asked(tmp_path, trusted="checked", val=0) == (40, [])
+
+    def test_so_are_rows_beside_those_that_were_corrected(self, tmp_path: Path) -> None:
+        rows, notes = self.asked(tmp_path, meta=20, val=30, labels=str(tmp_path / "labels.csv"))
+        assert (rows, len(notes)) == (20, 1)
+
+    def test_rows_like_the_meta_rows_count(self, tmp_path: Path) -> None:
+        """Those of a table of their own; those that are drawn as the meta rows are, which never get noise."""
+        table = str(tmp_path / "val.csv")
+        assert self.asked(tmp_path, trusted="checked", val=table) == (90, [])
+        assert self.asked(tmp_path, meta=20, val=30) == (50, [])
+        assert self.asked(tmp_path, meta=20, val=30, noise="symmetric", noise_rate=0.4) == (50, [])
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from lit_kd.types import UNLABELED
 
 MOST = 20_000
 """Training rows that are looked at; of more, so many are drawn."""
+UNKNOWN = "they are cut from the training rows, and nothing says that their labels are right"
 OTHER_DATA = (
     "{} was trained on another split, or on other labels, than these data have: if some of its training rows are "
     "trusted rows here, its accuracy and all gains are too high. Give the seed and the split of its training"
@@ -42,8 +43,9 @@ def trust(args: Sequence[str]) -> None:
     words, data_words = _apart(args)
     parser = argparse.ArgumentParser(
         "lit-kd trust",
-        description="Is my teacher worth it? Looks at teachers on trusted rows, the meta and validation rows, before "
-        "any training. Exit code 0: distil; 3: do not; 4: cannot tell; 1: an error.",
+        description="Is my teacher worth it? Looks at teachers on trusted rows, before any training: the meta rows, "
+        "and validation rows unless their labels may be wrong. Exit code 0: distil; 3: do not; 4: cannot tell; "
+        "1: an error.",
     )
     parser.add_argument("teacher", nargs="+", help="what --model.teacher of lit-kd fit takes: checkpoints, files")
     parser.add_argument("--config", action="append", default=[], help="YAML with data, by path or name: data/digits")
@@ -88,7 +90,7 @@ def show(told: dict[str, Any]) -> None:
         shares = percent(one["accuracy"]), f"{100 * one['ece']:.1f}%", f"{100 * one['agrees_with_labels']:.1f}%"
         table.add_row(one["name"], *shares, percent(one["repeats_wrong_labels"]))
     console.print(table)
-    rows = f"{told['trusted_rows']} trusted rows, meta and validation, and {told['training_rows']} training rows"
+    rows = f"{told['trusted_rows']} trusted rows and {told['training_rows']} training rows"
     console.print(f"{rows}; wrong labels: {percent(told['wrong_labels'])}")
     for note in told["notes"]:
         console.print(f"note: {note}", style="yellow")
@@ -165,7 +167,9 @@ def ask(teachers: Sequence[str], data: DataModule) -> tuple[Asked, Tensor]:
         notes.append(f"{MOST} of {len(labelled)} training rows were drawn")
         labelled = labelled[torch.randperm(len(labelled), generator=draw)[:MOST]].sort().values
     index = torch.cat([labelled, torch.arange(n, len(labels))])
-    parts = [part for part in (data.parts.rows(index), data.parts.val) if len(part)]
+    parts = [data.parts.rows(index), *([data.parts.val] if len(data.parts.val) else [])]
+    if len(parts) > 1 and not vouched(data):
+        notes.append(f"{len(parts.pop())} validation rows are left out: {UNKNOWN}")
     y = torch.cat([part.labels for part in parts])
     trusted = torch.arange(len(y)) >= len(labelled)
     if trusted.sum() < 2:
@@ -187,6 +191,16 @@ def ask(teachers: Sequence[str], data: DataModule) -> tuple[Asked, Tensor]:
     names = known_names(data.class_names, data.num_classes) or [str(c) for c in range(data.num_classes)]
     x = torch.cat([inputs(part, data.batch_size) for part in parts])
     return Asked(list(teachers), listen.logits, listen.known, y, trusted, names, notes), x
+
+
+def vouched(data: DataModule) -> bool:
+    """Whether labels of validation rows are known to be as right as those of meta rows.
+
+    They are if the data have a validation set of their own, from which both are cut, or if both are drawn from the same
+    rows: these get no noise. They are not if a column marks the meta rows, or if a file corrects labels.
+    """
+    source = data.parts.source
+    return source.val is not None or (source.meta is None and data.labels_file is None)
 
 
 def inputs(rows: Indexed, size: int) -> Tensor:
