@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from lit_kd.cli.main import main
-from lit_kd.cli.samples import find_config
+from lit_kd.cli.samples import run_config
 from lit_kd.data import DigitsDataModule
 from lit_kd.models import load_student
 
@@ -141,7 +141,7 @@ class TestRanking:
             call("audit", "many")
         shutil.rmtree("many")
         RUN.rename(RUN.with_name("x4f9k2"))
-        assert find_config(Path()) == Path("lightning_logs/x4f9k2/config.yaml")
+        assert run_config(Path()) == Path("lightning_logs/x4f9k2/config.yaml")
 
     @pytest.mark.parametrize(
         ("args", "message"),
@@ -256,6 +256,22 @@ class TestByOneTraining:
             average_precision_score(wrong, [1 - float(row["label_score"]) for row in rows]), abs=6e-4
         )
         assert float(lines[-4].split()[-3]) == pytest.approx(np.mean(wrong[: sum(wrong)]), abs=6e-4)
+
+    def test_no_warnings_of_our_own_making(
+        self, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """And of a student that has learned nothing it is told so."""
+        still = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e-12")
+        line = [*TRAINED, "--trusted=0", "--data.val=0", "--trainer.max_epochs=1", *still]
+        monkeypatch.setattr(sys, "argv", ["lit-kd", "audit", *line])
+        main()
+        assert sys.argv == ["lit-kd", "audit", *line]
+        shown = [str(one.message) for one in recwarn if not issubclass(one.category, DeprecationWarning)]
+        others = [one for one in shown if "LeafSpec" not in one and "does not have many workers" not in one]
+        assert [one[:17] for one in others] == ["no row is trusted"]
+        found = re.search(r"note: (the student seems to have learned nothing.*)", capsys.readouterr().out)
+        assert found is not None
+        assert f"<b>Note:</b> {found[1]}." in Path("found/label_issues.html").read_text()
 
     def test_cleanlab_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "cleanlab", None)

@@ -14,12 +14,15 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lit_kd.report.audit
 from lit_kd import ALMKD, Supervised, audit
-from lit_kd.data import DigitAttributesDataModule, DigitsDataModule
+from lit_kd.data import DigitAttributesDataModule, DigitsDataModule, Source, TensorRows
 from lit_kd.data.table import SampleTable
-from lit_kd.report.audit import by_cleanlab, compared, precision, quiet_trainer
+from lit_kd.report.audit import by_cleanlab, compared, learned_nothing, precision, quiet_trainer
+from lit_kd.report.gallery import write_gallery
 from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit, write_labels
 from lit_kd.trust.belief import believe
 from lit_kd.trust.labels import doubt
@@ -161,6 +164,63 @@ def test_without_trusted_rows_doubt_stays() -> None:
     with pytest.warns(UserWarning, match="no row is trusted, so that nothing tells which doubt about a label is false"):
         trainer(max_epochs=2).fit(model, Blobs(meta=0))
     assert (model.table["epochs"] == 2).all()
+
+
+class Always(nn.Module):
+    """Names one class for every row, or by chance, or the first feature's sign."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.says, self.weight = says, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.says == "chance":
+            return torch.rand(len(x), CLASSES, generator=torch.Generator().manual_seed(len(x)))
+        y = torch.full((len(x),), 1) if self.says == "one" else x.flatten(1)[:, 0].long()
+        return F.one_hot(y, CLASSES).float() + self.weight
+
+
+class Told(Blobs):
+    """The first input is the label."""
+
+    def load(self) -> Source:
+        source = super().load()
+        for rows in (source.train, source.plain):
+            assert isinstance(rows, TensorRows)
+            rows.x.flatten(1)[:, 0] = torch.from_numpy(source.labels).float()
+        return source
+
+
+class TestAStudentThatLearnedNothing:
+    @pytest.mark.parametrize("says", ["one", "chance"])
+    def test_it_is_told_so(self, says: str) -> None:
+        data = Blobs(meta=20, val=20)
+        data.setup()
+        told = learned_nothing(Always(says), data)
+        assert told is not None
+        y = torch.cat([data.labels[data.trusted], data.parts.val.labels])
+        if says == "one":
+            assert f"of 40 trusted and validation rows it names the label of {int((y == 1).sum())}, " in told
+        assert f"the most frequent class is that of {int(y.mode().values.eq(y).sum())}. Train longer" in told
+
+    def test_one_that_knows_them_is_not(self) -> None:
+        for sizes in ({"meta": 20, "val": 20}, {"meta": 0, "val": 0}):
+            data = Told(**sizes)
+            data.setup()
+            assert learned_nothing(Always("right"), data) is None
+
+    def test_without_trusted_and_validation_rows_labels_must_do(self) -> None:
+        data = Blobs(meta=0, val=0)
+        data.setup()
+        assert f"of {data.train_size} training rows it names" in str(learned_nothing(Always("one"), data))
+
+    def test_the_audit_says_so(self, tmp_path: Path) -> None:
+        still = {"optimizer": partial(torch.optim.SGD, lr=0.0), "input_shape": list(SHAPE)}
+        with pytest.warns(UserWarning, match="the student seems to have learned nothing"):
+            found = audit(Blobs(), "mlp-8", trainer=lambda: trainer(max_epochs=1), **still)
+        assert found.note is not None
+        write_gallery(tmp_path / "page.html", found, None, None, "Labels")
+        assert f"<b>Note:</b> {found.note}" in (tmp_path / "page.html").read_text()
 
 
 class TestFiles:

@@ -1,6 +1,7 @@
 """The command ``lit-kd audit``: which labels are wrong, by a run that is there or by one training."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,22 +12,18 @@ import numpy.typing as npt
 import torch
 from jsonargparse import ArgumentParser
 from lightning import Trainer
-from lightning.fabric.utilities import move_data_to_device
-from rich.progress import track
-from torch import Tensor
 
 from lit_kd.cli.main import with_paths
-from lit_kd.cli.samples import find_checkpoint, find_config, read_run
+from lit_kd.cli.samples import find_checkpoint, read_run, run_config
 from lit_kd.data import DataModule
 from lit_kd.distiller import Distiller
 from lit_kd.models import load_student
 from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import check_unused, optional, read_yaml
-from lit_kd.report.audit import by_cleanlab, compared, quiet_trainer
+from lit_kd.report.audit import by_cleanlab, compared, learned_nothing, predict, quiet_trainer
 from lit_kd.report.gallery import write_gallery
 from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit
 from lit_kd.report.samples import as_pictures
-from lit_kd.types import logits_of
 
 USAGE = """lit-kd audit RUN [--output DIR] ...
        lit-kd audit --data ... [--student NAME] [--teacher NAME] [--trusted SIZE] --output DIR ..."""
@@ -70,12 +67,14 @@ def main(args: Sequence[str]) -> None:
     seconds = None
     if not trained:
         seconds, options.run, options.config, options.ckpt_path = _train(output, options, line), output, None, None
-    config = options.config or find_config(options.run)
+    config = options.config or run_config(options.run)
     checkpoint = options.ckpt_path or find_checkpoint(config, options.run)
     table, data = read_run(config, checkpoint)
-    estimates = "memory" in table  # else the student must be asked
-    said = torch.empty(0) if estimates else _predict(checkpoint, data, torch.arange(data.train_size)).softmax(-1)
-    issues = find_issues(table, data, said)
+    student = load_student(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    said = torch.empty(0)
+    if "memory" not in table:  # the student must be asked
+        said = predict(student, data.parts.rows(torch.arange(data.train_size)), data.batch_size).softmax(-1)
+    issues = find_issues(table, data, said)._replace(note=learned_nothing(student, data))
     _tell(issues, data, write_audit(output, issues, data, options.overwrite))
     names = known_names(data.class_names, data.num_classes)
     write_gallery(files[2], issues, _pictures(issues, data), names, f"Labels of {output.resolve().name}")
@@ -94,18 +93,24 @@ def _train(output: Path, options: argparse.Namespace, line: Sequence[str]) -> fl
     ours = [
         *("--model=ALMKD", f"--model.student={options.student}", "--model.lr_scheduler=cosine"),
         *("--trainer.max_epochs=30", "--trainer.logger=false", "--show.every_n_epochs=0"),
+        "--checkpoint.save_top_k=0",  # the last epoch counts
     ]
-    asked = [f"--trainer.default_root_dir={output}", f"--checkpoint.dirpath={output}"]
+    asked = [f"--trainer.default_root_dir={output}"]
     named = any(word.startswith("--model.teacher") for word in line)
+    # without a teacher nothing is learned from validation rows
+    ours += [] if named or options.teacher else ["--trainer.limit_val_batches=0"]
     asked += [] if named else [f"--model.teacher=[{', '.join(options.teacher or [])}]"]
     asked += [] if options.trusted is None else [f"--data.meta={options.trusted}"]
-    start = time.perf_counter()
+    before, start = sys.argv[1:], time.perf_counter()
+    sys.argv[1:] = ["fit", *ours, *with_paths(line), *asked]  # Lightning reads them, and starts processes with them
     try:
-        run(["fit", *ours, *with_paths(line), *asked])
+        run(None)
     except BaseException:
-        if output.is_dir() and not any(output.glob("*.ckpt")):  # a training that could not begin: it may be tried again
+        if output.is_dir() and not any(output.rglob("*.ckpt")):  # a training that could not begin may be tried again
             (output / "config.yaml").unlink(missing_ok=True)
         raise
+    finally:
+        sys.argv[1:] = before
     return time.perf_counter() - start
 
 
@@ -124,6 +129,8 @@ def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path]) -> None:
     print(f"\nnot audited: {told} rows" if told else "")
     if data.meta_size:
         print(f"{data.meta_size} trusted rows were taken to be right: if nobody has checked them, say --trusted 0")
+    if issues.note:
+        print(f"note: {issues.note}")
     print(f"written: {', '.join(map(str, files))}")
 
 
@@ -135,17 +142,6 @@ def _pictures(issues: LabelIssues, data: DataModule) -> npt.NDArray[np.uint8] | 
         if found[-1] is None:
             return None
     return np.concatenate([part for part in found if part is not None])
-
-
-def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
-    """The student's logits for training samples that are not augmented, ``(n, C)``."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student, rows, logits = load_student(checkpoint).to(device), data.parts.rows(index), []
-    with torch.no_grad():
-        for items in track(torch.split(torch.arange(len(index)), data.batch_size), "predicting", transient=True):
-            x = move_data_to_device(rows.__getitems__(items.tolist()).x, device)
-            logits.append(logits_of(student, x).float().cpu())
-    return torch.cat(logits)
 
 
 def _again(content: Any, data: DataModule) -> tuple[Callable[[], Distiller], Callable[[], Trainer]]:
@@ -160,5 +156,5 @@ def _again(content: Any, data: DataModule) -> tuple[Callable[[], Distiller], Cal
     return (
         lambda: parser.instantiate_classes(parser.parse_object(config)).model,
         lambda: quiet_trainer(length["max_epochs"], max_steps=length["max_steps"], accelerator=length["accelerator"],
-                              limit_train_batches=length["limit_train_batches"]),
+                              limit_train_batches=length["limit_train_batches"], limit_val_batches=0),
     )  # fmt: skip

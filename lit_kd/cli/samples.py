@@ -32,7 +32,7 @@ def samples(args: Sequence[str]) -> None:
         parser.error("expected a run's directory, or --config, --ckpt_path and --output")
     output = options.output or options.run / "samples.csv"
     check_new(output, options.overwrite)
-    config = options.config or find_config(options.run)
+    config = options.config or run_config(options.run)
     table, data = read_run(config, options.ckpt_path or find_checkpoint(config, options.run))
     write_samples(output, table, data, options.overwrite)
     print(f"{data.train_size} samples written to {output}")
@@ -56,7 +56,7 @@ def read_run(config: Path, checkpoint: Path) -> tuple[SampleTable, DataModule]:
     return table, data
 
 
-def find_config(run: Path) -> Path:
+def run_config(run: Path) -> Path:
     """The config.yaml in a run's directory, or the only one of a logged run below it, whatever the logger."""
     below = sorted([*run.glob("*/config.yaml"), *run.glob("*/*/config.yaml")])
     found = [run / "config.yaml"] if (run / "config.yaml").is_file() else below

@@ -61,6 +61,7 @@ def write_gallery(
         sheets=sheets.sheets,
         numbers=_numbers(issues),
         probable=issues.probable,
+        note=issues.note,
     )
 
 

@@ -34,6 +34,7 @@ class LabelIssues(NamedTuple):
     weights: Floats | None  # what was learned: how much the label, then each teacher counts, (n, K + 1)
     true: Whole | None  # the right class, where the truth is known, (n,)
     probable: bool = True  # whether scores are probabilities; else they only rank, and no label is taken for wrong
+    note: str | None = None  # why not to believe any of this, if the student has learned nothing
 
     @property
     def expected(self) -> float:
