@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer
 from sklearn.metrics import average_precision_score
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lit_kd.report.audit
 from lit_kd import ALMKD, Supervised, audit
-from lit_kd.data import DigitAttributesDataModule, DigitsDataModule, Source, TensorRows
+from lit_kd.data import DigitAttributesDataModule, DigitsDataModule
 from lit_kd.data.table import SampleTable
-from lit_kd.report.audit import by_cleanlab, compared, learned_nothing, precision, quiet_trainer
+from lit_kd.report.audit import by_cleanlab, compared, precision, quiet_trainer
 from lit_kd.report.gallery import write_gallery
-from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit, write_labels
+from lit_kd.report.label_issues import LabelIssues, find_issues, learned_nothing, write_audit, write_labels
 from lit_kd.trust.belief import believe
 from lit_kd.trust.labels import doubt
 from lit_kd.types import UNLABELED
@@ -166,53 +166,45 @@ def test_without_trusted_rows_doubt_stays() -> None:
     assert (model.table["epochs"] == 2).all()
 
 
-class Always(nn.Module):
-    """Names one class for every row, or by chance, or the first feature's sign."""
-
-    def __init__(self, says: str) -> None:
-        super().__init__()
-        self.says, self.weight = says, nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.says == "chance":
-            return torch.rand(len(x), CLASSES, generator=torch.Generator().manual_seed(len(x)))
-        y = torch.full((len(x),), 1) if self.says == "one" else x.flatten(1)[:, 0].long()
-        return F.one_hot(y, CLASSES).float() + self.weight
-
-
-class Told(Blobs):
-    """The first input is the label."""
-
-    def load(self) -> Source:
-        source = super().load()
-        for rows in (source.train, source.plain):
-            assert isinstance(rows, TensorRows)
-            rows.x.flatten(1)[:, 0] = torch.from_numpy(source.labels).float()
-        return source
-
-
 class TestAStudentThatLearnedNothing:
-    @pytest.mark.parametrize("says", ["one", "chance"])
-    def test_it_is_told_so(self, says: str) -> None:
-        data = Blobs(meta=20, val=20)
+    """Of 10 classes, alike or not; trusted rows are the last."""
+
+    @staticmethod
+    def told(right: int, rows: int = 400, largest: int = 40, trusted: int = 0) -> str | None:
+        """What is said where so many rows are right, of labels of which so many are the largest class."""
+        data = Blobs(meta=trusted, val=0)
         data.setup()
-        told = learned_nothing(Always(says), data)
-        assert told is not None
-        y = torch.cat([data.labels[data.trusted], data.parts.val.labels])
-        if says == "one":
-            assert f"of 40 trusted and validation rows it names the label of {int((y == 1).sum())}, " in told
-        assert f"the most frequent class is that of {int(y.mode().values.eq(y).sum())}. Train longer" in told
+        rest = torch.arange(rows - largest) % 9 + 1
+        y = torch.cat([torch.zeros(largest, dtype=torch.long), rest])
+        data.parts.given, data.parts.positions["train"] = y, np.arange(rows - trusted)
+        names = torch.where((torch.arange(rows) - (rows - trusted)) % rows < right, y, (y + 1) % 10)
+        return learned_nothing(F.one_hot(names, 10).float(), data)
 
-    def test_one_that_knows_them_is_not(self) -> None:
-        for sizes in ({"meta": 20, "val": 20}, {"meta": 0, "val": 0}):
-            data = Told(**sizes)
-            data.setup()
-            assert learned_nothing(Always("right"), data) is None
+    @pytest.mark.parametrize(("rows", "largest"), [(400, 40), (100, 90), (30, 6)])
+    def test_as_an_exact_test_tells(self, rows: int, largest: int) -> None:
+        """Against Clopper and Pearson's interval: both agree but for some counts at the border."""
+        told = [self.told(right, rows, largest) is not None for right in range(rows + 1)]
+        exact = [
+            scipy.stats.binomtest(right, rows).proportion_ci(0.95).low <= largest / rows for right in range(rows + 1)
+        ]
+        assert told == sorted(told, reverse=True)
+        assert abs(sum(told) - sum(exact)) <= 2
+        assert told[largest]
+        assert not told[rows]
 
-    def test_without_trusted_and_validation_rows_labels_must_do(self) -> None:
+    def test_trusted_rows_count_before_others(self) -> None:
+        assert self.told(50, trusted=50) is None
+        assert "of 50 trusted rows it names the label of 0, " in str(self.told(0, trusted=50))
+        expected = "of 400 training rows it names the label of 3, and the most frequent class is that of 40"
+        assert expected in str(self.told(3))
+
+    def test_rows_that_were_never_seen_and_numbers_that_are_none(self) -> None:
         data = Blobs(meta=0, val=0)
         data.setup()
-        assert f"of {data.train_size} training rows it names" in str(learned_nothing(Always("one"), data))
+        said = F.one_hot(data.labels, CLASSES).float()
+        said[::2] = 0
+        assert learned_nothing(said, data) is None
+        assert learned_nothing(torch.full_like(said, torch.nan), data) is not None
 
     def test_the_audit_says_so(self, tmp_path: Path) -> None:
         still = {"optimizer": partial(torch.optim.SGD, lr=0.0), "input_shape": list(SHAPE)}

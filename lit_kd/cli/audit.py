@@ -12,6 +12,9 @@ import numpy.typing as npt
 import torch
 from jsonargparse import ArgumentParser
 from lightning import Trainer
+from lightning.fabric.utilities import move_data_to_device
+from rich.progress import track
+from torch import Tensor
 
 from lit_kd.cli.main import with_paths
 from lit_kd.cli.samples import find_checkpoint, read_run, run_config
@@ -20,10 +23,11 @@ from lit_kd.distiller import Distiller
 from lit_kd.models import load_student
 from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import check_unused, optional, read_yaml
-from lit_kd.report.audit import by_cleanlab, compared, learned_nothing, predict, quiet_trainer
+from lit_kd.report.audit import by_cleanlab, compared, quiet_trainer
 from lit_kd.report.gallery import write_gallery
 from lit_kd.report.label_issues import LabelIssues, find_issues, write_audit
 from lit_kd.report.samples import as_pictures
+from lit_kd.types import logits_of
 
 USAGE = """lit-kd audit RUN [--output DIR] ...
        lit-kd audit --data ... [--student NAME] [--teacher NAME] [--trusted SIZE] --output DIR ..."""
@@ -70,11 +74,9 @@ def main(args: Sequence[str]) -> None:
     config = options.config or run_config(options.run)
     checkpoint = options.ckpt_path or find_checkpoint(config, options.run)
     table, data = read_run(config, checkpoint)
-    student = load_student(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-    said = torch.empty(0)
-    if "memory" not in table:  # the student must be asked
-        said = predict(student, data.parts.rows(torch.arange(data.train_size)), data.batch_size).softmax(-1)
-    issues = find_issues(table, data, said)._replace(note=learned_nothing(student, data))
+    estimates = "memory" in table  # else the student must be asked
+    said = torch.empty(0) if estimates else _predict(checkpoint, data, torch.arange(data.train_size)).softmax(-1)
+    issues = find_issues(table, data, said)
     _tell(issues, data, write_audit(output, issues, data, options.overwrite))
     names = known_names(data.class_names, data.num_classes)
     write_gallery(files[2], issues, _pictures(issues, data), names, f"Labels of {output.resolve().name}")
@@ -142,6 +144,17 @@ def _pictures(issues: LabelIssues, data: DataModule) -> npt.NDArray[np.uint8] | 
         if found[-1] is None:
             return None
     return np.concatenate([part for part in found if part is not None])
+
+
+def _predict(checkpoint: Path, data: DataModule, index: Tensor) -> Tensor:
+    """The student's logits for training samples that are not augmented, ``(n, C)``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student, rows, logits = load_student(checkpoint).to(device), data.parts.rows(index), []
+    with torch.no_grad():
+        for items in track(torch.split(torch.arange(len(index)), data.batch_size), "predicting", transient=True):
+            x = move_data_to_device(rows.__getitems__(items.tolist()).x, device)
+            logits.append(logits_of(student, x).float().cpu())
+    return torch.cat(logits)
 
 
 def _again(content: Any, data: DataModule) -> tuple[Callable[[], Distiller], Callable[[], Trainer]]:

@@ -8,22 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning import Trainer
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.console import Console
-from rich.progress import track
 from sklearn.metrics import average_precision_score
-from torch import Tensor, nn
 
 from lit_kd.data import DataModule
-from lit_kd.data.rows import Indexed
 from lit_kd.distiller import Distiller
 from lit_kd.methods import ALMKD, cross_predict
 from lit_kd.models import Network
 from lit_kd.models.files import optional
 from lit_kd.report.label_issues import Floats, LabelIssues, check_audit, find_issues
-from lit_kd.trust.teachers import wilson
-from lit_kd.types import UNLABELED, logits_of
 
 
 def audit(
@@ -69,42 +62,10 @@ def audit(
     # without a teacher nothing is learned from validation rows
     (trainer or (lambda: quiet_trainer(epochs, limit_val_batches=0 if teacher is None else 1.0)))().fit(model, data)
     model.table.sync()
-    found = find_issues(model.table, data, torch.empty(0))._replace(note=learned_nothing(model.student.float(), data))
+    found = find_issues(model.table, data, torch.empty(0))
     if found.note:
         rank_zero_warn(found.note)
     return found
-
-
-def predict(student: nn.Module, rows: Indexed, size: int) -> Tensor:
-    """A student's logits for rows, so many at a time, ``(n, C)``, on the CPU."""
-    device, logits = next(student.parameters()).device, []
-    with torch.no_grad():
-        batches = torch.split(torch.arange(len(rows)), size)
-        for items in track(batches, "predicting", console=Console(stderr=True), transient=True):
-            x = move_data_to_device(rows.__getitems__(items.tolist()).x, device)
-            logits.append(logits_of(student, x).float().cpu())
-    return torch.cat(logits)
-
-
-def learned_nothing(student: nn.Module, data: DataModule) -> str | None:
-    """A sentence for a student that is hardly right more often than who names one class for all rows [ours].
-
-    That class's share is not below the 95% interval of the student's. Asked about trusted and validation rows; where
-    there are none, about training rows and their labels.
-    """
-    parts, kind = [part for part in (data.parts.meta_rows(), data.parts.val) if len(part)], "trusted and validation"
-    if not parts:
-        parts, kind = [data.parts.rows((data.labels != UNLABELED).nonzero().squeeze(1))], "training"
-    y = torch.cat([part.labels for part in parts])
-    said = torch.cat([predict(student.eval(), part, data.batch_size) for part in parts]).argmax(1)
-    right, most = int((said == y).sum()), int(torch.bincount(y).max())
-    if wilson(right, len(y)).low > most / len(y):
-        return None
-    return (
-        "the student seems to have learned nothing, so do not believe what it says of labels: of "
-        f"{len(y)} {kind} rows it names the label of {right}, and the most frequent class is that of {most}. Train "
-        "longer, or change the student, its learning rate or the inputs"
-    )
 
 
 def quiet_trainer(epochs: int, **options: Any) -> Trainer:

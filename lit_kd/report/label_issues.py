@@ -15,6 +15,7 @@ from lit_kd.models.checkpoint import known_names
 from lit_kd.models.files import write_columns
 from lit_kd.report.samples import distrust
 from lit_kd.trust.labels import doubt
+from lit_kd.trust.teachers import wilson
 from lit_kd.weightings.sample_file import weight_columns
 
 Floats = npt.NDArray[np.float64]
@@ -71,6 +72,7 @@ def find_issues(table: SampleTable, data: DataModule, said: Tensor) -> LabelIssu
     given = data.labels[index]
     columns = {name: table[name].cpu()[index] for name in ("memory", "learned_class", "clean_probability", "weights")
                if name in table}  # fmt: skip
+    note = learned_nothing(table["memory"].cpu() if "memory" in table else said, data)
     said = columns.get("memory", said[index] if len(said) else said).float()
     estimated = "memory" in columns and "clean_probability" in columns
     wrong = doubt(columns["clean_probability"], said, given) if estimated else distrust(table, n).cpu()[index]
@@ -92,6 +94,33 @@ def find_issues(table: SampleTable, data: DataModule, said: Tensor) -> LabelIssu
         weights=weights[order],
         true=data.clean_labels[index].numpy()[order] if data.knows_truth else None,
         probable=probable,
+        note=note,
+    )
+
+
+def learned_nothing(said: Tensor, data: DataModule) -> str | None:
+    """A sentence for a student that is hardly right more often than who names one class for all rows [ours].
+
+    That class's share is not below the 95% interval of the student's. Trusted rows count if the student was asked about
+    them, else training rows by their labels.
+
+    Args:
+        said: What the student says of training rows, and of trusted ones if there are more, ``(N, C)`` or
+            ``(N + M, C)``; 0 for rows that it never saw.
+        data: The data, set up.
+    """
+    labels = data.labels[: len(said)]
+    asked = (labels != UNLABELED) & (said != 0).any(1)
+    trusted = asked & data.trusted[: len(said)]
+    rows, kind = (trusted, "trusted") if trusted.any() else (asked, "training")
+    y, names = labels[rows], said[rows].argmax(1)
+    right, most = int((names == y).sum()), int(torch.bincount(y, minlength=1).max())
+    if wilson(right, len(y)).low * len(y) > most:
+        return None
+    return (
+        f"the student seems to have learned nothing, so do not believe what it says of labels: of {len(y)} {kind} rows "
+        f"it names the label of {right}, and the most frequent class is that of {most}. Train longer, or change the "
+        "student, its learning rate or the inputs"
     )
 
 
