@@ -6,16 +6,6 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
-from lightning import seed_everything
-from methods import CLASSES, SHAPE, Blobs, trainer
-from threadpoolctl import threadpool_limits
-
-from lit_kd import Supervised
-
-torch.set_num_threads(1)
-threadpool_limits(1)
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,8 +13,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore:.*{message}")
 
 
+def pytest_collection_modifyitems() -> None:
+    """Not called in the process that only starts those that test: it imports nothing heavy."""
+    import lightning  # noqa: F401 - which sets the level itself
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning import seed_everything
+
     monkeypatch.chdir(tmp_path)  # nothing is left in the repository
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # taken back after the test
     seed_everything(0, verbose=False)
@@ -33,6 +36,11 @@ def _seeded_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a finished run: today's student is tomorrow's teacher."""
+    import torch
+    from methods import CLASSES, SHAPE, Blobs, trainer
+
+    from lit_kd import Supervised
+
     path = tmp_path_factory.mktemp("teacher") / "teacher.ckpt"
     torch.manual_seed(0)
     fitted = trainer(max_epochs=5)  # until it names every class
