@@ -294,12 +294,3 @@ class TestErrors:
         monkeypatch.setenv("LIT_KD_TRACEBACK", "1")
         with pytest.raises(ValueError, match="expected a command, found nonsense"):
             main()
-
-
-def test_works_without_wandb() -> None:
-    script = (
-        "import sys; sys.modules['wandb'] = None; import lit_kd; lit_kd.KD; from lit_kd.cli.main import main; main()"
-    )
-    code, _, err = shell(sys.executable, "-c", script, "fit", *configs("supervised"), *TINY, ONE)
-    assert code == 0, err
-    assert best(0).is_file()

@@ -53,7 +53,10 @@ def test_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # in this process: a kernel would import torch and Lightning again, for each
     shell = InteractiveShell()
     for cell in cells(path, "code"):
-        shell.run_cell("".join(cell["source"])).raise_error()
+        source = "".join(cell["source"])
+        if path.stem == "new_method":  # of whose results nothing is asserted
+            source = source.replace("max_epochs=30", "max_epochs=3")
+        shell.run_cell(source).raise_error()
     assert capsys.readouterr().out
     if path.stem == "find_mislabelled":  # what it is there to show
         assert int(shell.user_ns["found"]["ALM-KD's weight"][:50].sum()) >= 40

@@ -8,15 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commands import CONFIGS, files
+from commands import CONFIGS, QUIET, configs, files, version
 
 from lit_kd.cli.main import find_config, with_paths
 
 ROOT = Path(__file__).parents[1]
 
 
-def python(script: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    given = [sys.executable, "-c", script]
+def python(script: str, path: Path = ROOT, *args: object) -> subprocess.CompletedProcess[str]:
+    given = [sys.executable, "-c", script, *map(str, args)]
     return subprocess.run(given, capture_output=True, text=True, timeout=100, env={"PYTHONPATH": str(path)})
 
 
@@ -81,17 +81,28 @@ class TestFindConfig:
 
 
 def test_each_command_imports_what_it_needs() -> None:
+    """And the models no Lightning; without wandb all works: in one process, as imports take seconds."""
     script = """
 import sys
 from lit_kd.cli.main import main
 for line in ["--help"], ["-h"], ["--version"], []:
     main(line)
 assert not {"torch", "lightning", "numpy", "matplotlib", "sklearn"} & set(sys.modules)
+import lit_kd.models
+assert not {"torchvision", "timm", "lightning"} & set(sys.modules)
+lit_kd.models.build_model("resnet8", 10)
+assert not {"torchvision", "timm", "lightning"} & set(sys.modules)
 import lit_kd.models.export, lit_kd.models.predict
 assert "lightning" not in sys.modules
 import lit_kd.cli.lightning
 assert not {"sklearn.cluster", "sklearn.neighbors", "wandb", "timm", "onnx"} & set(sys.modules)
+sys.modules["wandb"] = None
+lit_kd.KD
+sys.argv[0] = "lit-kd"
+main()
 """
-    done = python(script)
+    short = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4", "--trainer.max_epochs=1")
+    done = python(script, ROOT, "fit", *configs("supervised"), *short)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: lit-kd COMMAND") == 3
+    assert (version(0) / "checkpoints" / "best.ckpt").is_file()
