@@ -1,13 +1,11 @@
-"""Two, three and four processes learn what one process learns with the same global batch.
-
-Run as a script, this file starts them: ``python test_distributed.py DIRECTORY PORT PORT PORT``.
-"""
+"""Two, three and four processes learn what one process learns with the same global batch."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
+import multiprocessing
 import os
 import signal
 import socket
@@ -207,6 +205,33 @@ def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     return {"student": method.student.state_dict(), "table": kept, "steps": fitted.global_step, "measured": measured}
 
 
+def one_of_several(rank: int, processes: int, directory: str) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    if processes == 2:
+        refuse_other_rows(processes)
+        choose_alike(processes)
+        for method in ("mixkd", "co-teaching", "jocor", "rkd", "review-kd"):
+            choose_apart(method, processes)
+        torch.save(measure_padded(processes), Path(directory) / f"{processes} padded {rank}.pt")
+        torch.save(share_a_cache(processes, directory), Path(directory) / f"{processes} cache {rank}.pt")
+    for case in SIZES[processes]:
+        learned = learn(case, processes)
+        if learned is not None:
+            torch.save(learned, Path(directory) / f"{processes} {case}.pt")
+
+
+def start(directory: Path, ports: list[str], log: Path) -> None:
+    """Start the processes of each size, in a group of their own; if one fails, the others are stopped."""
+    os.setsid()
+    os.environ["MASTER_ADDR"] = "localhost"
+    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        for processes, port in zip(SIZES, ports, strict=True):
+            os.environ["MASTER_PORT"] = port
+            torch.multiprocessing.start_processes(
+                one_of_several, args=(processes, str(directory)), nprocs=processes, start_method="fork"
+            )
+
+
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Two processes that the command line starts, which mostly wait, and the directory they write to."""
@@ -231,12 +256,14 @@ def several(tmp_path_factory: pytest.TempPathFactory, by_command: Any) -> dict[t
         for free in sockets:
             free.bind(("localhost", 0))
         ports = [str(free.getsockname()[1]) for free in sockets]
-    address = {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1"}
-    command, log = [sys.executable, __file__, str(directory), *ports], directory / "log"
-    with log.open("w") as out:
-        group = subprocess.Popen(command, env=os.environ | address, stdout=out, stderr=out, start_new_session=True)
+    log = directory / "log"
+    # forked, which spares the seconds that imports take
+    group = multiprocessing.get_context("fork").Process(target=start, args=(directory, ports, log))
+    group.start()
+    assert group.pid is not None
     try:
-        assert group.wait(TIMEOUT) == 0, log.read_text()[-3000:]
+        group.join(TIMEOUT)
+        assert group.exitcode == 0, log.read_text()[-3000:]
     finally:  # all of them, should they be stuck
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group.pid, signal.SIGKILL)
@@ -409,28 +436,3 @@ def test_processes_of_the_command_line_end_by_themselves(
     assert group.wait(100) == 0, log.read_text()[-3000:]
     assert "GLOBAL_RANK: 1, MEMBER: 2/2" in log.read_text()
     assert [path.name for path in directory.rglob("best.ckpt")] == ["best.ckpt"]
-
-
-def one_of_several(rank: int, processes: int, directory: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    if processes == 2:
-        refuse_other_rows(processes)
-        choose_alike(processes)
-        for method in ("mixkd", "co-teaching", "jocor", "rkd", "review-kd"):
-            choose_apart(method, processes)
-        torch.save(measure_padded(processes), Path(directory) / f"{processes} padded {rank}.pt")
-        torch.save(share_a_cache(processes, directory), Path(directory) / f"{processes} cache {rank}.pt")
-    for case in SIZES[processes]:
-        learned = learn(case, processes)
-        if learned is not None:
-            torch.save(learned, Path(directory) / f"{processes} {case}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for processes, port in zip(SIZES, sys.argv[2:], strict=True):
-        os.environ["MASTER_PORT"] = port
-        # forked, so that Lightning is imported once; if one process fails, the others are stopped
-        torch.multiprocessing.start_processes(
-            one_of_several, args=(processes, sys.argv[1]), nprocs=processes, start_method="fork"
-        )
