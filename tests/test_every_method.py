@@ -156,7 +156,7 @@ class TestFit:
     def test_loss_falls_in_20_steps(self, method: str) -> None:
         record, model = Record(), build(method)
         steps = 40 if isinstance(model, Stretched) else 20  # which begins anew halfway
-        fitted = trainer(max_epochs=-1, max_steps=steps, logger=record)
+        fitted = trainer(max_epochs=-1, max_steps=steps, logger=record, limit_val_batches=0)
         fitted.fit(model, Blobs())
         assert fitted.global_step == steps
         losses = [row["train/loss"] for row in record.rows if "train/loss" in row]
@@ -381,7 +381,7 @@ class TestCheckpoint:
                 **({"lr_scheduler": lambda optimizer: ExponentialLR(optimizer, 0.8)} | base),
             )
             watch = Each(note, "on_train_batch_start")
-            resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[keep, watch])
+            resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[keep, watch], limit_val_batches=1)
             resumed.fit(model, Augmented(**NOISE, num_workers=workers, labeled=labeled), **options)
             return saved(resumed, directory / "last.ckpt") | {"order": order}
 
