@@ -23,7 +23,7 @@ demo: $(READY)  ## Compare methods on digits with 30% pair noise: table and pict
 	$(BIN)/lit-kd compare configs/recipes/digits_pair.yaml --seeds 0
 
 test: $(READY)  ## Run the tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## Run the long studies
 	$(BIN)/pytest -m slow
