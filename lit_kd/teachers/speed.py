@@ -1,7 +1,6 @@
 """Faster ways to run a network, with the same numbers up to rounding."""
 
 import copy
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,10 +58,9 @@ class Frozen:
     def __init__(self, model: nn.Module, taps: Sequence[str], speed: Speed) -> None:
         self._plain, self._taps, self.speed = Tapped(model, taps), taps, speed
         self._run: Tapped | None = None
-        self._copied: tuple[bytes, Tapped] | None = None  # of which state, and the copy
 
     def forget(self) -> None:
-        """Choose anew, with a new copy if the network has changed or moved."""
+        """Drop the copy: the network has changed or moved."""
         self._run = None
 
     def __call__(self, x: Inputs) -> Outputs:
@@ -85,7 +83,7 @@ class Frozen:
         convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._plain.model.modules())
         if convolves and set(self._taps) <= {PENULTIMATE}:
             with suppress(Exception), isolate_rng():  # if a foreign network objects, it runs unchanged
-                fast = self._copy()
+                fast = Tapped(_copy_for_inference(self._plain.model, self.speed.channels_last), self._taps)
                 found = fast(x)
                 if _agree(found, outputs):
                     self._run, outputs = fast, found
@@ -94,26 +92,6 @@ class Frozen:
             compiled.compile()
             self._run = Tapped(compiled)
         return outputs
-
-    def _copy(self) -> Tapped:
-        """A copy of the network as it is now: the last one, unless the network is another since."""
-        model = self._plain.model
-        state = _state(model)
-        if self._copied is None or self._copied[0] != state:
-            self._copied = None  # whose memory is free then
-            self._copied = state, Tapped(_copy_for_inference(model, self.speed.channels_last), self._taps)
-        return self._copied[1]
-
-
-def _state(model: nn.Module) -> bytes:
-    """A hash of the tensors of a network, and of the plain values that its modules hold."""
-    digest = hashlib.sha256()
-    for module in model.modules():
-        digest.update(str({k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple))}).encode())
-    for tensor in (*model.parameters(), *model.buffers()):
-        digest.update(f"{tensor.device} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.digest()
 
 
 def _copy_for_inference(model: nn.Module, channels_last: bool | None) -> nn.Module:
