@@ -6,16 +6,12 @@ import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
-from lightning.fabric.utilities import registry
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lit_kd import (
     ALMKD,
@@ -68,22 +64,6 @@ from lit_kd.models.networks import mlp
 from lit_kd.terms import ELR, SOP, USKD, DecoupledKL, Hint, TeacherFree
 from lit_kd.types import PENULTIMATE
 from lit_kd.weightings import Amal, Paper
-
-# What Lightning and torch do at every trainer, logged value and seed, in less time.
-vars(registry)["entry_points"] = functools.cache(entry_points)  # reads the metadata of all packages
-for kind in (torch.cuda, torch.mtia, torch.xpu):
-    if not kind.is_available():  # torch keeps the stack as text, should the device come
-        vars(kind)["manual_seed_all"] = lambda seed: None
-
-
-def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Move what can be moved; Lightning's own walks through options and defaults as well, and copies them."""
-    movable = {name: value for name, value in vars(self).items() if isinstance(value, (Tensor, Metric))}
-    vars(self).update({name: value.to(*args, **kwargs) for name, value in movable.items()})
-    return self
-
-
-_ResultMetric.to = _to  # type: ignore[method-assign]
 
 
 class Mapped(nn.Sequential):
