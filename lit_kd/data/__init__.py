@@ -10,6 +10,7 @@ from .labels import corrupt, draw_soft_labels, stratified_split, transition_matr
 from .partition import Source
 from .rows import ItemRows, Rows, TensorRows
 from .sampler import EpochSampler
+from .sequences import SumsDataModule
 from .small import BlobsDataModule, DigitAttributesDataModule, DigitsDataModule, GMMDataModule, SpiralDataModule
 from .table import SampleTable
 from .tables import CSVDataModule
@@ -37,6 +38,7 @@ __all__ = [
     "SampleTable",
     "Source",
     "SpiralDataModule",
+    "SumsDataModule",
     "TensorRows",
     "as_batch",
     "corrupt",

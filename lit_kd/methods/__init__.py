@@ -13,6 +13,7 @@ from lit_kd.methods.dist import DIST
 from lit_kd.methods.dkd import DKD
 from lit_kd.methods.dot import DOT
 from lit_kd.methods.fitnet import FitNet
+from lit_kd.methods.gkd import GKD
 from lit_kd.methods.glc import GLC
 from lit_kd.methods.group_distil import GroupDistil
 from lit_kd.methods.kd import KD
@@ -25,17 +26,21 @@ from lit_kd.methods.mixkd import MixKD
 from lit_kd.methods.multi_level_kd import MultiLevelKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
+from lit_kd.methods.online_kd import OnlineKD
 from lit_kd.methods.pkt import PKT
 from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.review_kd import ReviewKD
 from lit_kd.methods.reweighting import L2RW, MetaWeightNet
 from lit_kd.methods.rkd import RKD
 from lit_kd.methods.sdd import SDD
+from lit_kd.methods.sequence_kd import SequenceKD
 from lit_kd.methods.similarity_preserving import SimilarityPreserving
 from lit_kd.methods.simkd import SimKD
 from lit_kd.methods.slam import SLaM
 from lit_kd.methods.small_loss import CoTeaching, JoCoR
+from lit_kd.methods.speculative_kd import SpeculativeKD
 from lit_kd.methods.srrl import SRRL
+from lit_kd.methods.step_by_step import StepByStep
 from lit_kd.methods.supervised import Supervised
 from lit_kd.methods.vid import VID
 from lit_kd.methods.weighted import WeightedDistillation
@@ -49,6 +54,7 @@ __all__ = [
     "DIST",
     "DKD",
     "DOT",
+    "GKD",
     "GLC",
     "KD",
     "L2RW",
@@ -76,11 +82,15 @@ __all__ = [
     "MixKD",
     "MultiLevelKD",
     "MutualLearning",
+    "OnlineKD",
     "ReviewKD",
     "RobustActiveDistillation",
     "SLaM",
+    "SequenceKD",
     "SimKD",
     "SimilarityPreserving",
+    "SpeculativeKD",
+    "StepByStep",
     "Supervised",
     "WeightedDistillation",
     "cross_predict",

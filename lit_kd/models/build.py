@@ -10,7 +10,7 @@ from torch import nn
 
 from .classes import build_class, is_class_path
 from .files import optional
-from .networks import ConvNet, ResNet, WideResNet, mlp
+from .networks import ConvNet, ResNet, TokenGRU, WideResNet, mlp
 
 _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     **{f"resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -27,9 +27,10 @@ def build_model(
     """Build a network from (B, *input_shape) to logits (B, K), with fresh weights unless ``pretrained``.
 
     Args:
-        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``, ``timm/resnet18``,
-            ``hf/NAME``, a classifier of Hugging Face whose configuration is at hand, in its cache or a directory; or
-            the import path of a class, or a mapping, see `lit_kd.models.given.resolve_model`.
+        name: As ``mlp-256-128``, ``cnn-16``, ``gru-64`` for tokens, ``resnet20``, ``wrn-40-2``,
+            ``torchvision/resnet18``, ``timm/resnet18``; ``hf/NAME`` or ``hf-causal/NAME``, a classifier or a causal
+            language model of Hugging Face whose configuration is at hand, in its cache or a directory; or the import
+            path of a class, or a mapping, see `lit_kd.models.given.resolve_model`.
             Names without a slash are networks for small images: ``resnet32`` is the CIFAR one.
         num_classes: The number of logits K.
         input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
@@ -43,8 +44,8 @@ def build_model(
         raise ValueError(f"expected as input_shape a list, [F] or [C, H, W], found {input_shape}")
     shape = tuple(input_shape or (3, 32, 32))
     library, _, member = name.partition("/")
-    if library == "hf":
-        return _hf_model(member, num_classes, pretrained)
+    if library in ("hf", "hf-causal"):
+        return (_hf_model if library == "hf" else _hf_causal)(member, num_classes, pretrained)
     if library == "torchvision":
         return _torchvision_model(member, num_classes, shape)
     if library == "timm":
@@ -58,9 +59,12 @@ def build_model(
         return mlp(math.prod(shape), sizes, num_classes)
     if re.fullmatch("cnn-[1-9][0-9]*", name):
         return ConvNet(shape[0], sizes[0], num_classes)
+    if re.fullmatch("gru-[1-9][0-9]*", name):
+        return TokenGRU(sizes[0], num_classes)
     if re.fullmatch("wrn-[1-9][0-9]+-[1-9][0-9]*", name) and sizes[0] % 6 == 4:
         return WideResNet(sizes[0], sizes[1], shape[0], num_classes)
-    known = f"mlp-H[-H...], cnn-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4, torchvision/NAME, timm/NAME, hf/NAME"
+    libraries = "torchvision/NAME, timm/NAME, hf/NAME, hf-causal/NAME"
+    known = f"mlp-H[-H...], cnn-W, gru-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4, {libraries}"
     raise ValueError(f"expected a model of {known}; found unknown model {name!r}, and no file of that name")
 
 
@@ -115,6 +119,17 @@ def _hf_model(member: str, num_classes: int, pretrained: bool) -> nn.Module:
             return cast(nn.Module, kind.from_config(config))
         # of another number of classes, the head is a new one
         return cast(nn.Module, kind.from_pretrained(member, config=config, ignore_mismatched_sizes=True))
+
+
+def _hf_causal(member: str, num_classes: int, pretrained: bool) -> nn.Module:
+    hub = optional("transformers", "hf", f"hf-causal/{member}")
+    with _downloads(f"hf-causal/{member}"):
+        config = hub.AutoConfig.from_pretrained(member, local_files_only=not pretrained)
+        if config.vocab_size != num_classes:
+            found = f"found {config.vocab_size} in hf-causal/{member}"
+            raise ValueError(f"expected a vocabulary of num_classes={num_classes} tokens, {found}: set num_classes")
+        kind = hub.AutoModelForCausalLM
+        return cast(nn.Module, kind.from_pretrained(member) if pretrained else kind.from_config(config))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def resolve_model(
     ``"my_project.Net"``; or a mapping with its ``class_path``, its ``init_args``, of which ``num_classes`` may be left
     out, and what `load_teacher` takes: ``checkpoint``, ``prefix``, ``logits``, ``head``.
     """
-    if pretrained and not (isinstance(spec, str) and spec.startswith(("timm/", "hf/"))):
+    if pretrained and not (isinstance(spec, str) and spec.startswith(("timm/", "hf/", "hf-causal/"))):
         raise ValueError(f"expected pretrained only with timm/NAME or hf/NAME, found {spec!r}: load weights in Python")
     if isinstance(spec, nn.Module):
         return spec

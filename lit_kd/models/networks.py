@@ -20,6 +20,21 @@ def mlp(in_features: int, hidden: Sequence[int], num_classes: int) -> nn.Sequent
     return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
 
 
+class TokenGRU(nn.Module):
+    """A causal network of tokens, from ids (B, T) to logits (B, T, K), K being the vocabulary: one GRU of a width."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(num_classes, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of each token's next one."""
+        logits: Tensor = self.fc(self.gru(self.embed(x))[0])
+        return logits
+
+
 class _Layers(nn.Sequential):
     """Layers by name, then ``pool`` and ``fc``; convolutions with He et al.'s normal initialisation."""
 

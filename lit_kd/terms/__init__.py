@@ -33,6 +33,7 @@ from lit_kd.terms.logits import (
 )
 from lit_kd.terms.maps import Attention, Selectivity, SoftmaxRegression, Variational
 from lit_kd.terms.noise import ELR, SOP, ForwardCorrection
+from lit_kd.terms.online import OnlineTeacher
 from lit_kd.terms.own_labels import USKD
 from lit_kd.terms.regression import GaussianError, SquaredError, TeacherBound, TeacherError
 from lit_kd.terms.relations import Affinity, Relational, Similarity
@@ -74,6 +75,7 @@ __all__ = [
     "Mixed",
     "MultiLevel",
     "NormalisedKL",
+    "OnlineTeacher",
     "Relational",
     "Review",
     "Revised",
