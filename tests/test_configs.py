@@ -21,6 +21,7 @@ from lit_kd.data import CIFAR10DataModule, CIFAR100DataModule
 from lit_kd.models.files import write_columns
 
 DIGITS, SUPERVISED = CONFIGS / "data" / "digits.yaml", CONFIGS / "methods" / "supervised.yaml"
+SEQUENCES = ("sequence_kd", "gkd", "speculative_kd", "online_kd", "step_by_step")
 SHORT = (*QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
 
 
@@ -49,9 +50,11 @@ def test_there_are_configs() -> None:
 @every("methods")
 def test_methods(path: Path, teacher: Path) -> None:
     method = getattr(lit_kd, read_yaml(path)["model"]["class_path"])
-    several = path.stem == "kd_multilabel"  # whose teacher has other labels: a random one will do
-    taught = ("--model.teacher", "mlp-8" if several else teacher) if method.needs_teacher else ()
-    data = CONFIGS / "data" / "digit_attributes.yaml" if several else DIGITS
+    # whose teacher has other labels: a random one will do
+    other = {"kd_multilabel": ("mlp-8", "digit_attributes"), **dict.fromkeys(SEQUENCES, ("gru-8", "sums"))}
+    random, own = other.get(path.stem, (teacher, "digits"))
+    taught = ("--model.teacher", random) if method.needs_teacher else ()
+    data = CONFIGS / "data" / f"{own}.yaml"
     epochs = stretches(read_yaml(path))
     few = ("--data.labeled=100", f"--trainer.max_epochs={epochs}") if epochs > 1 else ()
     call("fit", "--config", path, "--config", data, *SHORT, *taught, *few)
@@ -62,7 +65,7 @@ def test_methods(path: Path, teacher: Path) -> None:
 
 # As the comments of the configs say where the files are.
 WRITE: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
-    **dict.fromkeys(("digits", "digit_attributes", "gmm", "spiral", "blobs"), lambda root, patch: None),
+    **dict.fromkeys(("digits", "digit_attributes", "gmm", "spiral", "blobs", "sums"), lambda root, patch: None),
     "mnist": lambda root, patch: write_mnist(root, "MNIST"),
     "fashion_mnist": lambda root, patch: write_mnist(root, "FashionMNIST"),
     "cifar10": lambda root, patch: write_cifar(root, CIFAR10DataModule, patch, 10),
@@ -87,8 +90,11 @@ def write_table(root: Path, csv: bool) -> None:
 def test_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     WRITE[path.stem](Path("data"), monkeypatch)
     enough = ("--data.val=100", "--data.meta=100") if path.stem == "cifar100" else ()  # our files are small
-    task = ("--model.task=multilabel",) if path.stem == "digit_attributes" else ()
-    given = ("--config", SUPERVISED, "--config", path, *task, *SHORT, "--model.student=mlp-8", *enough)
+    task, student = {"digit_attributes": ("multilabel", "mlp-8"), "sums": ("tokens", "gru-8")}.get(
+        path.stem, ("classification", "mlp-8")
+    )
+    own = (f"--model.task={task}", f"--model.student={student}")
+    given = ("--config", SUPERVISED, "--config", path, *SHORT, *own, *enough)
     call("fit", *given)
     metrics = read_csv(version(0) / "metrics.csv")
     assert [0 <= float(row["val/accuracy"]) <= 1 for row in metrics if row["val/accuracy"]] == [True]
