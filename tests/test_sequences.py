@@ -182,9 +182,16 @@ class TestLosses:
         expected = torch.stack([e[k].mean() if k.any() else e.new_zeros(()) for e, k in zip(each, kept, strict=True)])
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
         assert found[2] == 0
+
+    @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+    def test_jensen_shannon_is_trls(self, beta: float) -> None:
         trl = pytest.importorskip("trl.experimental.gkd", reason="only where trl is")
+        _, y, _ = batch()
+        z, t = (torch.randn(*y.shape, C, dtype=torch.float64) for _ in range(2))
+        found = KL(1.0, divergence="jensen_shannon", beta=beta)(Outputs(z, {}), Outputs(t, {}), Batch(z, y))
+        count = (y != IGNORED).sum(1)
         theirs = trl.GKDTrainer.generalized_jsd_loss(z, t, y, beta=beta)
-        torch.testing.assert_close((found * kept.sum(1)).sum() / kept.sum(), theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close((found * count).sum() / count.sum(), theirs, atol=1e-6, rtol=0)
 
     def test_arguments_of_the_mixture_are_not_swapped(self) -> None:
         """The speculative script has KL(m || p) in the place of KL(p || m): 0.1388 where the divergence is 0.1235."""
