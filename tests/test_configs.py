@@ -55,6 +55,10 @@ def test_methods(path: Path, teacher: Path) -> None:
     random, own = other.get(path.stem, (teacher, "digits"))
     taught = ("--model.teacher", random) if method.needs_teacher else ()
     data = CONFIGS / "data" / f"{own}.yaml"
+    own = {"kd_multilabel": ("mlp-8", "digit_attributes"), "element_trust": ("seg-8", "shapes")}  # random teachers
+    random, named = own.get(path.stem, (teacher, "digits"))
+    taught = ("--model.teacher", random) if method.needs_teacher else ()
+    data = CONFIGS / "data" / f"{named}.yaml"
     epochs = stretches(read_yaml(path))
     few = ("--data.labeled=100", f"--trainer.max_epochs={epochs}") if epochs > 1 else ()
     call("fit", "--config", path, "--config", data, *SHORT, *taught, *few)
@@ -63,9 +67,17 @@ def test_methods(path: Path, teacher: Path) -> None:
     assert (version(0) / "checkpoints" / "last.ckpt").is_file()
 
 
+TASKS = {
+    "digit_attributes": ("multilabel", "mlp-8"),
+    "shapes": ("dense", "seg-4"),
+    "tags": ("tokens", "tagger-24-4"),
+    "outliers": ("regression", "mlp-8"),
+}
+"""Task and student of data whose rows have other labels than one class."""
 # As the comments of the configs say where the files are.
 WRITE: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
     **dict.fromkeys(("digits", "digit_attributes", "gmm", "spiral", "blobs", "sums"), lambda root, patch: None),
+    **dict.fromkeys(("digits", "digit_attributes", "gmm", "spiral", "blobs", *TASKS), lambda root, patch: None),
     "mnist": lambda root, patch: write_mnist(root, "MNIST"),
     "fashion_mnist": lambda root, patch: write_mnist(root, "FashionMNIST"),
     "cifar10": lambda root, patch: write_cifar(root, CIFAR10DataModule, patch, 10),
@@ -98,6 +110,12 @@ def test_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call("fit", *given)
     metrics = read_csv(version(0) / "metrics.csv")
     assert [0 <= float(row["val/accuracy"]) <= 1 for row in metrics if row["val/accuracy"]] == [True]
+    task, student = TASKS.get(path.stem, ("classification", "mlp-8"))
+    options = (f"--model.task={task}", f"--model.student={student}")
+    call("fit", "--config", SUPERVISED, "--config", path, *options, *SHORT, *enough)
+    metrics, score = read_csv(version(0) / "metrics.csv"), "val/r2" if task == "regression" else "val/accuracy"
+    assert [float(row[score]) <= 1 for row in metrics if row[score]] == [True]
+    assert (version(0) / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_recipes_are_understood() -> None:

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from lit_kd.cli.main import find_config
 from lit_kd.cli.recipe import merge, read_overrides, read_recipe
-from lit_kd.report.runs import RESULT, Job, Result
+from lit_kd.report.runs import RESULT, Job, Result, score_of
 
 
 def main(args: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> None:
             for job, result in _train_all(now, side_by_side):
                 done[job.method, job.seed] = result
                 progress.advance(bar)
-                told = f"{job.method}, seed {job.seed}: {result['test_accuracy']:.4f} ({result['seconds']:.0f} s)"
+                told = f"{job.method}, seed {job.seed}: {score_of(result)[1]:.4f} ({result['seconds']:.0f} s)"
                 progress.console.print(escape(told))
     write_report(folder, [(job, done[job.method, job.seed]) for job in jobs])
 

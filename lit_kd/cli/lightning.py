@@ -42,6 +42,13 @@ class Cli(GivenOptionsWin):
             }
         )
 
+    def instantiate_classes(self) -> None:
+        """Make all; the best epoch is that of the task's own score, unless another is wanted."""
+        super().instantiate_classes()
+        for callback in self.trainer.checkpoint_callbacks:
+            if getattr(callback, "monitor", None) == "val/accuracy":
+                callback.monitor = f"val/{self.model.task.score}"  # type: ignore[attr-defined]
+
     def before_instantiate_classes(self) -> None:
         """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
         if self.subcommand is not None and self.config[self.subcommand].weights_only is None:

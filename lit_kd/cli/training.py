@@ -96,7 +96,7 @@ def _train(job: Job) -> Result:
     if asked:
         result["accuracy_by_queries"] = asked
     last = _test(trainer, model, data)
-    if tuple(data.input_shape or ()) == (2,):
+    if tuple(data.input_shape or ()) == (2,) and model.task.name == "classification":
         keep_points(data, job.folder)
     if learned(model) is not None:
         # of the last epoch, before the best one is loaded
@@ -104,8 +104,8 @@ def _train(job: Job) -> Result:
     # without validation data there is no best epoch
     best = _test(trainer, model, data, "best") if getattr(trainer.checkpoint_callback, "best_model_path", "") else last
     result |= {
-        "test_accuracy": best[f"test/{model.task.score}"],
-        "test_accuracy_last": last[f"test/{model.task.score}"],
+        f"test_{model.task.score}": best[f"test/{model.task.score}"],
+        f"test_{model.task.score}_last": last[f"test/{model.task.score}"],
         "ece": best.get("test/ece"),
         "nll": best["test/nll"],
         "teacher_agreement": best.get("test/teacher_agreement"),

@@ -3,6 +3,7 @@
 from lit_kd.types import UNLABELED, Batch, as_batch
 
 from .base import DataModule, data_of
+from .drawn import OutliersDataModule, ShapesDataModule, TagsDataModule
 from .folder import ImageFolderDataModule
 from .foreign import DistillationDataModule
 from .hub import HFDatasetModule
@@ -34,11 +35,14 @@ __all__ = [
     "ImageFolderDataModule",
     "ItemRows",
     "MNISTDataModule",
+    "OutliersDataModule",
     "Rows",
     "SampleTable",
+    "ShapesDataModule",
     "Source",
     "SpiralDataModule",
     "SumsDataModule",
+    "TagsDataModule",
     "TensorRows",
     "as_batch",
     "corrupt",

@@ -17,7 +17,7 @@ from lit_kd.models.images import ImageInput
 Points = npt.NDArray[Any]
 
 
-class _SmallDataModule(DataModule):
+class SmallDataModule(DataModule):
     """The inputs and test rows are the same under every seed, which draws split, label noise and order.
 
     Args:
@@ -35,17 +35,17 @@ class _SmallDataModule(DataModule):
 
     @abstractmethod
     def draw(self) -> tuple[Points, Labels]:
-        """Make the inputs, ``(n, ...)``, and their classes, ``(n,)``, always the same ones; not standardised."""
+        """Make the inputs, ``(n, ...)``, and their labels, always the same ones; not standardised."""
 
     def load(self) -> Source:
         """Make the rows."""
         points, labels = self.draw()
-        x = torch.from_numpy(points.astype(np.float32))
+        x = torch.from_numpy(points if points.dtype.kind == "i" else points.astype(np.float32))
         rows = TensorRows(x)
         return Source(rows, rows, labels, test_size=self.test, identity=self.identity + x.numpy().tobytes())
 
 
-class DigitsDataModule(_SmallDataModule):
+class DigitsDataModule(SmallDataModule):
     """scikit-learn's digits: 1797 images of 1 x 8 x 8 pixels in ``[0, 1]``, 10 classes.
 
     Examples:
@@ -90,7 +90,7 @@ class DigitAttributesDataModule(DigitsDataModule):
         return images, np.stack([np.isin(digits, own) for own in self.names.values()], axis=1).astype(np.int64)
 
 
-class _SyntheticDataModule(_SmallDataModule):
+class _SyntheticDataModule(SmallDataModule):
     """Points of the ALM-KD code's synthetic studies.
 
     Args:

@@ -12,6 +12,7 @@ from lit_kd.methods.ctkd import CTKD
 from lit_kd.methods.dist import DIST
 from lit_kd.methods.dkd import DKD
 from lit_kd.methods.dot import DOT
+from lit_kd.methods.element_trust import ElementTrust
 from lit_kd.methods.fitnet import FitNet
 from lit_kd.methods.gkd import GKD
 from lit_kd.methods.glc import GLC
@@ -73,6 +74,7 @@ __all__ = [
     "ComparativeKD",
     "CrowdLabels",
     "Distilled",
+    "ElementTrust",
     "FitNet",
     "GroupDistil",
     "JoCoR",

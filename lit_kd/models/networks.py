@@ -1,6 +1,6 @@
 """The distillation literature's networks for 32x32 images, which neither torchvision nor timm has.
 
-They map (B, C, H, W) to logits (B, K). Convolutional ones have layers ``layer1`` to ``layer3``, ``pool`` (the mean over
+They map (B, C, H, W) to logits (B, K), but for `dense_net` and `Tagger`. Convolutional ones have layers ``layer1`` to ``layer3``, ``pool`` (the mean over
 the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as they are.
 """
 
@@ -62,6 +62,37 @@ class ConvNet(_Layers):
             layer2=stage(width, 2 * width, nn.AvgPool2d(2)),
             layer3=stage(2 * width, 4 * width),
         )
+
+
+def dense_net(in_channels: int, width: int, num_classes: int) -> nn.Sequential:
+    """Three stages as `ConvNet`'s, then logits in each 4 x 4 pixels, which are interpolated: to (B, K, H, W).
+
+    H and W must be multiples of 4.
+    """
+    stages = list(ConvNet(in_channels, width, num_classes))[:3]
+    return nn.Sequential(*stages, nn.Conv2d(4 * width, num_classes, 1), nn.Upsample(scale_factor=4, mode="bilinear"))
+
+
+class Tagger(nn.Sequential):
+    """Symbols of a vocabulary embedded, and two convolutions over 5 places each: int64 (B, T) to (B, T, K)."""
+
+    def __init__(self, symbols: int, width: int, num_classes: int) -> None:
+        super().__init__(
+            nn.Embedding(symbols, width),
+            _AlongTime(nn.Conv1d(width, width, 5, padding=2)),
+            nn.ReLU(),
+            _AlongTime(nn.Conv1d(width, width, 5, padding=2)),
+            nn.ReLU(),
+            nn.Linear(width, num_classes),
+        )
+
+
+class _AlongTime(nn.Sequential):
+    """A convolution over the second axis of (B, T, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = super().forward(x.mT).mT
+        return found
 
 
 class ResNet(_Layers):

@@ -77,7 +77,9 @@ def new_chart(size: tuple[float, float], **axes: Any) -> tuple[Figure, Axes]:
     return figure, drawn
 
 
-def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], width: float = 7.5) -> Figure:
+def accuracy_chart(
+    accuracies: Mapping[str, Sequence[float]], teachers: Sequence[str], width: float = 7.5, word: str = "accuracy"
+) -> Figure:
     """The mean and standard deviation of every method's seeds, and each seed as a dot; a single teacher is a line."""
     single = teachers[0] if len(teachers) == 1 else None
     rows = {name: [100 * a for a in values] for name, values in accuracies.items() if name != single}
@@ -98,12 +100,14 @@ def accuracy_chart(accuracies: Mapping[str, Sequence[float]], teachers: Sequence
     axes.grid(axis="y", color=PLAIN, alpha=0.25)
     axes.set_yticks(range(len(rows)), [f"{name}  {mean(values):.1f}" for name, values in rows.items()])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first one at the top
-    label = "test accuracy at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
+    label = f"test {word} at the best validation epoch, %: mean ± standard deviation; small dots: seeds"
     figure.supxlabel(textwrap.fill(label, round(13 * width)), fontsize=9)
     return figure
 
 
-def differences_chart(differences: Mapping[str, Sequence[float]], reference: str, width: float = WIDE) -> Figure:
+def differences_chart(
+    differences: Mapping[str, Sequence[float]], reference: str, width: float = WIDE, word: str = "accuracy"
+) -> Figure:
     """Differences to a reference, points: a dot a seed, a bar to the mean, a line at zero."""
     figure, axes = new_chart((width, max(2.0, 1.0 + 0.3 * len(differences))))
     for row, values in enumerate(differences.values()):
@@ -115,7 +119,7 @@ def differences_chart(differences: Mapping[str, Sequence[float]], reference: str
     axes.set_yticks(range(len(differences)), [f"{name}  {mean(v):+.1f}" for name, v in differences.items()])
     axes.set_ylim(len(differences) - 0.5, -0.5)
     axes.set_xlim(*(1.1 * end for end in (min(-1, *axes.get_xlim()), max(1, *axes.get_xlim()))))
-    figure.supxlabel(textwrap.fill(f"points of test accuracy against {reference}", round(13 * width)), fontsize=9)
+    figure.supxlabel(textwrap.fill(f"points of test {word} against {reference}", round(13 * width)), fontsize=9)
     return figure
 
 

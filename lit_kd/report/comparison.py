@@ -21,7 +21,7 @@ from lit_kd.models import load_student
 from lit_kd.models.files import write_columns, write_whole
 from lit_kd.report import charts
 from lit_kd.report.page import write_page
-from lit_kd.report.runs import POINTS, SAMPLES, TEACHER, Arrays, Job, Result, slug
+from lit_kd.report.runs import POINTS, SAMPLES, TEACHER, Arrays, Job, Result, score_of, slug
 
 COLUMNS = ["method", "seed", "test_accuracy", "test_accuracy_last", "ece", "teacher_agreement", "seconds", "nll"]
 OPTIONAL = ["noise_auc", "noise_rate", "noise_rate_estimated", "picks_right"]
@@ -29,6 +29,8 @@ OPTIONAL += ["slope_unsure", "offset_unsure", "slope_sure", "offset_sure"]
 _HEADS = {
     "test_accuracy": ("accuracy", 100.0, 1),
     "test_accuracy_last": ("at last", 100.0, 1),
+    "test_r2": ("R²", 100.0, 1),
+    "test_r2_last": ("at last", 100.0, 1),
     "ece": ("ECE", 100.0, 1),
     "teacher_agreement": ("agrees", 100.0, 1),
     "noise_auc": ("AUC", 1.0, 2),
@@ -42,11 +44,13 @@ GRID = 300  # cells of the background in each direction
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     """Write ``results.csv``, ``table.md``, ``report.html`` and pictures into a comparison's folder; print the table.
 
-    Pictures: ``accuracy.png``; ``weights-*.png`` of methods with sample weights, and ``teachers-*.png`` if they have
+    Pictures: ``accuracy.png``, of a regression ``r2.png``; ``weights-*.png`` of methods with sample weights, and ``teachers-*.png`` if they have
     several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for methods that query the teacher.
     """
     results = [result for _, result in done]
-    names = COLUMNS + [name for name in OPTIONAL if any(name in result for result in results)]
+    word, _ = score_of(results[0])
+    names = [name if word == "accuracy" else name.replace("accuracy", "r2") for name in COLUMNS]
+    names += [name for name in OPTIONAL if any(name in result for result in results)]
     columns = {name: [result.get(name) for result in results] for name in names}
     write_columns(folder / "results.csv", columns, overwrite=True)
 
@@ -64,7 +68,7 @@ def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     console = Console()
     console.print(Markdown(table))
     console.print(
-        "Test accuracy at the best validation epoch and the last, calibration error, agreement with the teacher (%)\n"
+        f"Test {word} at the best validation epoch and the last, calibration error, agreement with the teacher (%)\n"
         f"report.html, results.csv, table.md and pictures are in {folder}"
     )
 
@@ -73,8 +77,9 @@ def _draw(
     folder: Path, done: Sequence[tuple[Job, Result]], by_method: dict[str, list[Result]], teachers: list[str]
 ) -> dict[str, Path]:
     """Draw all pictures; return those that the page shows too, by caption."""
-    accuracies = {method: [result["test_accuracy"] for result in each] for method, each in by_method.items()}
-    figures = {"accuracy.png": charts.accuracy_chart(accuracies, teachers)}
+    scores = {method: [score_of(result)[1] for result in each] for method, each in by_method.items()}
+    word, _ = score_of(done[0][1])
+    figures = {f"{'accuracy' if word == 'accuracy' else 'r2'}.png": charts.accuracy_chart(scores, teachers, word=word)}
     shown: dict[str, Path] = {}
     asking = {method: each for method, each in by_method.items() if "accuracy_by_queries" in each[0]}
     asked = {method: [result["accuracy_by_queries"] for result in each] for method, each in asking.items()}
@@ -110,7 +115,7 @@ def summary(by_method: dict[str, list[Result]], teachers: list[str]) -> tuple[li
             values = [factor * result[name] for result in results if result.get(name) is not None]
             rows[method].append(charts.mean_and_deviation(values, digits))
         students = [row for method, row in rows.items() if method not in teachers]
-        if name.startswith("test_accuracy") and students:
+        if name.startswith("test_") and students:
             means = [float(row[-1].split()[0]) for row in students]  # as printed: all that equal the best are
             for row, found in zip(students, means, strict=True):
                 row[-1] = f"**{row[-1]}**" if found == max(means) else row[-1]

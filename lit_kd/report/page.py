@@ -15,7 +15,7 @@ from lit_kd.report import charts
 from lit_kd.report.deferral import deferral_chart
 from lit_kd.report.paired import Verdict, verdict
 from lit_kd.report.render import data_url, render, sprites
-from lit_kd.report.runs import EVIDENCE, SAMPLES, Arrays, Job, Result, read_metrics
+from lit_kd.report.runs import EVIDENCE, SAMPLES, Arrays, Job, Result, read_metrics, score_of
 from lit_kd.report.samples import Suspect, any_distrusted, class_name, to_png
 
 Card = dict[str, Any]  # a picture for the template, ``svg`` or the address of a ``png``, with ``title`` and ``text``
@@ -30,12 +30,12 @@ def write_page(
     accuracies: dict[str, list[float]] = {}
     for job, result in done:
         jobs.setdefault(job.method, []).append(job)
-        accuracies.setdefault(job.method, []).append(result["test_accuracy"])
+        accuracies.setdefault(job.method, []).append(score_of(result)[1])
     teachers = list(dict.fromkeys(job.method for job, _ in done if job.is_teacher))
     noise = [result["noise_rate"] for _, result in done if result.get("noise_rate")]
     data = [job.config.get("data") or {} for job, _ in done]
     options = [each.get("init_args") or {} for each in data]
-    judged = verdict(done)
+    judged, word = verdict(done), score_of(done[0][1])[0]
     believed, sheets = _believed(jobs)
     with mpl.rc_context(charts.PAGE):
         render(
@@ -53,8 +53,8 @@ def write_page(
             head=table[0],
             rows=table[1],
             accuracy=[
-                *_differences(judged),
-                _card("Test accuracy", charts.accuracy_chart(accuracies, teachers, charts.WIDE)),
+                *_differences(judged, word),
+                _card(f"Test {word}", charts.accuracy_chart(accuracies, teachers, charts.WIDE, word)),
             ],
             by_class=_by_class(jobs),
             curves=list(_curves(jobs, teachers)),
@@ -75,9 +75,9 @@ def _card(title: str, figure: Figure, text: str = "") -> Card:
     return {"title": title, "text": text, "svg": charts.to_svg(figure, f"{title}: {text}" if text else title)}
 
 
-def _differences(judged: Verdict) -> Iterator[Card]:
+def _differences(judged: Verdict, word: str) -> Iterator[Card]:
     if judged.reference is not None and judged.differences:
-        figure = charts.differences_chart(judged.differences, judged.reference)
+        figure = charts.differences_chart(judged.differences, judged.reference, word=word)
         told = "A dot a seed, a bar the mean. The best is chosen in hindsight: small differences may be luck."
         yield _card(f"Against {judged.reference}, at the same seeds", figure, told)
 
@@ -139,7 +139,8 @@ def _believed(jobs: Jobs) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _curves(jobs: Jobs, teachers: Sequence[str]) -> Iterator[Card]:
     logged = {method: [read_metrics(job.folder) for job in each] for method, each in jobs.items()}
-    for name, title in (("val/accuracy", "Validation accuracy"), ("val/ece", "Calibration error (lower is better)")):
+    titles = {"val/accuracy": "Validation accuracy", "val/r2": "Validation R²"}
+    for name, title in (titles | {"val/ece": "Calibration error (lower is better)"}).items():
         curves = {
             method: [[(e, row[name]) for e, row in epochs.items() if name in row] for epochs in each]
             for method, each in logged.items()

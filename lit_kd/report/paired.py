@@ -5,7 +5,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from lit_kd.report.charts import mean_and_deviation
-from lit_kd.report.runs import Job, Result
+from lit_kd.report.runs import Job, Result, score_of
 
 
 class Verdict(NamedTuple):
@@ -13,16 +13,16 @@ class Verdict(NamedTuple):
 
     numbers: list[tuple[str, str]]  # three, each with what it means
     reference: str | None  # the best fixed weight, or without one the best student that has no teacher
-    differences: dict[str, list[float]]  # of each other student to it, by seed, points of test accuracy; best first
+    differences: dict[str, list[float]]  # of each other student to it, by seed, points of the test score; best first
 
 
 def verdict(done: Sequence[tuple[Job, Result]]) -> Verdict:
-    """Compare students' test accuracies at the same seeds [ours]; the best of a kind is the one with the best mean."""
+    """Compare students' test scores at the same seeds [ours]; the best of a kind is the one with the best mean."""
     students: dict[str, dict[int, float]] = {}
     kinds: dict[str, Job] = {}
     for job, result in done:
         if not job.is_teacher:
-            students.setdefault(job.method, {})[job.seed] = 100 * result["test_accuracy"]
+            students.setdefault(job.method, {})[job.seed] = 100 * score_of(result)[1]
             kinds[job.method] = job
 
     def best(wanted: Callable[[Job], bool]) -> str | None:
@@ -41,9 +41,10 @@ def verdict(done: Sequence[tuple[Job, Result]]) -> Verdict:
 
     first, fixed, alone = best(lambda job: True), best(_fixed), best(lambda job: not _taught(job))
     learned = best(lambda job: not _fixed(job))
+    word = score_of(done[0][1])[0] if done else "accuracy"
     top = f"{mean_and_deviation(list(students[first].values()), 1)}%" if first else "–"
     numbers = [
-        (top, f"test accuracy of the best student, {first}" if first else "no student"),
+        (top, f"test {word} of the best student, {first}" if first else "no student"),
         against(learned, fixed, "points over the best fixed weight", "no student has a fixed weight (KD)"),
         against(best(_taught), alone, "points that a teacher is worth", "no pair to compare"),
     ]

@@ -20,6 +20,11 @@ RESULT, EVIDENCE, SAMPLES, POINTS = "result.json", "evidence.npz", "samples.npz"
 """What a finished training has: its numbers; and for pictures its test, its sample weights, its points in the plane."""
 
 
+def score_of(result: Result) -> tuple[str, float]:
+    """What a training is judged by, ``"accuracy"`` or ``"R²"``, and how well it did on test rows at its best epoch."""
+    return ("R²", result["test_r2"]) if "test_r2" in result else ("accuracy", result["test_accuracy"])
+
+
 @dataclass(frozen=True)
 class Job:
     """One training: a method at a seed."""

@@ -1,0 +1,161 @@
+"""Trust in elements: estimates against enumeration and drawn truths, and whole trainings on drawn data."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer, seed_everything
+from scipy.optimize import minimize
+from sklearn.metrics import confusion_matrix, roc_auc_score
+from torch import Tensor, nn
+
+from lit_kd import ElementTrust
+from lit_kd.data import DigitAttributesDataModule, OutliersDataModule, ShapesDataModule, TagsDataModule
+from lit_kd.methods.element_trust import Believed
+from lit_kd.models import build_model
+from lit_kd.trust.elements import (
+    element_posterior,
+    label_joint,
+    pair_counts,
+    redundancy,
+    teacher_channel,
+    trust_elements,
+)
+from lit_kd.types import IGNORED, UNLABELED, Batch, Outputs
+
+TEACHER = torch.tensor([[0.9, 0.07, 0.03], [0.25, 0.6, 0.15], [0.2, 0.2, 0.6]])
+LABELS = torch.tensor([[0.95, 0.03, 0.02], [0.3, 0.6, 0.1], [0.05, 0.45, 0.5]])
+CLASSES = torch.tensor([0.6, 0.3, 0.1])
+
+
+def drawn(rows: int, elements: int, labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """True classes, given labels and what a teacher says, independent given the class, ``(rows, elements)`` each."""
+    rng = np.random.default_rng(seed)
+    true = rng.choice(3, (rows, elements), p=CLASSES.double() / CLASSES.double().sum())
+
+    def noisy(channel: Tensor) -> Tensor:
+        cumulative = channel.double().cumsum(1).numpy()[true]
+        return torch.from_numpy((rng.random((rows, elements, 1)) > cumulative).sum(-1).clip(max=2))
+
+    return torch.from_numpy(true), noisy(labels), noisy(TEACHER)
+
+
+class TestCounts:
+    def test_are_scikit_learns_confusion_matrix_of_each_row(self) -> None:
+        _, y, said = drawn(5, 12, LABELS)
+        y = y.view(5, 3, 4)
+        y[1, 0], y[2] = IGNORED, UNLABELED
+        found = pair_counts(y, said.view(5, 3, 4), 3, 1)
+        for row in range(5):
+            kept = y[row].flatten() >= 0
+            expected = confusion_matrix(y[row].flatten()[kept], said[row][kept], labels=range(3)) if kept.any() else 0
+            np.testing.assert_array_equal(found[row, 0], np.zeros((3, 3)) + expected)
+
+    def test_of_several_labels_are_apart(self) -> None:
+        y, said = torch.tensor([[1, 0], [1, UNLABELED]]), torch.tensor([[1, 1], [0, 1]])
+        found = pair_counts(y, said, 2, 2)
+        assert found.sum(0).tolist() == [[[0, 0], [1, 1]], [[0, 1], [0, 0]]]
+
+    def test_do_not_grow_with_the_image(self) -> None:
+        for side in (4, 64):
+            y = torch.zeros(2, side, side, dtype=torch.int64)
+            assert pair_counts(y, y, 3, 1).shape == (2, 1, 3, 3)
+
+
+class TestChannels:
+    def test_a_class_without_trusted_elements_has_the_prior(self) -> None:
+        found = teacher_channel(torch.tensor([[[500.0, 0, 0], [0, 0, 0], [0, 90, 10]]]), prior=10)[0]
+        torch.testing.assert_close(found[0], torch.tensor([508, 1, 1]) / 510)
+        torch.testing.assert_close(found[1], torch.tensor([0.1, 0.8, 0.1]))
+        torch.testing.assert_close(found[2], torch.tensor([1, 91, 18]) / 110)
+
+    def test_a_teacher_that_is_always_right_makes_it_the_counted_one(self) -> None:
+        true, y, _ = drawn(20, 30, LABELS)
+        counts = pair_counts(y, true, 3, 1).sum(0)
+        expected = confusion_matrix(true.flatten(), y.flatten(), normalize="all")
+        np.testing.assert_allclose(label_joint(counts, torch.eye(3).unsqueeze(0))[0], expected, atol=1e-6)
+
+    def test_it_finds_the_true_channel(self) -> None:
+        _, y, said = drawn(2000, 100, LABELS)
+        joint = label_joint(pair_counts(y, said, 3, 1).sum(0), TEACHER.unsqueeze(0))[0]
+        torch.testing.assert_close(joint.sum(1), CLASSES, atol=0.02, rtol=0)
+        torch.testing.assert_close(joint, CLASSES.unsqueeze(1) * LABELS, atol=0.02, rtol=0)
+
+    def test_it_is_the_maximum_that_scipy_finds(self) -> None:
+        counts = torch.tensor([[50.0, 20, 9], [12, 40, 11], [5, 8, 30]])
+        found = label_joint(counts.unsqueeze(0), TEACHER.unsqueeze(0))[0].double().numpy()
+        n, t = counts.double().numpy(), TEACHER.double().numpy()
+
+        def loss(logits: Any) -> float:
+            joint = np.exp(logits - np.logaddexp.reduce(logits)).reshape(3, 3)  # [c, y]
+            return float(-(n * np.log(np.einsum("cy,ct->yt", joint, t))).sum())
+
+        best = minimize(loss, np.zeros(9), method="BFGS").fun
+        assert loss(np.log(found.clip(1e-300)).ravel()) == pytest.approx(best, abs=1e-2)
+
+    def test_elements_that_are_copies_count_once(self) -> None:
+        _, y, said = drawn(400, 5, LABELS)
+        score = torch.randn(1, 3, 3, generator=torch.Generator().manual_seed(0))
+        alone, ten = pair_counts(y, said, 3, 1), pair_counts(y.repeat(1, 10), said.repeat(1, 10), 3, 1)
+        assert redundancy(alone, score) == pytest.approx(1, abs=0.15)
+        assert redundancy(ten, score) == pytest.approx(10, rel=0.15)
+
+
+class TestPosterior:
+    def test_is_bayes_by_enumeration(self) -> None:
+        joint = CLASSES.unsqueeze(1) * LABELS
+        for y, t in itertools.product(range(3), repeat=2):
+            said = torch.eye(3)[t]
+            found = element_posterior(torch.tensor([y]), said.unsqueeze(0), TEACHER.unsqueeze(0), joint.unsqueeze(0))
+            each = [float(CLASSES[c] * LABELS[c, y] * TEACHER[c, t]) for c in range(3)]
+            torch.testing.assert_close(found[0], torch.tensor(each) / sum(each))
+
+    def test_without_a_label_the_teacher_speaks_alone(self) -> None:
+        joint = CLASSES.unsqueeze(1) * LABELS
+        found = element_posterior(torch.tensor([[UNLABELED, IGNORED]]), torch.eye(3)[None, :2], TEACHER[None], joint[None])
+        for t in range(2):
+            expected = CLASSES * TEACHER[:, t]
+            torch.testing.assert_close(found[0, t], expected / expected.sum())
+
+    def test_kinds_have_channels_of_their_own(self) -> None:
+        joint, teacher = CLASSES.unsqueeze(1) * LABELS, torch.stack([TEACHER, torch.eye(3)])
+        y, said = torch.tensor([[0, 0], [2, 1]]), torch.eye(3)[torch.tensor([[1, 1], [2, 0]])]
+        found = element_posterior(y, said, teacher, torch.stack([joint, joint.T]))
+        for row, kind in itertools.product(range(2), repeat=2):
+            own = (joint, joint.T)[kind], teacher[kind]
+            one = element_posterior(y[row : row + 1, kind], said[row : row + 1, kind], own[1][None], own[0][None])
+            torch.testing.assert_close(found[row, kind], one[0])
+
+
+def test_rows_whose_labels_are_wrong_are_found() -> None:
+    true, wrong, said = drawn(600, 40, LABELS)
+    y = torch.where(torch.arange(600).unsqueeze(1) < 200, wrong, true)
+    counts = pair_counts(y, said, 3, 1)
+    trusted_true, _, trusted_said = drawn(200, 40, LABELS, seed=1)
+    found = trust_elements(counts, pair_counts(trusted_true, trusted_said, 3, 1))
+    assert roc_auc_score(np.arange(600) >= 200, found.right) > 0.9
+    assert float(found.right.mean()) == pytest.approx(2 / 3, abs=0.05)
+    torch.testing.assert_close(found.labels[0], CLASSES.unsqueeze(1) * LABELS, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["dense", "tokens"])
+def test_ignored_elements_teach_nothing(task: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shape = (3, 3, 4, 5) if task == "dense" else (3, 5, 3)
+    z, t = (torch.randn(shape, generator=draw) for _ in range(2))
+    z.requires_grad_()
+    y = torch.randint(3, (3, 4, 5) if task == "dense" else (3, 5), generator=draw)
+    y[0], y[1, :2] = IGNORED, IGNORED
+    term = Believed()
+    term.shared = {"teacher": TEACHER[None], "labels": (CLASSES.unsqueeze(1) * LABELS)[None]}
+    found = term(Outputs(z, {}), Outputs(t, {}), Batch(z, y))
+    assert found[0] == 0
+    found.sum().backward()
+    assert z.grad is not None
+    gradient = z.grad.movedim(1, -1) if task == "dense" else z.grad
+    assert (gradient[y == IGNORED] == 0).all()
+    assert (gradient[y != IGNORED] != 0).any(-1).all()
