@@ -16,6 +16,7 @@ from .small import BlobsDataModule, DigitAttributesDataModule, DigitsDataModule,
 from .table import SampleTable
 from .tables import CSVDataModule
 from .vision import CIFAR10DataModule, CIFAR100DataModule, FashionMNISTDataModule, MNISTDataModule
+from .worlds import PopularItemsDataModule, SymbolSequencesDataModule
 
 __all__ = [
     "UNLABELED",
@@ -36,6 +37,7 @@ __all__ = [
     "ItemRows",
     "MNISTDataModule",
     "OutliersDataModule",
+    "PopularItemsDataModule",
     "Rows",
     "SampleTable",
     "ShapesDataModule",
@@ -43,6 +45,7 @@ __all__ = [
     "SpiralDataModule",
     "SumsDataModule",
     "TagsDataModule",
+    "SymbolSequencesDataModule",
     "TensorRows",
     "as_batch",
     "corrupt",

@@ -28,6 +28,7 @@ from lit_kd.methods.multi_level_kd import MultiLevelKD
 from lit_kd.methods.mutual import MutualLearning
 from lit_kd.methods.nkd import NKD
 from lit_kd.methods.online_kd import OnlineKD
+from lit_kd.methods.oracle_ctc import OracleCTC
 from lit_kd.methods.pkt import PKT
 from lit_kd.methods.rad import RobustActiveDistillation
 from lit_kd.methods.review_kd import ReviewKD
@@ -43,6 +44,7 @@ from lit_kd.methods.speculative_kd import SpeculativeKD
 from lit_kd.methods.srrl import SRRL
 from lit_kd.methods.step_by_step import StepByStep
 from lit_kd.methods.supervised import Supervised
+from lit_kd.methods.unkd import UnKD
 from lit_kd.methods.vid import VID
 from lit_kd.methods.weighted import WeightedDistillation
 from lit_kd.methods.wsld import WSLD
@@ -85,6 +87,7 @@ __all__ = [
     "MultiLevelKD",
     "MutualLearning",
     "OnlineKD",
+    "OracleCTC",
     "ReviewKD",
     "RobustActiveDistillation",
     "SLaM",
@@ -94,6 +97,7 @@ __all__ = [
     "SpeculativeKD",
     "StepByStep",
     "Supervised",
+    "UnKD",
     "WeightedDistillation",
     "cross_predict",
     "cross_relabel",
