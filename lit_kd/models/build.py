@@ -10,8 +10,7 @@ from torch import nn
 
 from .classes import build_class, is_class_path
 from .files import optional
-from .networks import ConvNet, ResNet, TokenGRU, WideResNet, mlp
-from .networks import ConvNet, ResNet, Tagger, WideResNet, dense_net, mlp
+from .networks import ConvNet, ResNet, Tagger, TokenGRU, WideResNet, dense_net, mlp
 
 _RESNETS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     **{f"resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -28,14 +27,11 @@ def build_model(
     """Build a network from (B, *input_shape) to logits (B, K), with fresh weights unless ``pretrained``.
 
     Args:
-        name: As ``mlp-256-128``, ``cnn-16``, ``gru-64`` for tokens, ``resnet20``, ``wrn-40-2``,
-            ``torchvision/resnet18``, ``timm/resnet18``; ``hf/NAME`` or ``hf-causal/NAME``, a classifier or a causal
-            language model of Hugging Face whose configuration is at hand, in its cache or a directory; or the import
-            path of a class, or a mapping, see `lit_kd.models.given.resolve_model`.
-        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``, ``torchvision/resnet18``, ``timm/resnet18``;
-            of pixels ``seg-8``, and of tokens ``tagger-24-32``, for 24 symbols;
-            ``hf/NAME``, a classifier of Hugging Face whose configuration is at hand, in its cache or a directory; or
-            the import path of a class, or a mapping, see `lit_kd.models.given.resolve_model`.
+        name: As ``mlp-256-128``, ``cnn-16``, ``resnet20``, ``wrn-40-2``; for pixels ``seg-8``; for tokens ``gru-64``,
+            which predicts the next, and ``tagger-24-32`` for 24 symbols; ``torchvision/resnet18``, ``timm/resnet18``;
+            ``hf/NAME`` or ``hf-causal/NAME``, a classifier or a causal language model of Hugging Face whose
+            configuration is at hand, in its cache or a directory; or the import path of a class, or a mapping, see
+            `lit_kd.models.given.resolve_model`.
             Names without a slash are networks for small images: ``resnet32`` is the CIFAR one.
         num_classes: The number of logits K.
         input_shape: Of one sample, (C, H, W), by default (3, 32, 32). An mlp needs it, and also takes (F,).
@@ -68,16 +64,12 @@ def build_model(
         return TokenGRU(sizes[0], num_classes)
     if re.fullmatch("wrn-[1-9][0-9]+-[1-9][0-9]*", name) and sizes[0] % 6 == 4:
         return WideResNet(sizes[0], sizes[1], shape[0], num_classes)
-    libraries = "torchvision/NAME, timm/NAME, hf/NAME, hf-causal/NAME"
-    known = f"mlp-H[-H...], cnn-W, gru-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4, {libraries}"
     if re.fullmatch("seg-[1-9][0-9]*", name):
         return dense_net(shape[0], sizes[0], num_classes)
     if re.fullmatch("tagger-[1-9][0-9]*-[1-9][0-9]*", name):
         return Tagger(*sizes, num_classes)
-    if re.fullmatch("wrn-[1-9][0-9]+-[1-9][0-9]*", name) and sizes[0] % 6 == 4:
-        return WideResNet(sizes[0], sizes[1], shape[0], num_classes)
-    small = f"mlp-H[-H...], cnn-W, seg-W, tagger-SYMBOLS-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4"
-    known = f"{small}, torchvision/NAME, timm/NAME, hf/NAME"
+    small = f"mlp-H[-H...], cnn-W, seg-W, gru-W, tagger-SYMBOLS-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4"
+    known = f"{small}, torchvision/NAME, timm/NAME, hf/NAME, hf-causal/NAME"
     raise ValueError(f"expected a model of {known}; found unknown model {name!r}, and no file of that name")
 
 
