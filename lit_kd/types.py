@@ -124,7 +124,7 @@ def as_batch(
         label_key: Where the labels are: a key of a mapping, a position in a tuple. Default: the key `LABELS` that there
             is, or position 1.
         input_key: Where the only input is; all else is then left out. Default: all but the labels, or position 0.
-        keep_shape: Whether labels ``(B, 1)`` stay as they are.
+        keep_shape: Whether labels ``(B, 1)`` stay as they are, and numbers ``(B,)`` become ``(B, 1)``.
     """
     if isinstance(batch, Batch):
         return batch
@@ -145,6 +145,8 @@ def as_batch(
         raise ValueError("expected batches of rows, found a row alone: pass a DataLoader, not its data set")
     if not y.is_floating_point():  # losses want int64
         y = y.long() if keep_shape or y.dim() != 2 else y.long().squeeze(1)
+    elif keep_shape and y.dim() == 1:
+        y = y.unsqueeze(1)
     return Batch(x, y, *index)
 
 

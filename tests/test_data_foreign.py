@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from lit_kd.data import Batch, DistillationDataModule
-from lit_kd.data.items import read_labels
+from lit_kd.data.item_labels import read_labels
 from lit_kd.data.rows import ItemRows
 
 

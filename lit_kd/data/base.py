@@ -186,7 +186,8 @@ class DataModule(LightningDataModule, ABC):
     @property
     def noisy(self) -> Tensor:
         """Which rows have a wrong label, bool ``(N + M,)``; a missing label is not wrong."""
-        wrong = (self.labels != self.clean_labels) & (self.labels != UNLABELED)
+        given = self.labels
+        wrong = (given != self.clean_labels) & (given != UNLABELED) & ~given.isnan()
         return wrong.flatten(1).any(dim=1) if wrong.dim() > 1 else wrong
 
     @property

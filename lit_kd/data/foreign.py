@@ -11,13 +11,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_kd.data import items
+from lit_kd.data import item_labels, items
 from lit_kd.data.base import DataModule
+from lit_kd.data.labels import TaskName
 from lit_kd.data.partition import Source
-from lit_kd.data.rows import Indexed, ItemRows, as_is
+from lit_kd.data.rows import Indexed, ItemRows, as_is, padded
 from lit_kd.data.sampler import EpochSampler
 from lit_kd.models.checkpoint import known_names
-from lit_kd.types import Batch, as_batch, label_name
+from lit_kd.types import Batch, label_name
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -31,12 +32,14 @@ class DistillationDataModule(DataModule):
 
     Args:
         inner: The data module to wrap.
+        task: What labels are, see `lit_kd.terms.tasks`. Default: `inner.task`, or classes of samples.
         num_classes: Number of classes. Default: `inner.num_classes`, or the highest label plus one.
         input_shape: Shape of one input, which models built by name may need. Default: `inner.input_shape`.
         meta: Size of the meta split, a fraction or a count of the validation rows of `inner`.
         meta_from: Which of several validation loaders gives the meta rows, its position or name.
         label_key: Where the labels are in a batch, see `lit_kd.types.as_batch`.
         input_key: Where the only input is in a batch, likewise.
+        ignore_index: The number in labels of pixels or tokens that count for nothing, such as 255; -100 always is.
         batch_size: Default, as for the next three: as in its training loader.
         num_workers: See `DataModule`.
         drop_last: See `DataModule`.
@@ -59,12 +62,14 @@ class DistillationDataModule(DataModule):
         self,
         inner: LightningDataModule,
         *,
+        task: TaskName | None = None,
         num_classes: int | None = None,
         input_shape: list[int] | None = None,
         meta: int | float = 0.5,
         meta_from: int | str | None = None,
         label_key: str | int | None = None,
         input_key: str | int | None = None,
+        ignore_index: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         drop_last: bool | None = None,
@@ -74,13 +79,13 @@ class DistillationDataModule(DataModule):
     ) -> None:
         items.check_inner(inner, DataModule)
         super().__init__(meta=meta, val=0, num_workers=num_workers or 0, **shared)
-        self.inner = inner
+        self.inner, self.task = inner, item_labels.task_of(inner, task)
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
             setattr(self, name, getattr(inner, name))
         self.meta_from = meta_from
-        self.label_key = label_key
-        self.input_key = input_key
-        self.unpack = partial(as_batch, label_key=label_key, input_key=input_key)
+        self.label_key, self.input_key = label_key, input_key
+        keys = {"label_key": label_key, "input_key": input_key, "ignore_index": ignore_index}
+        self.unpack = partial(item_labels.as_theirs_say, task=self.task, **keys)
         self.val_train = val_train
         self._given = {"batch_size": batch_size, "num_workers": num_workers}
         self._given_to_train = {"drop_last": drop_last, "row_weights": row_weights}
@@ -169,9 +174,10 @@ class DistillationDataModule(DataModule):
         train = items.read_loader(self.inner.train_dataloader(), "train", redrawn)
         self._adopt(train)
         rows, given = self._items(train, "train")
-        labels = items.class_numbers(given)
+        soft = self.task == "classification" and given.is_floating_point()
+        labels = item_labels.class_numbers(given) if soft else given.numpy()
         source = Source(rows, rows, labels, identity=type(train.dataset).__qualname__.encode())
-        if given.is_floating_point():
+        if soft:
             source.soft = given
             source.identity += given.numpy().tobytes()
             source.unlike = (
@@ -188,12 +194,14 @@ class DistillationDataModule(DataModule):
             items.check_disjoint(train.dataset, val.dataset)
             items.check_classes(train=train, val=val)
             self._options["val"] = val.options | {key: given for key, given in self._given.items() if given is not None}
-            held, given = self._items(val, "val")
-            source.val, source.val_labels = held, given.numpy()
-            self._augment_meta_rows(source, rows, held)
+            held, own = self._items(val, "val")
+            source.val, source.val_labels = held, own.numpy()
+            if self.task == "tokens":
+                both = padded([given, own]).numpy()  # a table of one width
+                source.labels, source.val_labels = both[: len(given)], both[len(given) :]
+            items.augment_meta_rows(source, rows, held, self.val_train)
         if not self.num_classes and getattr(self.inner, "num_classes", None) is None:
-            highest = 1 + int(max(y.max(initial=-1) for y in (labels, source.val_labels) if y is not None))
-            self.num_classes = highest if source.soft is None else source.soft.shape[1]
+            self.num_classes = item_labels.classes_of((given, source.val_labels), self.task)
         self._adopt_shapes()
         return source
 
@@ -256,25 +264,10 @@ class DistillationDataModule(DataModule):
         self.labels_at = label_name(first, self.label_key) if isinstance(first, Mapping) else None
 
     def _items(self, found: items.Loading, name: str) -> tuple[ItemRows, Tensor]:
-        rows = ItemRows(found.dataset, found.collate, self.unpack)
-        rows.labels = items.read_labels(rows, name)
-        return rows, rows.labels
-
-    def _augment_meta_rows(self, source: Source, train: ItemRows, val: ItemRows) -> None:
-        # meta rows that are trained on must look like training rows, or they cannot speak for them
-        augmented = self.val_train
-        if augmented is None:
-            augmented = items.with_transform_of(train.dataset, val.dataset)
-        if augmented is not None and len(augmented) != len(val):
-            raise ValueError(f"expected {len(val)} validation rows in val_train, found {len(augmented)} rows")
-        rows = ItemRows(val.dataset if augmented is None else augmented, train.collate, self.unpack, val.labels)
-        source.val_train = rows
-        if augmented is None and items.is_random(train) and not items.is_random(rows):
-            source.unlike = (
-                "expected meta rows with the training's augmentation, as they are trained on: found random training "
-                "items and fixed validation items. Pass val_train to DistillationDataModule, or choose a rule that "
-                "does not train on meta rows"
-            )
+        rows = ItemRows(found.dataset, found.collate, self.unpack, own=self.task in ("dense", "tokens"))
+        labels = item_labels.read_labels(rows, name, self.task)
+        rows.labels = None if self.task == "dense" else labels
+        return rows, labels
 
     def _hook(self, hook: str, batch: Any, *args: Any) -> Any:
         """The wrapped module's hook, then that of who is trained, which Lightning would leave out."""

@@ -1,17 +1,13 @@
-"""What loaders and items of other people's data sets say: rows, how they are drawn and loaded, labels."""
+"""What loaders of other people's data modules say: rows, and how they are drawn and loaded."""
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich.progress import track
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -22,16 +18,13 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
 )
 
-from lit_kd.data.labels import Labels, Positions
+from lit_kd.data.labels import Positions
+from lit_kd.data.partition import Source
 from lit_kd.data.rows import ItemRows, equal_inputs
-from lit_kd.types import UNLABELED
 
-PROBED = 256
-"""So many items must have the labels that their data set gives for all."""
 WORKERS = ("timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order")
 """Settings of a loader's processes."""
 
@@ -173,62 +166,6 @@ def check_inner(inner: Any, ours: type) -> None:
         raise TypeError(f"expected a LightningDataModule, found {found}: see from_loaders and from_datasets")
 
 
-def read_labels(rows: ItemRows, name: str) -> Tensor:
-    """The label that each item has by itself: class numbers ``(n,)``, or probabilities ``(n, C)`` to train with.
-
-    They are as the data set gives them, if many items agree with that; or all items are read.
-    """
-    n, known = len(rows), _known(rows.dataset)
-    with isolate_rng():  # items may be augmented
-        some = np.unique(np.linspace(0, n - 1, num=min(n, PROBED)).astype(int)).tolist()
-        seen = {i: _label(rows, i, name) for i in some}
-        if known is not None and len(known) == n and all(torch.equal(known[[i]], y) for i, y in seen.items()):
-            return known
-        walk = track(range(n), description=f"Reading labels of the {name} data", disable=n <= 2000)
-        labels = [seen[i] if i in seen else _label(rows, i, name) for i in walk]
-    return torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64)
-
-
-def _known(dataset: Any) -> Tensor | None:
-    """Labels that the data set gives without reading items, in torchvision's attributes or a tensor; or None."""
-    if isinstance(dataset, Subset):
-        whole = _known(dataset.dataset)
-        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [labels for labels in map(_known, dataset.datasets) if labels is not None]
-        return torch.cat(parts) if len(parts) == len(dataset.datasets) else None
-    if isinstance(dataset, TensorDataset):
-        found: Any = dataset.tensors[1] if len(dataset.tensors) == 2 else None
-    else:
-        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if found is None:
-        return None
-    try:
-        labels: Labels = np.asarray(found.cpu() if isinstance(found, Tensor) else found)
-    except ValueError:  # a ragged list, e.g. of boxes
-        return None
-    return torch.from_numpy(labels.astype(np.int64)) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
-
-
-def _label(rows: ItemRows, i: int, name: str) -> Tensor:
-    """The label of a batch of one item, ``(1,)`` or ``(1, C)``."""
-    y = rows.read([i]).y
-    soft = name == "train" and y.dim() == 2 and bool((y >= 0).all()) and float(y.sum()) <= 1 + 1e-3
-    if len(y) != 1 or (not soft if y.is_floating_point() else y.dim() != 1):
-        raise TypeError(
-            f"expected class numbers as labels of the {name} data set, or probabilities to train with, found "
-            f"{shorten(str(y.tolist()), 60)} in row {i}. Let its items be (x, y), y an integer."
-        )
-    return y
-
-
-def class_numbers(labels: Tensor) -> Labels:
-    """The most probable class where labels are probabilities; a row of zeros has none."""
-    if labels.is_floating_point():
-        labels = labels.argmax(1).where(labels.sum(1) > 0, UNLABELED)
-    return labels.numpy()
-
-
 def with_transform_of(train: Any, val: Any) -> Any:
     """A copy of `val` with the `transform` of `train`, also through `Subset`; None if they do not both have one."""
     while isinstance(train, Subset):
@@ -249,3 +186,20 @@ def is_random(rows: ItemRows) -> bool:
     """Whether rows differ when they are read again; the global random numbers are left as they were."""
     with isolate_rng():
         return not all(equal_inputs(rows.fetch([i]), rows.fetch([i])) for i in range(min(2, len(rows))))
+
+
+def augment_meta_rows(source: Source, train: ItemRows, val: ItemRows, augmented: Any = None) -> None:
+    """Let meta rows that are trained on look like training rows, or they cannot speak for them; else note why not."""
+    if augmented is None:
+        augmented = with_transform_of(train.dataset, val.dataset)
+    if augmented is not None and len(augmented) != len(val):
+        raise ValueError(f"expected {len(val)} validation rows in val_train, found {len(augmented)} rows")
+    dataset = val.dataset if augmented is None else augmented
+    rows = ItemRows(dataset, train.collate, val.unpack, val.labels, val.own)
+    source.val_train = rows
+    if augmented is None and is_random(train) and not is_random(rows):
+        source.unlike = (
+            "expected meta rows with the training's augmentation, as they are trained on: found random training "
+            "items and fixed validation items. Pass val_train to DistillationDataModule, or choose a rule that "
+            "does not train on meta rows"
+        )

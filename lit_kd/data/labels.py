@@ -14,6 +14,8 @@ Positions = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
 """How often each row is drawn, ``(n,)``, up to a factor."""
+TaskName = Literal["classification", "multilabel", "dense", "tokens", "regression"]
+"""What labels are, see `lit_kd.terms.tasks`."""
 Labels = npt.NDArray[np.int64]
 """Class of each row, ``(n,)``; those of other tasks as `lit_kd.terms.tasks` says."""
 

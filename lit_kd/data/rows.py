@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import ConcatDataset, Dataset, default_collate
 
 from lit_kd.data.labels import Positions
-from lit_kd.types import Batch, Inputs, as_batch
+from lit_kd.types import IGNORED, Batch, Inputs, as_batch
 
 Move = Callable[[Tensor], Tensor]
 """Brings inputs to a device, the same tensor only once."""
@@ -51,24 +52,30 @@ class TensorRows:
 class ItemRows:
     """Inputs of a map-style data set, collated to batches that `unpack` reads; our labels replace its own.
 
-    If `labels` are given, those that items have by themselves, ``(n,)`` or probabilities ``(n, C)``, collated labels
-    must equal them: the labels that replace them belong to the same rows.
+    If `labels` are given, those that items have by themselves, ``(n,)`` or ``(n, ...)``, collated labels must equal
+    them: the labels that replace them belong to the same rows. Labels of tokens and pixels are not replaced, `own`, as
+    they are cropped or padded together with the inputs; they must equal the given ones but for what is `IGNORED`.
     """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] = default_collate
     unpack: Callable[[Any], Batch] = as_batch
     labels: Tensor | None = None
+    own: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fetch(self, positions: list[int]) -> Inputs:
         """The collated inputs at `positions`."""
+        return self.labelled(positions)[0]
+
+    def labelled(self, positions: list[int]) -> tuple[Inputs, Tensor | None]:
+        """The collated inputs, and the labels if they are not replaced."""
         batch = self.read(positions)
         if self.labels is not None:
             self._check(batch.y, positions, self.labels[positions])
-        return batch.x
+        return batch.x, batch.y if self.own else None
 
     def read(self, positions: list[int]) -> Batch:
         """The collated inputs and labels at `positions`."""
@@ -82,8 +89,8 @@ class ItemRows:
     def followed_by(self, other: ItemRows) -> ItemRows:
         """These rows, then others, read as these are."""
         known = self.labels is not None and other.labels is not None and self.labels.dim() == other.labels.dim()
-        labels = torch.cat([self.labels, other.labels]) if known else None  # type: ignore[list-item]
-        return ItemRows(ConcatDataset([self.dataset, other.dataset]), self.collate, self.unpack, labels)
+        labels = padded([self.labels, other.labels]) if known else None  # type: ignore[list-item]
+        return ItemRows(ConcatDataset([self.dataset, other.dataset]), self.collate, self.unpack, labels, self.own)
 
     def _check(self, y: Tensor, positions: list[int], expected: Tensor) -> None:
         collate = getattr(self.collate, "__qualname__", type(self.collate).__name__)
@@ -92,6 +99,10 @@ class ItemRows:
                 f"expected {len(expected)} rows from the collate function {collate}, found {len(y)}: let it keep all, "
                 "and leave rows out of the data set, with a Subset"
             )
+        if self.own:
+            both = padded([y, expected])
+            both = both.gather(1, (both == IGNORED).int().argsort(dim=1, stable=True))  # the others first, in order
+            y, expected = both[: len(y)], both[len(y) :]
         if y.shape != expected.shape or not torch.equal(y, expected):
             row = (y != expected).view(len(y), -1).any(1).int().argmax() if y.shape == expected.shape else 0
             raise ValueError(
@@ -101,6 +112,19 @@ class ItemRows:
                 "than the attribute targets or labels of their data set, rename that. Else let an item's label never "
                 "change"
             )
+
+
+def padded(labels: Sequence[Tensor]) -> Tensor:
+    """Labels ``(n, ...)`` one after the other; those of tokens, ``(n, T)``, up to the longest, with `IGNORED`."""
+    longest = max(y.shape[-1] for y in labels) if labels[0].dim() == 2 else 0
+    return torch.cat([pad(y, (0, longest - y.shape[-1]), value=IGNORED) if longest else y for y in labels])
+
+
+def labelled(rows: Rows, positions: list[int]) -> tuple[Inputs, Tensor | None]:
+    """The inputs at `positions`, and the batch's own labels where they are not replaced."""
+    if isinstance(rows, (ItemRows, JoinedRows)):
+        return rows.labelled(positions)
+    return rows.fetch(positions), None
 
 
 @dataclass(eq=False)
@@ -115,21 +139,25 @@ class JoinedRows:
 
     def fetch(self, positions: list[int]) -> Inputs:
         """The inputs at `positions`, in their order."""
+        return self.labelled(positions)[0]
+
+    def labelled(self, positions: list[int]) -> tuple[Inputs, Tensor | None]:
+        """The inputs, and the labels if they are not replaced."""
         n = len(self.first)
         front, back = [p for p in positions if p < n], [p - n for p in positions if p >= n]
         if not back:
-            return self.first.fetch(front)
+            return labelled(self.first, front)
         if not front:
-            return self.second.fetch(back)
+            return labelled(self.second, back)
         if isinstance(self.first, ItemRows) and isinstance(self.second, ItemRows):
             # only a collate function can pad texts of unequal length
-            return self.first.followed_by(self.second).fetch(positions)
+            return self.first.followed_by(self.second).labelled(positions)
         a, b = self.first.fetch(front), self.second.fetch(back)
         # undo that the front rows come first now
         order = torch.tensor([p >= n for p in positions]).int().argsort(stable=True).argsort()
         if isinstance(a, Tensor):
-            return torch.cat([a, cast(Tensor, b)])[order]
-        return {key: torch.cat([a[key], cast(Mapping[str, Tensor], b)[key]])[order] for key in a}
+            return torch.cat([a, cast(Tensor, b)])[order], None
+        return {key: torch.cat([a[key], cast(Mapping[str, Tensor], b)[key]])[order] for key in a}, None
 
 
 def on_device(rows: Rows, move: Move) -> Rows:
@@ -178,9 +206,11 @@ class Indexed(Dataset[Batch]):
 
     def __getitems__(self, items: list[int]) -> Batch:
         """A whole batch: a `DataLoader` asks for all its rows at once."""
-        x = self.rows.fetch(self.positions[items].tolist())
+        x, own = labelled(self.rows, self.positions[items].tolist())
         taken = torch.as_tensor(items, dtype=torch.int64)
-        return Batch(x, self.labels[taken], None if self.indices is None else self.indices[taken])
+        return Batch(
+            x, self.labels[taken] if own is None else own, None if self.indices is None else self.indices[taken]
+        )
 
     def __getitem__(self, item: int) -> Batch:
         """One sample, without a batch axis."""

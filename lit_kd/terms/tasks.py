@@ -14,7 +14,7 @@ A label that is missing is `lit_kd.types.UNLABELED`, or nan in a regression; a p
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -29,14 +29,13 @@ from torchmetrics.classification import (
     MultilabelAveragePrecision,
 )
 
+from lit_kd.data.labels import TaskName
 from lit_kd.losses import bernoulli_cross_entropy, by_sample, classes_last, cross_entropy, squared_error
 from lit_kd.terms.labels import BernoulliCrossEntropy, CrossEntropy
 from lit_kd.terms.logits import KL, BernoulliKL
 from lit_kd.terms.regression import SquaredError, TeacherError
 from lit_kd.terms.task import Task
 from lit_kd.types import IGNORED, UNLABELED
-
-TaskName = Literal["classification", "multilabel", "dense", "tokens", "regression"]
 
 
 def _check_classes(y: Tensor, num_classes: int, missing: bool) -> None:
@@ -118,6 +117,11 @@ def _check_elements(y: Tensor, num_classes: int, missing: bool, *, axes: int, ea
         found = f"{tuple(y.shape)} and {y.dtype}"
         raise ValueError(f"expected labels of an integer type, one {each}, in {axes} axes, found {found}")
     y = y[y != IGNORED]
+    if len(y) and y.max() == 255 >= num_classes:
+        raise ValueError(
+            f"expected {IGNORED} for what counts for nothing, found 255: set ignore_index=255 of "
+            "DistillationDataModule, or let the data set write it"
+        )
     if len(y) and (y.max() >= num_classes or y.min() < (UNLABELED if missing else 0)):
         raise ValueError(
             f"expected labels in [0, {num_classes}) or {IGNORED} for what counts for nothing, found {int(y.min())} to "

@@ -1,0 +1,88 @@
+"""Every method with every task: it trains, or is refused in a sentence before the training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning import seed_everything
+from methods import METHODS, trainer
+from torch import nn
+
+from lit_kd.data import DataModule, Source, TensorRows
+from lit_kd.types import IGNORED
+
+SIZES = {"multilabel": 3, "dense": 3, "tokens": 3, "regression": 2}
+
+
+class Few(DataModule):
+    """16 training rows, 8 meta and 8 validation rows."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(batch_size=8, meta=8, val=8, seed=0)
+        self.task, self.num_classes = task, SIZES[task]
+
+    def load(self) -> Source:
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(32, 1, 4, 4, generator=draw)
+        if self.task == "tokens":
+            x = torch.randint(5, (32, 6), generator=draw)
+            y = x % 3
+        elif self.task == "dense":
+            y = (x[:, 0] > 0).long() + (x[:, 0] > 1).long()
+        else:
+            y = x.flatten(1)[:, :2] if self.task == "regression" else (x.flatten(1)[:, :3] > 0).long()
+        if self.task in ("tokens", "dense"):
+            y[:, -1] = IGNORED
+        return Source(TensorRows(x), TensorRows(x), y.numpy())
+
+
+class Net(nn.Module):
+    """A first layer and a head."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        if task == "tokens":
+            self.layer1: nn.Module = nn.Embedding(5, 8)
+            self.head: nn.Module = nn.Linear(8, 3)
+        elif task == "dense":
+            self.layer1, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+        else:
+            self.layer1, self.head = nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), nn.Linear(8, SIZES[task])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.layer1(x).relu())
+        return out
+
+
+RUNS: dict[str, set[str]] = {}
+
+
+@pytest.mark.parametrize("task", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore")
+def test_trains_or_is_refused(method: str, task: str) -> None:
+    seed_everything(0, verbose=False)
+    student, fitted = Net(task), trainer(max_epochs=2, limit_train_batches=1)
+    before = [p.detach().clone() for p in student.parameters()]
+    base: dict[str, Any] = {"num_classes": SIZES[task], "input_shape": [1, 4, 4], "task": task}
+    if method in ("co-teaching", "jocor", "mutual"):
+        base["peers"] = [Net(task)]
+    try:
+        model = METHODS[method](student, [Net(task), Net(task)], **base)
+        fitted.fit(model, Few(task))
+        said = None
+    except ValueError as error:
+        said = str(error)
+    import os
+    with open(os.environ["NOTE"], "a") as f: f.write(f"{method}|{task}|{said}\n")
+    moved = any((p != was).any() for p, was in zip(student.parameters(), before, strict=True))
+    if said is None:
+        assert moved
+        assert fitted.callback_metrics["train/loss"].isfinite()
+        return
+    assert not moved
+    assert fitted.global_step == 0
+    assert "\n" not in said
+    assert "expected" in said or "needs" in said
