@@ -106,11 +106,11 @@ def loaders(task: str) -> list[DataLoader[Any]]:
     return [DataLoader(train, batch_size=8, shuffle=True, **own), DataLoader(val, batch_size=8, **own)]
 
 
-def wrapped(task: str, **options: Any) -> DistillationDataModule:
-    train, val = loaders(task)
-    if task == "dense":
+def wrapped(kind: str, **options: Any) -> DistillationDataModule:
+    train, val = loaders(kind)
+    if kind == "dense":
         options = {"ignore_index": 255, "num_classes": 3} | options
-    return DistillationDataModule.from_loaders(train, val, val, **({"task": task, "seed": 0} | options))
+    return DistillationDataModule.from_loaders(train, val, val, **({"task": kind, "seed": 0} | options))
 
 
 def net(task: str) -> nn.Module:

@@ -87,8 +87,12 @@ class Evaluated(Shim):
         measured = metrics.update(**(found if speak else found | {"teachers": [], "known": []}))
         logged: dict[str, Any] = dict(measured) if batch_idx == 0 else {}  # Lightning reads metrics at the end
         for name, peer in self.peers.items():  # also in a process without rows: all must log the same
-            said = self.task.decide(self.task.probabilities(Tapped(peer)(batch.x).logits[:rows]))
-            logged[f"{stage}/{name}_accuracy"] = (said == y).float().sum() / (y != IGNORED).sum().clamp(min=1)
+            said = Tapped(peer)(batch.x).logits[:rows]
+            if self.task.score == "accuracy":
+                right = self.task.decide(self.task.probabilities(said)) == y
+                logged[f"{stage}/{name}_accuracy"] = right.float().sum() / (y != IGNORED).sum().clamp(min=1)
+            else:
+                logged[f"{stage}/{name}_nll"] = self.task.label_loss(said.float(), y).sum() / max(rows, 1)
         self.log_means(logged, rows)
         return found
 

@@ -27,6 +27,7 @@ class LabelRevision(Selective):
         **base: See `lit_kd.weightings.selection.Selective` and `lit_kd.Distiller`.
     """
 
+    tasks = ("classification",)
     num_sources = 1
     by_sample = True
 

@@ -49,7 +49,7 @@ class SmallLoss(Peers):
 
     def small(self, losses: Tensor, batch: Batch) -> Tensor:
         """For rows of small loss by how much their mean exceeds the batch's sum over B; 0 for others, ``(B,)``."""
-        labelled = has_label(class_labels(batch.y))
+        labelled = has_label(batch.y if self.task.name == "regression" else class_labels(batch.y))
         ramp = min(self.current_epoch / self.ramp_epochs, 1) if self.ramp_epochs else 1
         kept = max(1, round((1 - self.noise_rate * ramp) * int(labelled.sum())))
         order = losses.detach().masked_fill(~labelled, torch.inf).argsort(stable=True)

@@ -16,6 +16,8 @@ from lit_kd.types import Batch, Outputs
 TINY = 1e-12
 CLASSES: tuple[str, ...] = ("classification", "dense", "tokens")
 """Tasks whose labels are classes, one of a row, a pixel or a token."""
+SAMPLES: tuple[str, ...] = ("classification", "multilabel", "regression")
+"""Tasks whose labels are of a whole sample."""
 Weights = Sequence[float] | Tensor
 """Of the label, then of each source: numbers, or ``(B, S + 1)``."""
 Weighed = tuple[list[Tensor], Weights, Mapping[str, Tensor]]

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lit_kd.losses import comparative_loss
-from lit_kd.terms.base import Term
+from lit_kd.terms.base import SAMPLES, Term
 from lit_kd.terms.features import adapter
 from lit_kd.types import Batch, Outputs
 
@@ -21,6 +21,7 @@ class Comparative(Term):
     """
 
     couples_batch = True
+    tasks = SAMPLES
 
     def __init__(self, student_tap: str | None = None, teacher_tap: str | None = None, weight: float = 1.0) -> None:
         super().__init__(weight)

@@ -8,7 +8,7 @@ from lit_kd.data.seeds import derive_seed, resolve_seed
 from lit_kd.data.table import SampleTable, all_sum, process
 from lit_kd.losses import contrastive_loss, hint_loss
 from lit_kd.losses.maps import pooled_alike
-from lit_kd.terms.base import Term
+from lit_kd.terms.base import SAMPLES, Term
 from lit_kd.types import PENULTIMATE, UNLABELED, Batch, Outputs, full, index_of
 
 WHOLE = 16
@@ -16,7 +16,12 @@ WHOLE = 16
 
 
 class FeatureTerm(Term):
-    """A function of one layer's features of the student and one's of the teacher."""
+    """A function of one layer's features of the student and one's of the teacher.
+
+    It does not know which tokens are padding, so it is not for them.
+    """
+
+    tasks = (*SAMPLES, "dense")
 
     def __init__(self, student_tap: str, teacher_tap: str, weight: float) -> None:
         super().__init__(weight)

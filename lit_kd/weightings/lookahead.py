@@ -98,6 +98,8 @@ class LastLayer(LookAhead):
         super().__init__(module)
         # over so many meta rows of each process the validation loss is taken
         self.meta_rows = max(min(module.rule.meta_rows or 0, module.data.meta_size), 1) / module.trainer.world_size
+        if module.task.elements:
+            raise ValueError("expected meta_gradient: exact where a sample has many elements, found last_layer: set it")
         self.path, self.layer = last_linear(module.student)
         self.parameter = getattr(self.layer, "weight_orig", self.layer.weight)  # so Lightning's ModelPruning renames it
         self.rows: deque[tuple[Tensor, Tensor, Tensor]] = deque()
@@ -106,8 +108,6 @@ class LastLayer(LookAhead):
     def check(self, seen: Seen) -> None:
         """Does the layer taken for the last one really give the logits, and is it trained?"""
         self.lr()
-        if seen.student.logits.dim() > 2:
-            raise ValueError("expected meta_gradient: exact where a sample has many elements, found last_layer: set it")
         if not Head.of(self.layer).gives(seen.student.logits, seen.student.features.get(PENULTIMATE)):
             raise ValueError(
                 f"expected the student's logits to be the output of its last linear layer, {self.path!r}; found "

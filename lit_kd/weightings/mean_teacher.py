@@ -79,11 +79,13 @@ class MeanTeacher(Distiller):
         self.revise = revise
         self._draws = torch.Generator()
         if (drop or average != "probabilities") and self.num_sources > 1:
-            raise ValueError("expected neither drop nor average with features, or several labels a sample: each counts")
+            raise ValueError(
+                "expected neither drop nor average with features, or for another task than classes: each counts"
+            )
 
     @property
     def num_sources(self) -> int:
-        """One, unless features are compared, or a sample has several labels."""
+        """One, unless features are compared, or a sample has no class of its own."""
         features = any(one is not None and one.teacher_taps for one in (self._templates[0], *self._templates[2]))
         apart = features or self.task.name != "classification"
         return super().num_sources if apart else min(1, super().num_sources)
