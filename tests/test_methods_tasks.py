@@ -18,7 +18,7 @@ SIZES = {"multilabel": 3, "dense": 3, "tokens": 3, "regression": 2}
 
 
 class Few(DataModule):
-    """16 training rows, 8 meta and 8 validation rows."""
+    """16 training rows, 8 meta, 8 validation and 8 test rows."""
 
     def __init__(self, task: str) -> None:
         super().__init__(batch_size=8, meta=8, val=8, seed=0)
@@ -26,9 +26,9 @@ class Few(DataModule):
 
     def load(self) -> Source:
         draw = torch.Generator().manual_seed(0)
-        x = torch.randn(32, 1, 4, 4, generator=draw)
+        x = torch.randn(40, 1, 4, 4, generator=draw)
         if self.task == "tokens":
-            x = torch.randint(5, (32, 6), generator=draw)
+            x = torch.randint(5, (40, 6), generator=draw)
             y = x % 3
         elif self.task == "dense":
             y = (x[:, 0] > 0).long() + (x[:, 0] > 1).long()
@@ -36,7 +36,7 @@ class Few(DataModule):
             y = x.flatten(1)[:, :2] if self.task == "regression" else (x.flatten(1)[:, :3] > 0).long()
         if self.task in ("tokens", "dense"):
             y[:, -1] = IGNORED
-        return Source(TensorRows(x), TensorRows(x), y.numpy())
+        return Source(TensorRows(x), TensorRows(x), y.numpy(), test_size=8)
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lit_kd import ALMKD, KD, Supervised
+from lit_kd import ALMKD, KD, LossDivider, Supervised
 from lit_kd.data import DistillationDataModule
 from lit_kd.models import adapt
 from lit_kd.types import IGNORED, Batch
@@ -202,6 +202,16 @@ class TestTokens:
         data.setup()
         with pytest.raises(ValueError, match="expected in a batch the label that row"):
             list(data.train_dataloader())
+
+    def test_rows_of_other_lengths_together(self) -> None:
+        """A pass over all rows pads them; a cache of a teacher's outputs cannot."""
+        data, model = wrapped("tokens"), method(LossDivider, "tokens", warmup_epochs=1)
+        trainer(max_epochs=3).fit(model, data)
+        weights = model.table["weights"][:, 0]
+        assert ((weights >= 0) & (weights <= 1)).all()
+        assert len(weights.unique()) > 2
+        with pytest.raises(ValueError, match="logits of teacher 0 of one shape for all rows with teacher_cache, found"):
+            trainer(max_epochs=1).fit(method(KD, "tokens", teacher_cache="memory"), wrapped("tokens"))
 
 
 def test_what_inner_says() -> None:

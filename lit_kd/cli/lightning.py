@@ -12,6 +12,7 @@ from lit_kd.distiller.base import Distiller
 from lit_kd.models.shim import GivenOptionsWin
 from lit_kd.report.callbacks import ResumeAsBefore, SaveConfig, WritePredictions
 from lit_kd.report.show import ShowRun
+from lit_kd.terms import TASKS
 from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
@@ -50,9 +51,16 @@ class Cli(GivenOptionsWin):
                 callback.monitor = f"val/{self.model.task.score}"  # type: ignore[attr-defined]
 
     def before_instantiate_classes(self) -> None:
-        """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
-        if self.subcommand is not None and self.config[self.subcommand].weights_only is None:
-            self.config[self.subcommand].weights_only = True
+        """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it.
+
+        The best epoch is that of the task's own score.
+        """
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if self.subcommand is not None and config.weights_only is None:
+            config.weights_only = True
+        task = TASKS.get(config.model.get("init_args", {}).get("task", ""))
+        if task is not None and config.checkpoint.monitor == "val/accuracy":
+            config.checkpoint.monitor = f"val/{task.score}"
 
 
 def _known(num_classes: int) -> int:

@@ -279,8 +279,8 @@ class DataModule(LightningDataModule, ABC):
         return None if rows is None else rows.cpu().numpy()
 
     def _shuffled(self, source: Indexed, length: int, purpose: str, **drawing: Any) -> DataLoader[Batch]:
-        several = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        sampler = EpochSampler(len(source), length, *several, derive_seed(self._seed, purpose), **drawing)
+        share: Any = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        sampler = EpochSampler(len(source), length, seed=derive_seed(self._seed, purpose), **share, **drawing)
         return self.loader(source, sampler)
 
 

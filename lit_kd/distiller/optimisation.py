@@ -16,8 +16,10 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import BatchSampler
@@ -54,6 +56,7 @@ def configure(module: "Distiller") -> Any:
     own = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
     if not own:
         raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
+    check_sharded(module)
     plain = [p for term in module.terms or () if not term.decays for p in term.parameters()]
     kept = {id(p) for p in plain}
     groups: Any = [{"params": group} for group in ([p for p in own if id(p) not in kept], *peers)]
@@ -72,6 +75,19 @@ def configure(module: "Distiller") -> Any:
             raise ValueError("expected the metric that ReduceLROnPlateau follows, found none: set lr_monitor='val/nll'")
         config |= {"monitor": module.lr_monitor} if module.automatic_optimization else {}
     return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def check_sharded(module: "Distiller") -> None:
+    """Refuse trainable parameters that the other processes would not hear of, where gradients are shared by shards."""
+    strategy = module.trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy) or strategy.distributed_sampler_kwargs["num_replicas"] < 2:
+        return
+    whole = [name for name, p in module.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if whole:
+        raise ValueError(
+            f"expected parameters that configure_model has sharded with {type(strategy).__name__}, found {whole[0]} "
+            "whole, of which each process would learn its own: shard it with fully_shard, or use the strategy ddp"
+        )
 
 
 def anneal(optimizer: Optimizer, length: int | None) -> LambdaLR:

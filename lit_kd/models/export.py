@@ -32,7 +32,9 @@ def export_student(
     name: str | None = None,
     overwrite: bool = False,
 ) -> float:
-    """Write a student, from inputs ``(B, *input_shape)`` to logits ``(B, K)``, after a trial run of what is written.
+    """Write a student, from inputs ``(B, *input_shape)`` to its logits, after a trial run of what is written.
+
+    Inputs are numbers, or where the first layer is an `nn.Embedding`, tokens, as many as `input_shape` says.
 
     `format` is ``"onnx"``, ``"torch_export"`` or ``"safetensors"``; the last holds weights only, for
     `lit_kd.models.build_model`. The other arguments become JSON texts in the file's metadata, with ``composite`` for
@@ -57,7 +59,11 @@ def export_student(
     texts = {key: json.dumps(fact) for key, fact in facts.items()}
     network = _Logits(copy.deepcopy(student).cpu())
     draw = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(rows, *input_shape, generator=draw) for rows in (2, 1, 5)]
+    first = next((m for m in student.modules() if any(True for _ in m.parameters(recurse=False))), None)
+    if isinstance(first, nn.Embedding):  # it reads tokens
+        inputs = [torch.randint(first.num_embeddings, (rows, *input_shape), generator=draw) for rows in (2, 1, 5)]
+    else:
+        inputs = [torch.randn(rows, *input_shape, generator=draw) for rows in (2, 1, 5)]
     with torch.no_grad(), evaluating(network):
         expected = [network(x) for x in inputs]
         try:

@@ -22,7 +22,8 @@ from lit_kd.models.files import write_columns, write_whole
 class WritePredictions(BasePredictionWriter):
     """Writes rows and what the task predicts of them into ``predictions.csv`` in the trainer's default_root_dir.
 
-    Of one class a sample: ``class`` and ``probability``; of several labels: ``labels_0``, ..., ``probability_0``, ...
+    Of one class a sample: ``class`` and ``probability``; of several labels: ``labels_0``, ..., ``probability_0``, ...;
+    of numbers: ``value_0``, ... Of tokens or pixels, a cell holds all of a row, in their order, with spaces between.
     Each of several processes has a file, ``predictions-RANK.csv``. Where a file exists, the new one gets a number.
     """
 
@@ -36,7 +37,14 @@ class WritePredictions(BasePredictionWriter):
         stem = "predictions" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}"
         path = unused(Path(trainer.default_root_dir) / f"{stem}.csv")
         columns = {"row": [row for loader in batch_indices for batch in loader for row in batch]}
+        elements = getattr(getattr(pl_module, "task", None), "elements", False)
         for name in predictions[0] if predictions else ():
+            if elements:
+                each = (row.flatten() for batch in predictions for row in batch[name])
+                columns[name] = [
+                    " ".join(f"{n:.6f}" if row.is_floating_point() else f"{n}" for n in row) for row in each
+                ]
+                continue
             values = torch.cat([batch[name] for batch in predictions])
             parts = {name: values} if values.dim() == 1 else {f"{name}_{c}": part for c, part in enumerate(values.T)}
             for key, part in parts.items():

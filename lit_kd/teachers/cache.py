@@ -191,6 +191,12 @@ class Cached:
                 if name not in found:
                     array = np.zeros((len(self.data.labels), *values.shape[1:]), self.options.dtype)
                     found[name] = torch.from_numpy(array), values.dtype
+                if found[name][0].shape[1:] != values.shape[1:]:
+                    told = f"{tuple(found[name][0].shape[1:])} and {tuple(values.shape[1:])}"
+                    raise ValueError(
+                        f"expected {name} of teacher {k} of one shape for all rows with teacher_cache, found {told}: "
+                        "pad all inputs alike, or leave it out"
+                    )
                 found[name][0][given.index.cpu()] = values.to(found[name][0])
         return found
 

@@ -125,7 +125,9 @@ def check_file_teachers(module: Distiller) -> None:
     """Refuse methods and terms that want more of a teacher than its answers about rows; a ValueError."""
     name, terms = type(module).__name__, module.terms or ()
     if module.task.name != "classification":
-        raise ValueError("expected one class a sample with a teacher that is a file, found several: give a network")
+        raise ValueError(
+            f"expected one class a sample with a teacher that is a file, found {module.task.name}: give a network"
+        )
     for term in terms:
         if term.teacher_taps:
             raise ValueError(

@@ -14,7 +14,7 @@ from lit_kd.data.table import of_first_process
 from lit_kd.teachers.cache import to_device
 from lit_kd.teachers.modules import Teachers, first_batch
 from lit_kd.terms.task import check_outputs
-from lit_kd.types import Outputs, evaluating
+from lit_kd.types import IGNORED, Outputs, evaluating
 
 if TYPE_CHECKING:
     from lit_kd.distiller.base import Distiller
@@ -50,7 +50,7 @@ def predict_rows(module: Distiller, teachers: Teachers, rows: Indexed) -> RowOut
             labels.append(batch.y)
     # under autocast, the training would find casts of the weights without gradients
     torch.clear_autocast_cache()
-    found = RowOutputs(_joined(students), [_joined(p) for p in zip(*taught, strict=True)], torch.cat(labels))
+    found = RowOutputs(_joined(students), [_joined(p) for p in zip(*taught, strict=True)], _cat(labels, IGNORED))
     named = {f"teacher {k}": teacher for k, teacher in enumerate(found.teachers)} | {"student": found.student}
     check_outputs(module.task, found.y, named, module.num_classes, missing=True)
     return found
@@ -64,6 +64,21 @@ def first_outputs(module: Distiller) -> tuple[Outputs, list[Outputs]]:
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
-    features = {tap: of_first_process(torch.cat([p.features[tap] for p in parts])) for tap in parts[0].features}
+    features = {tap: of_first_process(_cat([p.features[tap] for p in parts])) for tap in parts[0].features}
     known = None if parts[0].known is None else torch.cat([part.speaks for part in parts])
-    return Outputs(of_first_process(torch.cat([part.logits for part in parts])), features, known)
+    return Outputs(of_first_process(_cat([part.logits for part in parts])), features, known)
+
+
+def _cat(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
+    """Batches one after the other; tokens are padded to the longest."""
+    longest = max(part.shape[1:2] for part in parts)
+    if all(part.shape[1:2] == longest for part in parts):
+        return torch.cat(list(parts))
+    return torch.cat(
+        [
+            part.new_full((len(part), *longest, *part.shape[2:]), fill).index_copy_(
+                1, torch.arange(part.shape[1], device=part.device), part
+            )
+            for part in parts
+        ]
+    )

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, fx, nn
+from torch.distributed.tensor import DTensor
 from torch.fx.experimental.optimization import fuse
 
 from lit_kd.models.taps import Tapped
@@ -81,7 +82,8 @@ class Frozen:
         if isinstance(self._plain.model, AdaptedTeacher):  # a copy would not follow
             return outputs
         convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._plain.model.modules())
-        if convolves and set(self._taps) <= {PENULTIMATE}:
+        sharded = any(isinstance(p, DTensor) for p in self._plain.model.parameters())  # a copy would be of parts
+        if convolves and not sharded and set(self._taps) <= {PENULTIMATE}:
             with suppress(Exception), isolate_rng():  # if a foreign network objects, it runs unchanged
                 fast = Tapped(_copy_for_inference(self._plain.model, self.speed.channels_last), self._taps)
                 found = fast(x)
