@@ -41,8 +41,16 @@ class GKD(SequenceKD):
         task: Literal["tokens"] = "tokens",
         **sequences: Any,
     ) -> None:
-        own = {"divergence": divergence, "beta": beta, "sampling_temperature": sampling_temperature, "task": task}
-        super().__init__(student=student, teacher=teacher, weight=weight, **own, **sequences)
+        super().__init__(
+            student=student,
+            teacher=teacher,
+            weight=weight,
+            divergence=divergence,
+            beta=beta,
+            sampling_temperature=sampling_temperature,
+            task=task,
+            **sequences,
+        )
         if not 0 <= student_share <= 1:
             raise ValueError(f"expected student_share in [0, 1], found {student_share}")
         self.student_share = student_share

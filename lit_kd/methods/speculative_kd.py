@@ -46,8 +46,15 @@ class SpeculativeKD(SequenceKD):
         task: Literal["tokens"] = "tokens",
         **sequences: Any,
     ) -> None:
-        own = {"sampling_temperature": sampling_temperature, "top_p": top_p, "weight": weight, "task": task}
-        super().__init__(student=student, teacher=teacher, **own, **sequences)
+        super().__init__(
+            student=student,
+            teacher=teacher,
+            weight=weight,
+            sampling_temperature=sampling_temperature,
+            top_p=top_p,
+            task=task,
+            **sequences,
+        )
         check_sampling(teacher_temperature, teacher_top_p)
         if top_k < 0:
             raise ValueError(f"expected top_k of at least 0, found {top_k}")

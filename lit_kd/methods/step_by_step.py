@@ -51,7 +51,7 @@ class StepByStep(Supervised):
     def prepare_batch(self, batch: Batch) -> Batch:
         """The batch, and its rationales behind it."""
         batch = super().prepare_batch(batch)
-        x, y = (part.to(batch.y.device) for part in self.data.rationales(batch.index))  # type: ignore[operator]
+        x, y = (part.to(batch.y.device) for part in self.data.rationales(batch.index))  # type: ignore[attr-defined]
         width = max(y.shape[1], batch.y.shape[1])
 
         def joined(first: Tensor, second: Tensor, value: int) -> Tensor:

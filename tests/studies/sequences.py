@@ -84,21 +84,22 @@ def measured(model: Distiller, data: SumsDataModule) -> dict[str, float]:
 
 def results(part: str, seed: int, epochs: int, done: set[tuple[str, str, int]]) -> Any:
     """What each method finds that is not done, with one teacher."""
-    methods = {name: make for name, make in PARTS[part].items() if (part, name, seed) not in done}
-    if not methods:
+    left = [name for name in ("the teacher", *PARTS[part]) if (part, name, seed) not in done]
+    if not left:
         return
     options = SIZES | {"wrong": 0.3 * (part != "right"), "seed": seed}
     seed_everything(seed, verbose=False)
     base = {"num_classes": SumsDataModule.num_classes, "lr_scheduler": "cosine"}
     data = SumsDataModule(**options)
     teacher = trained(Supervised("gru-64", task="tokens", optimizer=adam(0.005), **base), data, 3 * epochs)
-    if (part, "the teacher", seed) not in done:
-        yield "the teacher", measured(teacher, data)
-    for name, make in methods.items():
+    for name in left:
+        if name == "the teacher":
+            yield name, measured(teacher, data)
+            continue
         seed_everything(seed, verbose=False)
         joined = {"train_on_meta": True} if name.endswith("trained on") else {}
         data = SumsDataModule(**options, **joined)
-        model = make(teacher.student, base | {"student": "gru-24", "optimizer": adam(0.01)})
+        model = PARTS[part][name](teacher.student, base | {"student": "gru-24", "optimizer": adam(0.01)})
         own = epochs * (SIZES["rows"] - 900) // (SIZES["rows"] - 700) if joined else epochs
         yield name, measured(trained(model, data, own), data)
 
