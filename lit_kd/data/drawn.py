@@ -1,4 +1,4 @@
-"""Data drawn for tasks beside classification, with training labels of which a part is wrong: made without a download."""
+"""Data drawn for tasks beside classification, of which some training labels are wrong: made without a download."""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -68,15 +68,13 @@ class ShapesDataModule(DrawnDataModule):
     identity = b"shapes"
 
     def draw(self) -> tuple[Points, Labels]:
-        """Draw two shapes of half-width 3 to 5 into each image, the later above, and noise of standard deviation 0.7."""
+        """Draw two shapes of half-width 3 to 5 into each image, the later above; noise has standard deviation 0.7."""
         rng, n, side = np.random.default_rng(42), 800, 24
         masks = np.zeros((n, side, side), dtype=np.int64)
         axis = np.arange(side)
         for _ in range(2):
             kind, half = rng.integers(1, 3, n)[:, None, None], rng.integers(3, 6, n)[:, None, None]
-            down, across = (
-                np.abs(np.expand_dims(axis - rng.integers(5, side - 5, (n, 1)), last)) for last in (2, 1)
-            )
+            down, across = (np.abs(np.expand_dims(axis - rng.integers(5, side - 5, (n, 1)), last)) for last in (2, 1))
             inside = np.where(kind == 1, down**2 + across**2 <= half**2, np.maximum(down, across) <= half)
             masks = np.where(inside, kind, masks)
         return (masks > 0)[:, None] + 0.7 * rng.standard_normal((n, 1, side, side)), masks
@@ -149,7 +147,7 @@ class OutliersDataModule(DrawnDataModule):
 
 
 def spoiled(labels: Labels, by: npt.NDArray[np.int64], rng: np.random.Generator) -> Labels:
-    """Classes 0 to 2 of elements, ``(n, ...)``: with 1 and 2 swapped, shifted by so many places, or all 0, each as often.
+    """Classes 0 to 2 of elements, ``(n, ...)``: 1 and 2 swapped, shifted by so many places, or all 0, each as often.
 
     The shifts, ``(n, axes)``, bring in zeros.
     """

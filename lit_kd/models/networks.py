@@ -1,7 +1,8 @@
 """The distillation literature's networks for 32x32 images, which neither torchvision nor timm has.
 
-They map (B, C, H, W) to logits (B, K), but for `dense_net` and `Tagger`. Convolutional ones have layers ``layer1`` to ``layer3``, ``pool`` (the mean over
-the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as they are.
+They map (B, C, H, W) to logits (B, K), but for `dense_net` and `Tagger`. Convolutional ones have layers ``layer1`` to
+``layer3``, ``pool`` (the mean over the image, (B, D)) and ``fc``. No ReLU works in place, so tapped features stay as
+they are.
 """
 
 from collections import OrderedDict

@@ -44,8 +44,9 @@ GRID = 300  # cells of the background in each direction
 def write_report(folder: Path, done: Sequence[tuple[Job, Result]]) -> None:
     """Write ``results.csv``, ``table.md``, ``report.html`` and pictures into a comparison's folder; print the table.
 
-    Pictures: ``accuracy.png``, of a regression ``r2.png``; ``weights-*.png`` of methods with sample weights, and ``teachers-*.png`` if they have
-    several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for methods that query the teacher.
+    Pictures: ``accuracy.png``, of a regression ``r2.png``; ``weights-*.png`` of methods with sample weights, and
+    ``teachers-*.png`` if they have several teachers; ``regions.png`` for inputs in the plane; ``queries.png`` for
+    methods that query the teacher.
     """
     results = [result for _, result in done]
     word, _ = score_of(results[0])

@@ -1,7 +1,7 @@
 """How much the labels of pixels, tokens or several labels a sample are worth, and the teacher's word on them. [ours]
 
-N rows of many elements, each of one of C classes; J kinds of elements that err each in their own way: one for pixels and
-tokens, of several labels each. Equations: docs/methods/element_trust.md.
+N rows of many elements, each of one of C classes; J kinds of elements that err each in its own way: one kind for pixels
+and tokens, and of several labels each. Equations: docs/methods/element_trust.md.
 """
 
 from typing import NamedTuple
