@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-scale lint docs clean
+.PHONY: help install demo test test-slow bench bench-scale lint docs schema gpu dist clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ lint: $(READY)  ## Check style, types and that imports between the rooms run dow
 
 docs: $(READY)  ## Build the documentation, site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+schema: $(READY)  ## Write the JSON schemas of configs and recipes, which the tests compare with the code
+	$(BIN)/lit-kd schema > configs/fit.schema.json.new && mv configs/fit.schema.json.new configs/fit.schema.json
+	$(BIN)/lit-kd schema recipe > configs/recipe.schema.json.new && mv configs/recipe.schema.json.new configs/recipe.schema.json
 
 clean:  ## Remove the virtual environment and caches; runs are kept
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache build dist

@@ -20,8 +20,10 @@ Distil a student when labels or teacher cannot be trusted.
   audit RUN, audit --data DATA        tell which labels are wrong, by a run or by one training
   samples RUN                         write what a run learned about each training sample
   export CHECKPOINT --format FORMAT   write the student alone, for ONNX, torch.export or safetensors
+  schema                              print a JSON schema, by which editors complete and check configs
 
 lit-kd COMMAND --help tells the options, lit-kd fit --model.help KD those of a method, lit-kd --version the version.
+lit-kd --print_completion bash (or zsh) prints what a shell needs to complete all of this.
 """
 TRACEBACK = "LIT_KD_TRACEBACK"
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -30,6 +32,7 @@ OURS = {
     "compare": "lit_kd.cli.compare:main",
     "export": "lit_kd.cli.students:export",
     "samples": "lit_kd.cli.samples:samples",
+    "schema": "lit_kd.cli.schema:schema",
     "trust": "lit_kd.cli.trust:trust",
 }
 
@@ -65,6 +68,8 @@ def _run(args: list[str] | None) -> None:
     command = line[0] if line else "--help"
     if line == ["--version"]:
         print(f"lit-kd {__version__}")
+    elif command == "--print_completion":
+        resolve_name("lit_kd.cli.completion:main")(line[1:])
     elif command in ("--help", "-h"):
         print(HELP, end="")
     elif command == "predict" and line[1:] and not line[1].startswith("-"):
