@@ -45,6 +45,12 @@ lint: $(READY)  ## Check style, types and that imports between the rooms run dow
 docs: $(READY)  ## Build the documentation, site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+gpu: $(READY)  ## Run every GPU path and benchmark in 8 minutes, table in runs/gpu (GPU="--device cpu --quick" tries it)
+	$(BIN)/python tests/gpu.py $(GPU)
+
+dist: $(READY)  ## Build wheel and sdist in dist
+	$(BIN)/uv build --quiet
+
 schema: $(READY)  ## Write the JSON schemas of configs and recipes, which the tests compare with the code
 	$(BIN)/lit-kd schema > configs/fit.schema.json.new && mv configs/fit.schema.json.new configs/fit.schema.json
 	$(BIN)/lit-kd schema recipe > configs/recipe.schema.json.new && mv configs/recipe.schema.json.new configs/recipe.schema.json

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import CONFIGS, QUIET, configs, files, version
 
 from lit_kd.cli.main import find_config, with_paths
@@ -30,6 +33,7 @@ def test_the_wheel_brings_the_configs(tmp_path: Path, monkeypatch: pytest.Monkey
         packed.extractall("installed")
     package = tmp_path / "installed" / "lit_kd"
     own = [path for kind in ("methods", "data", "recipes") for path in (CONFIGS / kind).glob("*.yaml")]
+    own += CONFIGS.glob("*.schema.json")
     expected = {path.relative_to(CONFIGS): path.read_bytes() for path in own}
     found = {
         path.relative_to(package / "configs"): content for path, (_, content) in files(package / "configs").items()
@@ -38,6 +42,14 @@ def test_the_wheel_brings_the_configs(tmp_path: Path, monkeypatch: pytest.Monkey
     for suffix in ("py", "html", "css", "js"):
         code = {path.relative_to(ROOT / "lit_kd") for path in (ROOT / "lit_kd").rglob(f"*.{suffix}")}
         assert {path.relative_to(package) for path in package.rglob(f"*.{suffix}")} == code != set()
+
+    [metadata] = (tmp_path / "installed").glob("*.dist-info/METADATA")
+    told = message_from_string(metadata.read_text())
+    assert told["Author"] == yaml.safe_load((ROOT / "CITATION.cff").read_text())["authors"][0]["name"]
+    assert told["Author"] in (ROOT / "LICENSE").read_text()
+    assert (told["License-Expression"], told["License-File"]) == ("MIT", "LICENSE")
+    used = set(re.findall(r"lit_kd\[(\w+)\]", "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))))
+    assert set(told.get_all("Provides-Extra", [])) == used | {"docs", "bench", "dev"}  # the others are make's
 
     script = "from lit_kd.cli.main import find_config as f; print(f('methods/kd.yaml'), f('digits_pair', 'recipes'))"
     done = python(script, tmp_path / "installed")

@@ -81,7 +81,10 @@ def test_mistakes(kind: str, line: str, errors: Any) -> None:
     [
         ("fit", "{$schema: ../fit.schema.json, model: KD, data: DigitsDataModule}"),
         ("fit", "model: {class_path: my.Method, init_args: {whatever: 1}}"),
-        ("fit", "model: {class_path: KD, init_args: {term: {class_path: my.Term, init_args: {a: 1}}, metrics: {f1: x}}}"),
+        (
+            "fit",
+            "model: {class_path: KD, init_args: {term: {class_path: my.Term, init_args: {a: 1}}, metrics: {f: x}}}",
+        ),
         ("fit", "model: {class_path: KD, init_args: {optimizer: {class_path: AdamW, init_args: {lr: 1.0e-3}}}}"),
         ("fit", "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/nll}}], logger: false}"),
         ("recipe", "methods: {KD: {model: {class_path: KD}, teacher: []}, own: {model: {class_path: my.Method}}}"),
