@@ -58,7 +58,7 @@ def fit_schema() -> Schema:
         if node.get("required") != ["class_path"]:
             node.pop("required", None)
     found["properties"]["$schema"] = {"type": "string"}
-    found["properties"]["trainer"]["properties"] |= dict.fromkeys(sorted(_FOREIGN["trainer"]), {})
+    found["properties"]["trainer"]["properties"] |= {name: {} for name in sorted(_FOREIGN["trainer"])}
     found["$defs"] = dict(sorted(found["$defs"].items()))
     for name, definition in found["$defs"].items():
         part = {"Distiller": "model", "DataModule": "data"}.get(name, "")
@@ -116,7 +116,7 @@ def _classes(variants: list[Schema], free: Sequence[str]) -> Schema:
         if path.startswith("lit_kd.") and path.count(".") < 3:  # a room exports it
             names = [path.split(".")[-1], path]
             variant["properties"]["class_path"] = {"enum": names}
-            variant["properties"].setdefault("init_args", _object({}))["properties"] |= dict.fromkeys(free, {})
+            variant["properties"].setdefault("init_args", _object({}))["properties"] |= {name: {} for name in free}
             kept.append(variant)
             known += names
     class_path = {"type": "string", "not": {"enum": known}}
@@ -132,7 +132,7 @@ def _shared(found: Schema) -> Schema:
     shared = {text: key for key, count in counts.items() if count > 2 and len(text := key[1]) > 60}
     numbers: Counter[str] = Counter()
     names = {}
-    for text, key in shared.items():
+    for key in shared.values():
         numbers[key[0]] += 1
         names[key] = f"{key[0]}-{numbers[key[0]]}"
     for options in every:
