@@ -1,8 +1,8 @@
 """What runs on a GPU and how fast: every option that concerns it, every method, the benchmarks; run by ``make gpu``.
 
-Writes ``gpu.md`` and ``gpu.json``, and ends with 1 if anything failed. What does not fit into ``--minutes`` is listed
-as not run. Each training is repeated on the CPU: the epoch's mean loss there is the yardstick. It differs by rounding, and by
-chance where a method draws on the device.
+Writes ``gpu.md`` and ``gpu.json``, and ends with 1 if anything failed. What does not fit into ``--minutes`` is
+listed as not run. Each training is repeated on the CPU: the epoch's mean loss there is the yardstick. It differs by
+rounding, and by chance where a method draws on the device.
 """
 
 from __future__ import annotations

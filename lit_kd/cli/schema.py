@@ -68,7 +68,7 @@ def fit_schema() -> Schema:
 
 
 def recipe_schema() -> Schema:
-    """What ``lit-kd compare`` reads; it refers to the schema of `fit_schema`, the file ``fit.schema.json`` beside it."""
+    """What ``lit-kd compare`` reads; it refers to `fit_schema`, as the file ``fit.schema.json`` beside it."""
     fit, partly = "fit.schema.json", {"type": "object", "properties": {"class_path": False}}
     parts: Schema = {
         "model": {"anyOf": [{"$ref": f"{fit}#/$defs/Distiller"}, partly]},
@@ -129,12 +129,12 @@ def _shared(found: Schema) -> Schema:
     every = [node["properties"] for node in _objects(found) if isinstance(node.get("properties"), dict)]
     every = [options for options in every if "init_args" not in options]
     counts = Counter((name, json.dumps(option)) for options in every for name, option in options.items())
-    shared = {text: key for key, count in counts.items() if count > 2 and len(text := key[1]) > 60}
     numbers: Counter[str] = Counter()
     names = {}
-    for key in shared.values():
-        numbers[key[0]] += 1
-        names[key] = f"{key[0]}-{numbers[key[0]]}"
+    for key, count in counts.items():
+        if count > 2 and len(key[1]) > 60:  # else a reference is no shorter
+            numbers[key[0]] += 1
+            names[key] = f"{key[0]}-{numbers[key[0]]}"
     for options in every:
         for name, option in options.items():
             place = names.get((name, json.dumps(option)))
