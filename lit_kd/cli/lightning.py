@@ -10,7 +10,7 @@ import lit_kd.methods  # noqa: F401 - so that short names of methods are legal i
 from lit_kd.data import DataModule
 from lit_kd.distiller.base import Distiller
 from lit_kd.models.shim import GivenOptionsWin
-from lit_kd.report.callbacks import ResumeAsBefore, SaveConfig, WritePredictions
+from lit_kd.report.callbacks import Last, ResumeAsBefore, SaveConfig, WritePredictions
 from lit_kd.report.show import ShowRun
 from lit_kd.terms import TASKS
 from lit_kd.version import __version__
@@ -29,7 +29,7 @@ class Cli(GivenOptionsWin):
         # as a list, which YAML has a word for
         parser.link_arguments(*names, lambda shape: shape and list(shape), apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.add_lightning_class_args(Last, "last")
         parser.add_lightning_class_args(ShowRun, "show")
         parser.link_arguments("checkpoint.dirpath", "last.dirpath")
         parser.set_defaults(

@@ -5,7 +5,7 @@ from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lit_kd.data.labels import Matrix, Positions, check_matrix, draw_weights, transition_matrix
 from lit_kd.data.partition import Partition, Source
 from lit_kd.data.relabel import relabel
+from lit_kd.data.resume import Resumable
 from lit_kd.data.rows import Indexed, Move, as_is
 from lit_kd.data.sampler import EpochLoader, EpochSampler
 from lit_kd.data.seeds import derive_seed, resolve_seed
@@ -21,7 +22,7 @@ from lit_kd.models.images import ImageInput
 from lit_kd.types import UNLABELED, Batch
 
 
-class DataModule(LightningDataModule, ABC):
+class DataModule(Resumable, ABC):
     """Gives every method its batches, `Batch(x, y, index)`.
 
     It splits the rows into train, meta, val and test, stratified by class, and corrupts training labels only. An index
@@ -281,7 +282,7 @@ class DataModule(LightningDataModule, ABC):
     def _shuffled(self, source: Indexed, length: int, purpose: str, **drawing: Any) -> DataLoader[Batch]:
         share: Any = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
         sampler = EpochSampler(len(source), length, seed=derive_seed(self._seed, purpose), **share, **drawing)
-        return self.loader(source, sampler)
+        return self.loader(source, sampler, place=self.place, name=purpose)
 
 
 def data_of(module: LightningModule) -> DataModule:

@@ -7,6 +7,8 @@ import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_kd.data.labels import Positions, Weights
+from lit_kd.data.resume import Place, random_state, set_random_state
+from lit_kd.data.seeds import seed_epoch
 from lit_kd.types import Batch
 
 
@@ -79,11 +81,48 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class EpochLoader(DataLoader[Batch]):
-    """Seeds and starts its workers at the first `next`."""
+    """Seeds and starts its workers at the first `next`; resumed in mid-epoch, it goes on where it was.
+
+    It then draws the epoch's batches again and drops those that are done, so that workers repeat their random numbers,
+    too. After that torch's go on as they did; in several processes they are those of seed, epoch and process.
+
+    Args:
+        *args: See torch's DataLoader.
+        place: Where the epoch is; ``None``: the loader is never resumed.
+        name: Of this loader, in the place.
+        **options: See torch's DataLoader.
+    """
+
+    def __init__(self, *args: Any, place: Place | None = None, name: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.place, self.name = place, name
 
     def __iter__(self) -> Any:
         # Lightning makes the iterator before it tells a resumed sampler its epoch and sets the epoch's seed
-        yield from super().__iter__()
+        place, now = self.place, random_state()
+        if place is None:
+            yield from super().__iter__()
+            return
+        start, sampler = place.resumed.get("starts", {}).pop(self.name, None), cast(EpochSampler, self.sampler)
+        done = 0 if start is None else place.done
+        if done and sampler.num_replicas > 1:  # a checkpoint is of one of them
+            seed_epoch(sampler.epoch, sampler.rank)
+        elif done:
+            set_random_state(start)
+        place.starts[self.name] = random_state()
+        batches = super().__iter__()
+        for _ in range(done):
+            next(batches)
+        if done and sampler.num_replicas == 1:  # of several loaders side by side the first goes back to the checkpoint
+            set_random_state(place.resumed.pop("now", now))
+        yield from batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing, as the data module has it: Lightning restores no loader that was made for a schedule's length."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 def own_rows(loaders: Any, which: int, seen: int, rows: int) -> int:

@@ -12,7 +12,7 @@ from lit_kd.types import Batch, Outputs, check_choice, index_of
 from lit_kd.weightings import Amal, Paper, Robust, Rule
 from lit_kd.weightings.base import TellRule, has_label, without_silent
 from lit_kd.weightings.checks import SayIfUnheard, check_maker, check_training, own_rule, warn_of_rule
-from lit_kd.weightings.lookahead import LastLayer, LookAhead, Seen, Unneeded
+from lit_kd.weightings.lookahead import KeepMetaRows, LastLayer, LookAhead, Seen, Unneeded
 from lit_kd.weightings.manual import ManualOptimisation
 from lit_kd.weightings.mean_teacher import check_eta, revised
 from lit_kd.weightings.sample_file import starting_weights
@@ -37,8 +37,7 @@ class ALMKD(ManualOptimisation, Selective):
         meta_gradient: Of published rules, at the ``"last_layer"`` [code], which must be linear, or through all layers:
             ``"exact"`` [derived], or ``"central"``, for operators without forward-mode differentiation.
         temperature: T > 0 of the default term, dimensionless.
-        start_weights: Weights before the rule's first update: the teachers' share in [0, 1], or a .csv, .parquet or
-            .ckpt file, see `lit_kd.weightings.sample_file.starting_weights`.
+        start_weights: The first weights: the teachers' share in [0, 1], or a file, see `weightings.sample_file`.
         revise: Eta of Label Revision, in [0, 1): see `lit_kd.losses.revised_teacher`.
         **base: See `lit_kd.weightings.manual`, `lit_kd.weightings.selection` and `lit_kd.Distiller`.
     """
@@ -75,8 +74,9 @@ class ALMKD(ManualOptimisation, Selective):
         return self.task.teacher_term(self.temperature)
 
     def configure_callbacks(self) -> Any:
-        """What tells the rule of validations, too, and the user of a rule whose time never came."""
-        return [*super().configure_callbacks(), SayIfUnheard(), *([TellRule()] if self.rule.wants_validation else [])]
+        """What tells the rule of validations, too, keeps meta rows, and tells of a rule whose time never came."""
+        own = [SayIfUnheard(), KeepMetaRows(), *([TellRule()] if self.rule.wants_validation else [])]
+        return [*super().configure_callbacks(), *own]
 
     def setup(self, stage: str) -> None:
         """Refuse data, rules and terms that would be wrong."""

@@ -66,8 +66,8 @@ class LossDivider(Distiller):
 
     def prepare_epoch(self) -> None:
         """Fit the mixture."""
-        if self.current_epoch < self.warmup_epochs:
-            return
+        if self.current_epoch < self.warmup_epochs or self.trainer.fit_loop.restarted_mid_epoch:
+            return  # resumed, the table has what was fitted when the epoch began
         said = self.predict_rows(self.data.parts.rows(torch.arange(self.data.train_size)), teachers=False)
         known, clean = has_label(said.y), self.table["weights"][:, 0].clone()
         losses = self.task.label_loss(said.student.logits.float(), said.y)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 TABLES = (".csv", ".parquet")
 EXPORTS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 """Suffixes of exported students by format."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHECKPOINTS = {".ckpt", ".pt", ".pth"}
 
 
@@ -40,6 +42,7 @@ def write_whole(path: Path, content: str | bytes | memoryview | Callable[[Binary
         if not isinstance(error, OSError):
             raise
         kept = "the file that is there is as it was" if path.exists() else "no file was left"
+        kept += "; make room, and run it again" if error.errno in FULL else ""
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {kept}") from error
 
 

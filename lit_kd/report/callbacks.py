@@ -1,6 +1,7 @@
 """Callbacks of the command line: files that a run leaves, and checks when it is resumed."""
 
 import io
+import signal
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 import yaml
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_kd.models.files import write_columns, write_whole
 
@@ -101,6 +104,46 @@ class SaveConfig(SaveConfigCallback):
             send_file(logger, folder / self.config_filename)
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(text))
+
+
+class Last(ModelCheckpoint):
+    """Keeps the last epoch; and where SIGTERM ends a training in mid-epoch, what it has come to.
+
+    A signal of SLURM, at which Lightning saves and queues the job again, waits for the end of the batch, too: in the
+    middle of a step half of the network may have moved.
+    """
+
+    _theirs: Any = None  # Lightning's handler of the signal
+    _noted = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signal."""
+        super().on_train_start(trainer, pl_module)
+        self._theirs = signal.getsignal(signal.SIGUSR1) if SLURMEnvironment.detect() else None
+        if callable(self._theirs):
+            signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._noted = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **options: Any) -> None:
+        """Give the signal to Lightning; not at an epoch's end, as a run resumed there would not validate."""
+        super().on_train_batch_end(trainer, pl_module, *args, **options)
+        asked = callable(self._theirs) and trainer.strategy.reduce_boolean_decision(self._noted, all=False)
+        if asked and not trainer.is_last_batch:
+            self._noted = False
+            self._theirs(signal.SIGUSR1, None)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save, and tell the shell that this was no success; after an epoch's last batch its checkpoint is there."""
+        super().on_exception(trainer, pl_module, exception)
+        if not isinstance(exception, SIGTERMException):
+            return
+        exception.code = 128 + signal.SIGTERM
+        if trainer.training and not trainer.is_last_batch:
+            self.best_model_path = self.format_checkpoint_name({})  # so that the next epoch replaces it
+            trainer.save_checkpoint(self.best_model_path)
+            rank_zero_info(f"stopped by SIGTERM: go on with --ckpt_path {self.best_model_path}")
 
 
 class WholeCheckpoints(TorchCheckpointIO):

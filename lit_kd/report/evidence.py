@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from lit_kd.data import UNLABELED, DataModule
 from lit_kd.distiller import Distiller
 from lit_kd.models.checkpoint import known_names
+from lit_kd.models.files import write_whole
 from lit_kd.report.charts import noise_auc
 from lit_kd.report.runs import POINTS, SAMPLES, Metrics, Result
 from lit_kd.report.samples import Suspect, as_pictures, distrusted_by, label_weights, learned
@@ -62,7 +64,7 @@ class KeepEvidence(Callback):
         """Write all rows, arrays ``(n,)`` by name."""
         names = self.parts[0] if self.parts else ()
         kept: dict[str, Any] = {name: torch.cat([part[name] for part in self.parts]).numpy() for name in names}
-        np.savez_compressed(path, **kept)
+        write_whole(path, partial(np.savez_compressed, **kept))
 
 
 def evidence(logits: Tensor, y: Tensor, teachers: list[Tensor]) -> dict[str, Tensor]:
@@ -127,7 +129,7 @@ def keep_samples(
     if shown:
         columns |= {f"shown_{f.name}": np.array([getattr(one, f.name) for one in shown]) for f in fields(Suspect)}
         columns |= {} if pixels is None else {"pictures": pixels}
-    np.savez_compressed(folder / SAMPLES, **columns)
+    write_whole(folder / SAMPLES, partial(np.savez_compressed, **columns))
     estimate = model.table.shared.get("noise_rate")
     result = {
         "noise_auc": noise_auc(weights[:, 0], label, noisy),
@@ -153,7 +155,7 @@ def keep_points(data: DataModule, folder: Path) -> None:
     """Write training samples that are points of the plane, for the chart of regions."""
     x = data.parts.plain.fetch(data.parts.positions["train"].tolist())
     label, noisy = (column[: data.train_size].numpy() for column in (data.labels, data.noisy))
-    np.savez_compressed(folder / POINTS, x=np.asarray(x), label=label, noisy=noisy)
+    write_whole(folder / POINTS, partial(np.savez_compressed, x=np.asarray(x), label=label, noisy=noisy))
 
 
 def accuracy_by_queries(metrics: Metrics) -> list[tuple[int, float]]:

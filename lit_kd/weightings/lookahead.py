@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_kd.data.table import all_rows, all_sum
@@ -87,6 +89,22 @@ class Unneeded(LookAhead):
             raise NotImplementedError("expected a rule with looks_ahead, which asks for the meta-gradient")
 
         return align
+
+
+class KeepMetaRows(Callback):
+    """Keeps the meta rows of an epoch's latest steps in checkpoints of its middle, for a run that is resumed there."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep them."""
+        ahead = getattr(pl_module, "look_ahead", None)
+        if isinstance(ahead, LastLayer) and trainer.training and not trainer.is_last_batch:
+            checkpoint["meta_rows"] = list(ahead.rows)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        ahead = getattr(pl_module, "look_ahead", None)
+        if isinstance(ahead, LastLayer):
+            ahead.rows.extend(move_data_to_device(checkpoint.get("meta_rows", []), pl_module.device))
 
 
 class LastLayer(LookAhead):

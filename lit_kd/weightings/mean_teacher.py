@@ -95,6 +95,17 @@ class MeanTeacher(Distiller):
         super().on_train_epoch_start()
         self._draws.manual_seed(derive_seed(resolve_seed(None), f"teachers dropped in epoch {self.current_epoch}"))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in the base, and where these draws are, for a run that is resumed in mid-epoch."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher_draws"] = self._draws.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in the base, and go on with these draws."""
+        super().on_load_checkpoint(checkpoint)
+        if "teacher_draws" in checkpoint:
+            self._draws.set_state(checkpoint["teacher_draws"].cpu())
+
     def sources(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> list[Outputs]:
         """The mean of the teachers that are not dropped, revised by the label."""
         assert self.terms is not None
