@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -22,6 +23,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import Blobs, build, trained_teachers, trainer
 from PIL import Image
+from test_every_method import Augmented, Each, assert_same, module
 from torch import Tensor, nn
 
 from lit_kd import KD
@@ -200,27 +202,97 @@ def state(path: Path) -> dict[str, Any]:
     return {name: found[name] for name in names if name in found}
 
 
-@pytest.mark.parametrize(("method", "how", "workers"), [("almkd", "SIGTERM", 2), ("kd", "SIGINT", 0)])
+@pytest.mark.parametrize(
+    ("method", "how", "workers"), [("almkd", "SIGTERM", 2), ("kd", "SIGTERM", 0), ("kd", "SIGINT", 0)]
+)
 def test_stopped_in_an_epoch_and_resumed(
     method: str, how: str, workers: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """SIGTERM leaves what the training has come to, Ctrl-C the last epoch; both are no success."""
     monkeypatch.chdir(tmp_path)
     options = [f"--data.num_workers={workers}"]
     stop = ["--trainer.callbacks=test_survival.Stop", f"--trainer.callbacks.how={how}"]
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without it
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as done:
             fit(method, whole, "cut", *options, *stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert state(Path("cut/last.ckpt"))["epoch"] == 0
-    fit(method, whole, "cut", *options, "--ckpt_path=cut/last.ckpt")
-    from test_every_method import assert_same
-
+    middle = how == "SIGTERM"
+    assert done.value.code == (143 if middle else 1)
+    cut, whole_run = (state(path) for path in (Path("cut/last.ckpt"), whole / method / "last.ckpt"))
+    steps = whole_run["global_step"] // 3
+    assert (cut["epoch"], cut["global_step"]) == ((1, steps + 4) if middle else (0, steps))
+    fit(method, whole, "cut", *options, "--ckpt_path=last")
     for name in ("last.ckpt", "best.ckpt"):
         assert_same(state(Path("cut") / name), state(whole / method / name))
+    assert {path.name for path in Path("cut").glob("*.ckpt")} == {"last.ckpt", "best.ckpt"}
+
+
+class Requeued(Callback):
+    """Inside a step of the second epoch, SLURM says that time is up; two batches later it ends the job."""
+
+    def on_before_backward(self, trainer: Any, *_: Any) -> None:
+        at = trainer.current_epoch, trainer.fit_loop.batch_idx
+        if not trainer.ckpt_path and at in ((1, 2), (1, 4)):
+            os.kill(os.getpid(), signal.SIGUSR1 if at[1] == 2 else signal.SIGTERM)
+
+
+def test_a_slurm_job_is_queued_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again goes on by itself from what was saved at the end of a batch, not within a step."""
+    monkeypatch.chdir(tmp_path)
+    stub = tmp_path / "bin" / "scontrol"
+    stub.parent.mkdir()
+    stub.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
+    numbers = {"JOB_ID": 1234, "NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in (numbers | {"JOB_NAME": "distil", "NODELIST": "localhost"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    line = ("--trainer.default_root_dir=.", "--trainer.callbacks=test_survival.Requeued")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with pytest.raises(SystemExit) as done:
+        fit("almkd", whole, "job", *line)
+    assert done.value.code == 143
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert Path("asked").read_text() == "requeue 1234\n"
+    assert state(Path("hpc_ckpt_1.ckpt"))["global_step"] == state(whole / "almkd" / "last.ckpt")["global_step"] // 3 + 3
+    fit("almkd", whole, "job", *line)
+    assert_same(state(Path("job/last.ckpt")), state(whole / "almkd" / "last.ckpt"))
+
+
+MIDDLE = [("kd", 1), ("almkd-robust", 0), ("almkd-paper", 1), ("kd-teachers", 0), ("loss-divider", 0)]
+
+
+@pytest.mark.parametrize(("method", "workers"), MIDDLE)
+def test_resumed_in_mid_epoch(method: str, workers: int, tmp_path: Path) -> None:
+    """With dropout and augmentation: from the fourth batch of the second epoch as if it had not been cut."""
+
+    def run(folder: Path, **resumed: Any) -> tuple[dict[str, Any], list[list[int]]]:
+        seen: list[list[int]] = []
+
+        def note(_: str, trainer: Any, module: Any, batch: Any, *__: Any) -> None:
+            if trainer.current_epoch == 1 and trainer.fit_loop.batch_idx > 3:
+                seen.append((batch["train"] if isinstance(batch, dict) else batch).index.tolist())
+
+        kept = ModelCheckpoint(folder, "{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+        model = build(method, module("dropout"), lr_scheduler="cosine", lr_interval="step")
+        fitted = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[kept, Each(note, "on_train_batch_start")])
+        fitted.fit(model, Augmented(noise="symmetric", noise_rate=0.3, num_workers=workers), **resumed)
+        fitted.save_checkpoint(folder / "last.ckpt")
+        return state(folder / "last.ckpt"), seen
+
+    expected, rows = run(tmp_path / "whole")
+    torch.rand(7)
+    middle = sorted((tmp_path / "whole").glob("epoch=1-*.ckpt"), key=lambda path: int(path.stem.split("=")[-1]))[3]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable")
+        found, again = run(tmp_path / "again", ckpt_path=middle, weights_only=True)
+    assert len(rows) >= 2
+    assert again == rows
+    assert_same(found, expected)
 
 
 # damaged data

@@ -98,7 +98,7 @@ class MeanTeacher(Distiller):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in the base, and where these draws are, for a run that is resumed in mid-epoch."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["teacher_draws"] = self._draws.get_state()
+        checkpoint |= {"teacher_draws": self._draws.get_state()} if self.drop else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in the base, and go on with these draws."""
