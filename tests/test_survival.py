@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from commands import QUIET, call, configs, train_teacher
-from lightning import Callback
+from lightning import Callback, seed_everything
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import Blobs, build, trained_teachers, trainer
@@ -32,6 +32,7 @@ from lit_kd.cli.main import main
 from lit_kd.data import CIFAR10DataModule, ImageFolderDataModule, MNISTDataModule
 from lit_kd.models.files import write_columns
 from lit_kd.report.callbacks import WholeCheckpoints, WritePredictions
+from lit_kd.report.evidence import KeepEvidence
 
 
 @contextmanager
@@ -85,6 +86,34 @@ class TestFullDisk:
         with small_files(1000), pytest.raises(OSError, match=rf"cannot write {path}: File too large; {kept}"):
             write_columns(path, {"index": list(range(5000))}, overwrite=True)
         assert content(tmp_path) == ({} if before is None else {name: before})
+
+    @pytest.mark.parametrize("before", [False, True])
+    def test_evidence(self, before: bool, tmp_path: Path) -> None:
+        kept, path = KeepEvidence(), tmp_path / "evidence.npz"
+        kept.parts = [{"confidence": torch.rand(5000)}]
+        if before:
+            kept.save(path)
+        old = content(tmp_path)
+        with small_files(1000), pytest.raises(OSError, match=r"evidence\.npz: File too large.*; make room, and run it"):
+            kept.save(path)
+        assert content(tmp_path) == old
+
+    def test_a_cache(self, tmp_path: Path) -> None:
+        """What was written is no cache; with room it is made anew, and the training is as without the accident."""
+
+        def run(where: str) -> dict[str, Tensor]:
+            model = build("kd", teacher_cache=where)
+            trainer().fit(model, Blobs())
+            return model.student.state_dict()
+
+        with small_files(500), pytest.raises(OSError, match=r"cannot write .*\.npy: File too large; no file was left"):
+            run(str(tmp_path))
+        assert not [name for name in content(tmp_path) if name.endswith((".part", "logits.npy"))]
+        seed_everything(0, verbose=False)
+        found = run(str(tmp_path))
+        assert [name for name in content(tmp_path) if name.endswith("logits.npy")]
+        seed_everything(0, verbose=False)
+        assert_same(found, run("memory"))
 
     def test_predictions(self, tmp_path: Path) -> None:
         writer = WritePredictions()

@@ -21,7 +21,7 @@ def write_whole(path: Path, content: str | bytes | memoryview | Callable[[Binary
     """Write bytes, a text or what a function writes to an open file: whole or not at all, even in a power cut."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # beside it, as only there a rename is atomic
     try:
-        with part.open("wb") as file:
+        with part.open("w+b") as file:  # to one for writing alone numpy writes by itself, and may miss a full disk
             if callable(content):
                 content(file)
             else:
