@@ -22,7 +22,7 @@ def test_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "trainings", lambda teacher: dict.fromkeys(gpu.QUICK, ["--model=NoSuchMethod"]))
+    monkeypatch.setattr(gpu, "trainings", lambda teacher: {gpu.QUICK[0]: ["--model=NoSuchMethod"]})
     monkeypatch.setattr(gpu, "train_teacher", lambda *_: Path("teacher"))
     assert gpu.main(["--device", "cpu", "--quick", "--output", "out"]) == 1
     assert json.loads(Path("out/gpu.json").read_text())["rows"][gpu.QUICK[0]]["status"].startswith("failed: ")
