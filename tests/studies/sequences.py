@@ -114,7 +114,8 @@ def table(rows: list[dict[str, str]]) -> str:
             cells = []
             for key, factor, digits in (("nll", 1, 3), ("answers", 100, 1)):
                 found = [factor * float(row[key]) for row in own]
-                cells.append(f"{mean(found):.{digits}f} ± {stdev(found):.{digits}f}" if len(found) > 1 else "")
+                spread = f" ± {stdev(found):.{digits}f}" if len(found) > 1 else ""
+                cells.append(f"{mean(found):.{digits}f}{spread}" if found else "")
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
