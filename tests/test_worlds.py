@@ -279,7 +279,15 @@ class Listener(FrameNet):
 
 
 def sequences(**options: Any) -> SymbolSequencesDataModule:
-    small: dict[str, Any] = {"sequences": 300, "symbols": 3, "val": 30, "test": 100, "spread": 0.5, "seed": 0}
+    small: dict[str, Any] = {
+        "batch_size": 16,
+        "sequences": 300,
+        "symbols": 3,
+        "val": 30,
+        "test": 100,
+        "spread": 0.5,
+        "seed": 0,
+    }
     return SymbolSequencesDataModule(**small | options)
 
 
@@ -346,12 +354,18 @@ class TestOracleCTC:
 
 
 @pytest.mark.parametrize(
-    ("name", "oracle"), [("unkd", ()), ("oracle_ctc", ("reads_target=true", "student.init_args.oracle=true"))]
+    ("name", "net", "options"),
+    [
+        ("unkd", "MatrixFactorisation, init_args: {users: 400, features: 6}", ()),
+        ("oracle_ctc", "FrameNet, init_args: {features: 8, oracle: true}", ("--model.reads_target=true",)),
+    ],
 )
-def test_commands(name: str, oracle: tuple[str, ...], tmp_path: Path) -> None:
+def test_commands(name: str, net: str, options: tuple[str, ...], tmp_path: Path) -> None:
     config = ("--config", CONFIGS / "methods" / f"{name}.yaml", *QUIET, "--trainer.max_epochs=1")
-    call("fit", *config, *(f"--model.{option}" for option in oracle), f"--checkpoint.dirpath={tmp_path}")
-    call("fit", *config, f"--model.teacher={tmp_path / 'last.ckpt'}")
+    net = f"class_path: lit_kd.models.worlds.{net}"
+    call("fit", *config, f"--model.student={{{net}}}", *options, f"--checkpoint.dirpath={tmp_path}")
+    teacher = f"{{{net}, checkpoint: {tmp_path / 'last.ckpt'}, prefix: student.}}"
+    call("fit", *config, f"--model.teacher={teacher}")
     metrics = read_csv(version(1) / "metrics.csv")
     assert any(row["val/teacher_agreement"] for row in metrics)
 

@@ -119,7 +119,7 @@ class SymbolSequencesDataModule(DataModule):
         for frames, target in zip(shown, targets, strict=True):
             length, at, last = draw.integers(3, 7), 0, 0
             for place in range(length):
-                last = draw.choice(np.setdiff1d(np.arange(1, self.num_classes), last))
+                last = int(draw.choice(np.setdiff1d(np.arange(1, self.num_classes), last)))
                 lasts = draw.integers(1, 4)
                 target[place], frames[at : at + lasts] = last, last
                 at += lasts + draw.integers(0, 2)

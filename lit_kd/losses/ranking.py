@@ -20,7 +20,7 @@ def popularity_groups(counts: Tensor, groups: int) -> Tensor:
     middle = sorted_counts.cumsum(0) - sorted_counts / 2
     found = torch.empty_like(order)
     found[order] = (groups * middle / sorted_counts.sum()).long().clamp(max=groups - 1)
-    if not 1 <= groups <= len(counts) or not counts.any() or len(found.unique()) < groups:
+    if not 1 <= groups <= len(counts) or not counts.any() or len(set(found.tolist())) < groups:
         raise ValueError(
             f"expected interactions that can be divided into {groups} groups of items, found {len(counts)} items and "
             f"{int(counts.sum())} interactions, {int(counts.max())} with one item: lower groups"

@@ -24,7 +24,8 @@ class MatrixFactorisation(nn.Module):
 
     def forward(self, user: Tensor, seen: Tensor) -> Tensor:
         """From the users' numbers, ``(B,)``, and which items each is known to have, bool ``(B, I)``."""
-        return (self.users(user) @ self.items.weight.T).masked_fill(seen, -torch.inf)
+        scores: Tensor = self.users(user) @ self.items.weight.T
+        return scores.masked_fill(seen, -torch.inf)
 
 
 class FrameNet(nn.Module):

@@ -110,10 +110,10 @@ def _scores(logits: Tensor) -> Tensor:
 def _metrics(items: int, top: int, group_of: Tensor | None) -> dict[str, Metric]:
     """Of all items, then of each group; the agreement is the recall of what the teachers recommend."""
     found: dict[str, Metric] = {"agreement": Ranking(top, False)}
-    groups = [] if group_of is None else range(int(group_of.max()) + 1)
+    members = [] if group_of is None else [group_of == group for group in range(int(group_of.max()) + 1)]
     for name, discounted in (("recall", False), ("ndcg", True)):
         found[name] = Ranking(top, discounted)
-        found |= {f"{name}_group_{group}": Ranking(top, discounted, group_of == group) for group in groups}
+        found |= {f"{name}_group_{group}": Ranking(top, discounted, items) for group, items in enumerate(members)}
     return found
 
 
