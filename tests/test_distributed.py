@@ -22,6 +22,7 @@ import torch
 from commands import QUIET, configs
 from lightning import LightningDataModule, LightningModule, seed_everything
 from methods import CLASSES, SHAPE, Blobs, blobs, build, trained_teachers, trainer
+from test_methods_tasks import Net
 from test_mixin import Mine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,6 +33,7 @@ from lit_kd.data.rows import Indexed
 from lit_kd.data.table import all_rows
 from lit_kd.models import build_model
 from lit_kd.teachers.cache import TeacherCache
+from lit_kd.types import IGNORED
 
 ROWS = 12
 """The global batch; 48 training rows, or 72 with the meta rows, are a multiple of it, 50 and 74 are not."""
@@ -66,6 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sop": {},
     "glc": {},
     "kd, multilabel": {},
+    "kd, tokens": {},
     "kd, balanced": {"row_weights": "balanced"},
     "mixin, kd": {},
     "mixin, robust": {},
@@ -112,6 +115,19 @@ class Several(Padded):
         source = super().load()
         source.labels = np.stack([source.labels == 0, source.labels < 2, source.labels > 0], axis=1).astype(int)
         return source
+
+
+class Words(Padded):
+    """Six tokens a row, of which some count for nothing, and of one row all."""
+
+    task = "tokens"
+
+    def load(self) -> Source:
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randint(5, (120, 6), generator=draw)
+        y = (x % 3).masked_fill(torch.rand(120, 6, generator=draw) < 0.4, IGNORED)
+        y[7] = IGNORED
+        return Source(TensorRows(x), TensorRows(x), y.numpy(), test_size=24)
 
 
 class Reader(nn.Module):
@@ -177,6 +193,9 @@ def prepare(case: str, devices: int, padding: int) -> tuple[LightningModule, Dat
     name, _, variant = case.partition(", ")
     if name in PROJECTS:
         return PROJECTS[name](variant, ROWS // devices)
+    if variant == "tokens":
+        taggers = Net("tokens"), Net("tokens")
+        return KD(*taggers, num_classes=3, task="tokens"), Words(padding, batch_size=ROWS // devices)
     # those that take several teachers take three
     teachers = [*trained_teachers(), build_model("mlp-8", CLASSES, SHAPE)]
     own = {"exact": {"meta_gradient": "exact"}, "multilabel": {"task": "multilabel"}}.get(variant, {})

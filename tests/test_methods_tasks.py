@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import METHODS, trainer
 from torch import nn
 
-from lit_kd import KD, CoTeaching
+from lit_kd import ALMKD, KD, CoTeaching
 from lit_kd.data import DataModule, Source, TensorRows
 from lit_kd.types import IGNORED, Batch
+from lit_kd.weightings import Paper
 
 SIZES = {"multilabel": 3, "dense": 3, "tokens": 3, "regression": 2}
 
@@ -97,6 +100,26 @@ def test_trains_or_is_refused(method: str, task: str) -> None:
         assert not moved
         assert fitted.global_step == 0
         assert "\n" not in said
+
+
+def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
+    """Of pixels, with the exact meta-gradient."""
+
+    def run(folder: Path, **options: Any) -> ALMKD:
+        seed_everything(0, verbose=False)
+        rule = Paper(warmup_epochs=1, every=1)
+        model = ALMKD(Net("dense"), Net("dense"), num_classes=3, task="dense", rule=rule, meta_gradient="exact")
+        keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+        trainer(max_epochs=3, enable_checkpointing=True, callbacks=[keep]).fit(model, Few("dense"), **options)
+        return model
+
+    whole = run(tmp_path / "whole")
+    again = run(tmp_path / "again", ckpt_path=tmp_path / "whole" / "epoch=1.ckpt", weights_only=True)
+    torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert whole.table is not None
+    assert again.table is not None
+    assert len(whole.table["weights"].unique(dim=0)) > 2
+    torch.testing.assert_close(again.table["weights"], whole.table["weights"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("task", SIZES)
