@@ -363,7 +363,7 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "`select=50`": lambda: kd(select=50),
         "an unknown rule": lambda: almkd(rule="almkd"),
         "an unknown kind of meta-gradient": lambda: almkd(meta_gradient="full"),
-        "an unknown task": lambda: kd(task="regression"),
+        "an unknown task": lambda: kd(task="ranking"),
         "an option that is not there": lambda: kd(wieght=0.9),
         "a term's class in place of a term": lambda: kd(term=KL),
         "one term as `extra`": lambda: kd(extra=KL()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,13 @@ def test_a_teacher_is_cached(task: str, tmp_path: Path) -> None:
         weights.append(torch.cat([p.detach().flatten() for p in model.student.parameters()]))
     torch.testing.assert_close(weights[1], weights[0])
     torch.testing.assert_close(weights[2], weights[0])
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    given = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)).replace("logger=False", "accelerator='cpu'")
+    there: dict[str, Any] = {}
+    exec(given, there)
+    assert there["data"].task == "dense"
+    assert there["model"].task.name == "tokens"
