@@ -1,6 +1,6 @@
 """Somebody else's data module with our splits, noise, indices and meta batches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -84,8 +84,9 @@ class DistillationDataModule(DataModule):
             setattr(self, name, getattr(inner, name))
         self.meta_from = meta_from
         self.label_key, self.input_key = label_key, input_key
-        keys = {"label_key": label_key, "input_key": input_key, "ignore_index": ignore_index}
-        self.unpack = partial(item_labels.as_theirs_say, task=self.task, **keys)
+        told: dict[str, Any] = {"task": self.task, "ignore_index": ignore_index}
+        keys = {"label_key": label_key, "input_key": input_key}
+        self.unpack: Callable[..., Batch] = partial(item_labels.as_theirs_say, **told, **keys)
         self.val_train = val_train
         self._given = {"batch_size": batch_size, "num_workers": num_workers}
         self._given_to_train = {"drop_last": drop_last, "row_weights": row_weights}

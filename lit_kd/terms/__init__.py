@@ -3,6 +3,7 @@
 A term says which features it reads, which parts are trained along, and what it keeps of each sample.
 """
 
+from lit_kd.data.labels import TaskName
 from lit_kd.terms.base import Term, TermSet, Weighed, Weights
 from lit_kd.terms.classes import ClassInformation
 from lit_kd.terms.comparative import Comparative
@@ -41,7 +42,7 @@ from lit_kd.terms.smoothing import Brier, SmoothedCrossEntropy, TeacherFree
 from lit_kd.terms.stages import ClassMaps, Review, ScaleDecoupled
 from lit_kd.terms.subclasses import Subclasses
 from lit_kd.terms.task import Task
-from lit_kd.terms.tasks import TASKS, TaskName
+from lit_kd.terms.tasks import TASKS
 from lit_kd.terms.temperature import LearnedTemperature
 
 __all__ = [
