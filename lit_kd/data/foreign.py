@@ -84,9 +84,8 @@ class DistillationDataModule(DataModule):
             setattr(self, name, getattr(inner, name))
         self.meta_from = meta_from
         self.label_key, self.input_key = label_key, input_key
-        told: dict[str, Any] = {"task": self.task, "ignore_index": ignore_index}
-        keys = {"label_key": label_key, "input_key": input_key}
-        self.unpack: Callable[..., Batch] = partial(item_labels.as_theirs_say, **told, **keys)
+        told: dict[str, Any] = {"ignore_index": ignore_index, "label_key": label_key, "input_key": input_key}
+        self.unpack: Callable[..., Batch] = partial(item_labels.as_theirs_say, task=self.task, **told)
         self.val_train = val_train
         self._given = {"batch_size": batch_size, "num_workers": num_workers}
         self._given_to_train = {"drop_last": drop_last, "row_weights": row_weights}
