@@ -152,9 +152,12 @@ def test_recipes(name: str, tmp_path: Path) -> None:
     results = read_csv(folder / "results.csv")
     assert [(row["method"], row["seed"]) for row in results] == [(part, "0") for part in parts]
     for row in results:
-        assert all(0 <= float(row[name]) <= 1 for name in ("test_accuracy", "test_accuracy_last", "ece"))
+        scores = [float(value) for key, value in row.items() if key.startswith("test_")]
+        assert len(scores) == 2
+        assert max(scores) <= 1
+        assert not row["ece"] or 0 <= float(row["ece"]) <= 1
         method = parts[row["method"]]["model"]["class_path"]
         assert bool(row["teacher_agreement"]) == getattr(lit_kd, method).needs_teacher
     asked = any(stretches(own) > 1 for own in parts.values())
     pictures = {picture.name for picture in folder.glob("*.png")}
-    assert pictures >= {"accuracy.png", *(["queries.png"] if asked else [])}
+    assert pictures >= {*(["queries.png"] if asked else []), "r2.png" if name == "numbers_outliers" else "accuracy.png"}
