@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -212,8 +213,10 @@ class Knowing(nn.Module):
         self.dense = data.task == "dense"
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.stack([self.known[one.numpy().tobytes()] for one in x]).clamp(min=0)
-        wrong = torch.rand(y.shape, generator=torch.Generator().manual_seed(0)) < 0.1
+        names = [one.numpy().tobytes() for one in x]
+        y = torch.stack([self.known[name] for name in names]).clamp(min=0)
+        draws = [torch.rand(y[0].shape, generator=torch.Generator().manual_seed(crc32(name))) for name in names]
+        wrong = torch.stack(draws) < 0.1
         if self.several:
             return torch.where((y == 1) ^ wrong, 2.0, -2.0)
         said = nn.functional.one_hot(torch.where(wrong, (y + 1) % self.classes, y), self.classes) * 4.0
@@ -240,7 +243,7 @@ def test_trainings(task: str) -> None:
         true, given = (labels[:n] if kinds == 1 else labels[:n, kind] for labels in (data.clean_labels, data.labels))
         kept = true != IGNORED
         expected = confusion_matrix(true[kept], given[kept], normalize="all")
-        np.testing.assert_allclose(term.joint[kind], expected, atol=0.02)  # of which it knows nothing
+        np.testing.assert_allclose(term.joint[kind], expected, atol=0.05)  # of which it is told nothing
     assert "test/accuracy" in fitted.test(model, data, verbose=False)[0]
 
 
