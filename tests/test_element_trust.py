@@ -253,7 +253,7 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="expected a meta split for ElementTrust"):
         fitted.fit(model, TagsDataModule(meta=0, seed=0))
     with pytest.raises(ValueError, match="expected one teacher for ElementTrust, found 2"):
-        ElementTrust("mlp-4", ["mlp-4", "mlp-4"], task="multilabel", num_classes=3)
+        ElementTrust("mlp-4", ["mlp-4", "mlp-4"], task="multilabel", num_classes=3, input_shape=[4])
     with pytest.raises(ValueError, match=r"expected wrong, a share of rows, in \[0, 1\]; found 2"):
         TagsDataModule(wrong=2)
 

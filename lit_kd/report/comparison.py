@@ -131,7 +131,7 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
     """
     seed = done[0][0].seed
     kd = dict.fromkeys(job.method for job, _ in done if job.config["model"]["class_path"].split(".")[-1] == "KD")
-    best = max(kd, key=lambda name: mean(r["test_accuracy"] for job, r in done if job.method == name), default=None)
+    best = max(kd, key=lambda name: mean(score_of(r)[1] for job, r in done if job.method == name), default=None)
     shown = [
         (job, result)
         for job, result in done
@@ -151,7 +151,7 @@ def regions_chart(done: Sequence[tuple[Job, Result]]) -> Figure | None:
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     dots = None
     for axes, (job, result), each, weight in zip(places, shown, points, weights, strict=False):
-        axes.set_title(f"{job.method}: {100 * result['test_accuracy']:.1f}%")
+        axes.set_title(f"{job.method}: {100 * score_of(result)[1]:.1f}%")
         drawn = _draw_regions(axes, job.folder, each, weight, top)
         dots = dots if weight is None else drawn
     for axes in places[len(shown) :]:
