@@ -20,13 +20,11 @@ from lit_kd.trust.elements import (
 )
 from lit_kd.types import IGNORED, Batch, Outputs, full, index_of
 
-TASKS = ("dense", "tokens", "multilabel", "regression")
-
 
 class Believed(Term):
     """Cross-entropy with `lit_kd.trust.elements.element_posterior`, the mean over the elements that count."""
 
-    tasks = TASKS[:3]
+    tasks = ("dense", "tokens", "multilabel")
     channel: Tensor
     joint: Tensor
     """How the teacher and the labels err, set by the method; no checkpoint holds it."""
@@ -76,7 +74,7 @@ class ElementTrust(Distiller):
         **base: See `lit_kd.Distiller`.
     """
 
-    tasks = TASKS
+    tasks = (*Believed.tasks, *BelievedNumbers.tasks)
     settled = ("term",)
     by_sample = True
 
