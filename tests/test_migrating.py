@@ -68,11 +68,6 @@ class Given(nn.Module):
         return self.features if pre_logits else self.logits
 
 
-class Doubled(nn.Flatten):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).double()
-
-
 class TestTimm:
     images = torch.zeros(B, 3, 2, 2, dtype=torch.float64)
     options: ClassVar[dict[str, Any]] = {"criterion": nn.CrossEntropyLoss(), "dtype": torch.float64, "verbose": False}
@@ -257,7 +252,7 @@ def test_a_training_with_weights_that_do_not_sum_to_1() -> None:
 
     def net(seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        return nn.Sequential(Doubled(), nn.Linear(16, 3)).double()
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr * scale, momentum=0.9, weight_decay=decay / scale)
@@ -265,4 +260,4 @@ def test_a_training_with_weights_that_do_not_sum_to_1() -> None:
     bare, ours = Bare(net(1), net(2)), KD(net(1), net(2), num_classes=3, weight=b, temperature=T, optimizer=sgd)
     for model in (bare, ours):
         trainer(max_epochs=2, limit_val_batches=0).fit(model, Blobs())
-    torch.testing.assert_close(ours.student.state_dict(), bare.net.state_dict(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours.student.state_dict(), bare.net.state_dict(), rtol=1e-4, atol=1e-5)
