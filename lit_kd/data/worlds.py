@@ -117,12 +117,12 @@ class SymbolSequencesDataModule(DataModule):
         shown = np.zeros((self.sequences, steps), dtype=np.int64)
         targets = np.full((self.sequences, steps), IGNORED)
         for frames, target in zip(shown, targets, strict=True):
-            length, at, last = draw.integers(3, 7), 0, 0
+            length, at, last = int(draw.integers(3, 7)), 0, 0
             for place in range(length):
                 last = int(draw.choice(np.setdiff1d(np.arange(1, self.num_classes), last)))
-                lasts = draw.integers(1, 4)
+                lasts = int(draw.integers(1, 4))
                 target[place], frames[at : at + lasts] = last, last
-                at += lasts + draw.integers(0, 2)
+                at += lasts + int(draw.integers(0, 2))
         x = prototypes[shown] + self.spread * draw.standard_normal((self.sequences, steps, size))
         rows = TensorRows(torch.from_numpy(x.astype(np.float32)))
         return Source(rows, rows, targets, test_size=self.test, identity=b"symbol sequences" + x.tobytes())

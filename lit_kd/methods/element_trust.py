@@ -93,7 +93,9 @@ class ElementTrust(Distiller):
         self.data.require_meta("ElementTrust, by which the teacher is judged")
         assert self.terms is not None
         rows, n, several = torch.arange(len(self.data.labels)), self.data.train_size, self.task.name == "multilabel"
-        own, trusted = ([self.heard(i) for i in part.split(self.data.batch_size)] for part in (rows[:n], rows[n:]))
+        own, trusted = (
+            [self.heard(i) for i in torch.split(part, self.data.batch_size)] for part in (rows[:n], rows[n:])
+        )
         if not any(len(y) for y, _ in trusted):
             raise ValueError("expected a teacher that speaks of meta rows, by which ElementTrust judges it, found none")
         for term in self.terms:

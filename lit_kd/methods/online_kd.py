@@ -3,8 +3,7 @@
 from typing import Any
 
 from lit_kd.models import Network
-from lit_kd.terms import OnlineTeacher, Term
-from lit_kd.terms.tasks import TaskName
+from lit_kd.terms import OnlineTeacher, TaskName, Term
 from lit_kd.weightings.mean_teacher import Shares
 
 

@@ -67,7 +67,7 @@ def build_model(
     if re.fullmatch("seg-[1-9][0-9]*", name):
         return dense_net(shape[0], sizes[0], num_classes)
     if re.fullmatch("tagger-[1-9][0-9]*-[1-9][0-9]*", name):
-        return Tagger(*sizes, num_classes)
+        return Tagger(sizes[0], sizes[1], num_classes)
     small = f"mlp-H[-H...], cnn-W, seg-W, gru-W, tagger-SYMBOLS-W, {', '.join(_RESNETS)}, wrn-D-W with D = 6n + 4"
     known = f"{small}, torchvision/NAME, timm/NAME, hf/NAME, hf-causal/NAME"
     raise ValueError(f"expected a model of {known}; found unknown model {name!r}, and no file of that name")

@@ -92,7 +92,7 @@ class _AlongTime(nn.Sequential):
     """A convolution over the second axis of (B, T, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = super().forward(x.mT).mT
+        found: Tensor = super().forward(x.mT).mT  # type: ignore[no-untyped-call]
         return found
 
 
