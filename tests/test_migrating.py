@@ -1,7 +1,7 @@
 """The losses of other libraries and ours on the same tensors, as docs/migrating.md tells them.
 
-timm and cleanlab are called; trl too, where it is installed. mmrazor and mdistiller cannot be installed beside a recent
-torch: their formulas stand here in float64, as their public code has them, written anew with numpy and scipy.
+timm and cleanlab are called; trl too, where it is installed. mmrazor and mdistiller are not: their formulas stand here
+in float64, as their public code has them, written anew with numpy and scipy.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lit_kd import KD, WSLD, Batch, Outputs
 from lit_kd.data.table import SampleTable
 from lit_kd.losses import (
     angle_loss,
+    attention_loss,
     correlation_loss,
     cross_entropy,
     decoupled_kd_loss,
@@ -167,6 +168,12 @@ class TestMmrazor:
         ours = [torch.from_numpy(x) for x in unit]
         same(distance_loss(*ours), smooth(*apart))
         same(angle_loss(*ours), smooth(*cosines))
+
+    def test_attention(self) -> None:
+        f, g = torch.randn(2, B, 5, 3, 3, dtype=torch.float64, generator=DRAW)
+        vectors = [(x.numpy() ** 2).mean(1).reshape(B, 9) for x in (f, g)]
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in vectors]
+        same(attention_loss(f, g).mean(), ((unit[0] - unit[1]) ** 2).mean())
 
     def test_weighted_soft_labels(self) -> None:
         """It takes the cross-entropy with the teacher, and we the divergence, less by the teacher's entropy."""
