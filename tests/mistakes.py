@@ -261,7 +261,7 @@ MISTAKES: dict[str, dict[str, Callable[[], Any]]] = {
         "a pickled network": lambda: fit(kd(saved(net()))),
         "one that was trained as a live network": lambda: fit(kd(checkpoint(Supervised(net(), **BASE)))),
         "one of other classes": lambda: fit(kd(checkpoint(), num_classes=4)),
-        "one of another task": lambda: fit(kd(checkpoint(), task="multilabel")),
+        "one of another task": lambda: fit(kd(checkpoint(), task="multilabel"), DataLoader(rows(), 8)),
         "one of classes in another order": lambda: fit(
             kd(checkpoint(data=Named("ant", "bee", "cat"))), Named("bee", "cat", "dog")
         ),

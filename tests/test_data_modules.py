@@ -33,7 +33,10 @@ def ready(data: Any, world_size: int = 1, rank: int = 0, device: str = "cpu", **
     if asked or world_size > 1 or device != "cpu":
         strategy = SimpleNamespace(root_device=torch.device(device))
         data.trainer = SimpleNamespace(
-            lightning_module=SimpleNamespace(**asked), world_size=world_size, global_rank=rank, strategy=strategy
+            lightning_module=SimpleNamespace(**asked),
+            world_size=world_size,
+            distributed_sampler_kwargs={"num_replicas": world_size, "rank": rank},
+            strategy=strategy,
         )
     return data
 
