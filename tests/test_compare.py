@@ -299,7 +299,7 @@ class TestRecipes:
             ({"methods": None}, "expected methods, a mapping of names to configs; found None"),
             ({"methods": {"KD": None}}, r"tiny.yaml, KD: expected a mapping with the keys data, .*; found \[None\]"),
             ({"methods": {"KD": {"model": {}}}}, "tiny.yaml, KD: expected a model.class_path such as KD; found none"),
-            ({"teacher": "resnet20"}, "tiny.yaml, teacher: expected a mapping with the keys data, model, teacher, tr"),
+            ({"teacher": "resnet20"}, "tiny.yaml: expected as teacher a config, or files that are there; found"),
             ({"defaults": {"seed": 1}}, "tiny.yaml, defaults: expected a mapping with the keys data, model, trainer"),
             ({"seeds": 3}, "tiny.yaml: expected seeds, a list of whole numbers; found 3"),
             ({"seeds": ["a"]}, "expected seeds, a list of whole numbers"),

@@ -12,7 +12,7 @@ from lit_kd.data.mixing import as_mix, mixed
 from lit_kd.data.rows import Indexed
 from lit_kd.data.seeds import seed_epoch, seeded
 from lit_kd.distiller.evaluated import Evaluated
-from lit_kd.distiller.optimisation import callbacks_of, configure, planned_length, sgd, warn_of_length
+from lit_kd.distiller.optimisation import callbacks_of, check_start, configure, planned_length, sgd
 from lit_kd.models import Network, resolve_model
 from lit_kd.models.checkpoint import about_data, drop_unknown, keep_plain
 from lit_kd.models.given import remembered
@@ -210,7 +210,7 @@ class Distiller(Evaluated):
 
     def on_fit_start(self) -> None:
         """Make the table of state by sample, or go on with a restored one."""
-        warn_of_length(self)
+        check_start(self)
         if not self.keeps_rows:
             return
         labels, joined = self.data.labels, self.trains_on_meta or self.data.train_on_meta

@@ -56,7 +56,6 @@ def configure(module: "Distiller") -> Any:
     own = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
     if not own:
         raise ValueError("expected a student with trainable parameters, found all of them frozen: unfreeze some")
-    check_sharded(module)
     plain = [p for term in module.terms or () if not term.decays for p in term.parameters()]
     kept = {id(p) for p in plain}
     groups: Any = [{"params": group} for group in ([p for p in own if id(p) not in kept], *peers)]
@@ -114,6 +113,12 @@ def likely_length(module: "Distiller") -> int | None:
     """How many epochs a training has, for who divides it into parts: not all that are planned, if it may stop early."""
     epochs = planned_length(module)[0]
     return min(epochs or LIKELY, LIKELY) if has_callback(module, EarlyStopping, Timer) else epochs
+
+
+def check_start(module: "Distiller") -> None:
+    """What can be said of a training only when it begins."""
+    check_sharded(module)
+    warn_of_length(module)
 
 
 def warn_of_length(module: "Distiller") -> None:
