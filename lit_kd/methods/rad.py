@@ -33,9 +33,8 @@ class RobustActiveDistillation(Stretched):
         **base: See `lit_kd.Distiller`.
     """
 
-    tasks = ("classification",)
+    tasks, settled = ("classification",), ("extra",)
     by_sample = True
-    settled = ("extra",)
 
     def __init__(
         self,
