@@ -12,7 +12,7 @@ from lit_kd.distiller.base import Distiller
 from lit_kd.models.shim import GivenOptionsWin
 from lit_kd.report.callbacks import Last, ResumeAsBefore, SaveConfig, WritePredictions
 from lit_kd.report.show import ShowRun
-from lit_kd.terms import TASKS
+from lit_kd.terms import Task
 from lit_kd.version import __version__
 
 DESCRIPTION = """Distil a student when labels or teacher cannot be trusted.
@@ -48,19 +48,14 @@ class Cli(GivenOptionsWin):
         super().instantiate_classes()
         for callback in self.trainer.checkpoint_callbacks:
             if getattr(callback, "monitor", None) == "val/accuracy":
-                callback.monitor = f"val/{self.model.task.score}"  # type: ignore[attr-defined]
+                task: Task = self.model.task
+                callback.monitor, callback.mode = f"val/{task.score}", task.best  # type: ignore[attr-defined]
 
     def before_instantiate_classes(self) -> None:
-        """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it.
-
-        The best epoch is that of the task's own score.
-        """
+        """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if self.subcommand is not None and config.weights_only is None:
             config.weights_only = True
-        task = TASKS.get(config.model.get("init_args", {}).get("task", ""))
-        if task is not None and config.checkpoint.monitor == "val/accuracy":
-            config.checkpoint.monitor = f"val/{task.score}"
 
 
 def _known(num_classes: int) -> int:

@@ -88,6 +88,8 @@ def _train(job: Job) -> Result:
         shown = WandbLogger(f"{job.method}, seed {job.seed}", project=job.project, save_dir=job.folder, **about)
         shown.log_hyperparams({"method": job.method, "seed": job.seed, **job.config})
         trainer.loggers = [*trainer.loggers, shown]
+    if model.task.score not in ("accuracy", "r2"):
+        raise ValueError(f"expected a task that is judged by accuracy or R^2 to compare, found {model.task.name!r}")
     start = time.perf_counter()
     trainer.fit(model, data)
     seconds = time.perf_counter() - start

@@ -150,12 +150,13 @@ class DistillationDataModule(DataModule):
         self.inner.on_exception(exception)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the wrapped data, which checkpoints hold."""
-        return self.inner.state_dict()
+        """The state of the wrapped data, and where the epoch is."""
+        return {"inner": self.inner.state_dict(), "place": super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of the wrapped data, on which its rows may depend."""
-        self.inner.load_state_dict(state_dict)
+        self.inner.load_state_dict(state_dict["inner"])
+        super().load_state_dict(state_dict["place"])
         before, self._partition = self._partition, None
         if before is None:
             return

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 
@@ -27,9 +28,7 @@ class Place:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint of an epoch's middle."""
-        trainer = self.data.trainer
-        middle = trainer is not None and trainer.training and not trainer.is_last_batch
-        return {"starts": dict(self.starts), "now": random_state()} if middle else {}
+        return {"starts": dict(self.starts), "now": random_state()} if in_mid_epoch(self.data.trainer) else {}
 
 
 class Resumable(LightningDataModule):
@@ -46,6 +45,12 @@ class Resumable(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.place.resumed = state_dict
+
+
+def in_mid_epoch(trainer: Trainer | None) -> bool:
+    """Whether a training is between two batches of an epoch, be it in a validation there."""
+    fitting = trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    return fitting and not trainer.is_last_batch  # type: ignore[union-attr]
 
 
 def random_state() -> list[Tensor]:

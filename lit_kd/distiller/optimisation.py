@@ -81,6 +81,10 @@ def check_sharded(module: "Distiller") -> None:
     strategy = module.trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy) or strategy.distributed_sampler_kwargs["num_replicas"] < 2:
         return
+    if getattr(module, "samples", False):
+        raise ValueError(
+            f"{type(module).__name__} samples responses, which sharded networks cannot: use the strategy ddp"
+        )
     whole = [name for name, p in module.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
     if whole:
         raise ValueError(

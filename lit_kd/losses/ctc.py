@@ -17,7 +17,7 @@ def ctc_loss(logits: Tensor, y: Tensor) -> Tensor:
     lengths = (y != IGNORED).sum(1)
     frames = torch.full_like(lengths, logits.shape[1])
     log_p = full(logits).log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(log_p, y.clamp(min=0), frames, lengths, BLANK, reduction="none") / lengths
+    return F.ctc_loss(log_p, y.clamp(min=0), frames, lengths, BLANK, reduction="none") / lengths.clamp(min=1)
 
 
 def greedy(logits: Tensor) -> list[list[int]]:

@@ -1,5 +1,8 @@
 """Trust in pixels, tokens, several labels a sample and numbers, learned from a few trusted rows."""
 
+from collections.abc import Iterator
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -92,21 +95,25 @@ class ElementTrust(Distiller):
         super().on_fit_start()
         self.data.require_meta("ElementTrust, by which the teacher is judged")
         assert self.terms is not None
-        rows, n, several = torch.arange(len(self.data.labels)), self.data.train_size, self.task.name == "multilabel"
-        own, trusted = (
-            [self.heard(i) for i in torch.split(part, self.data.batch_size)] for part in (rows[:n], rows[n:])
-        )
-        if not any(len(y) for y, _ in trusted):
-            raise ValueError("expected a teacher that speaks of meta rows, by which ElementTrust judges it, found none")
+        own, trusted = torch.arange(len(self.data.labels)).tensor_split([self.data.train_size])
+        several = self.task.name == "multilabel"
+        sizes = (2, self.num_classes) if several else (self.num_classes, 1)
         for term in self.terms:
             if isinstance(term, BelievedNumbers):
-                pairs = [torch.cat(part) for both in (own, trusted) for part in zip(*both, strict=True)]
+                pairs = [torch.cat(part) for rows in (own, trusted) for part in zip(*self.said(rows), strict=True)]
                 term.found = trust_numbers(*pairs)
             elif isinstance(term, Believed):
-                sizes = (2, self.num_classes) if several else (self.num_classes, 1)
-                counts, right = (torch.stack([pair_counts(*p, *sizes) for p in both]).sum(0) for both in (own, trusted))
+                counts, right = (reduce(add, (pair_counts(*p, *sizes) for p in self.said(r))) for r in (own, trusted))
+                if not right.any():
+                    raise ValueError(
+                        "expected a teacher that speaks of meta rows, which judge it, found none: give more"
+                    )
                 term.channel = teacher_channel(right)
                 term.joint = label_joint(counts, term.channel)
+
+    def said(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `heard`, batch by batch."""
+        return map(self.heard, torch.split(rows, self.data.batch_size))
 
     def heard(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The labels of some rows, and what the teacher says, of those that it speaks of."""

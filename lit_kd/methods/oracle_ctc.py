@@ -80,6 +80,7 @@ SEQUENCES: Task = replace(
     check_labels=_check_targets,
     metrics=_metrics,
     score="error_rate",
+    best="min",
 )
 
 

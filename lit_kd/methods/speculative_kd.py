@@ -55,6 +55,8 @@ class SpeculativeKD(SequenceKD):
             task=task,
             **sequences,
         )
+        if self.responses != "data":
+            raise ValueError("expected no responses: SpeculativeKD lets student and teacher write them; leave it out")
         check_sampling(teacher_temperature, teacher_top_p)
         if top_k < 0:
             raise ValueError(f"expected top_k of at least 0, found {top_k}")

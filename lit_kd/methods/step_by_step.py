@@ -51,6 +51,10 @@ class StepByStep(Supervised):
     def prepare_batch(self, batch: Batch) -> Batch:
         """The batch, and its rationales behind it."""
         batch = super().prepare_batch(batch)
+        if not isinstance(batch.x, Tensor):
+            raise ValueError(
+                f"expected batches of ids (B, T), found {sorted(batch.x)}: StepByStep joins rows, unmasked"
+            )
         x, y = (part.to(batch.y.device) for part in self.data.rationales(batch.index))  # type: ignore[attr-defined]
         width = max(y.shape[1], batch.y.shape[1])
 

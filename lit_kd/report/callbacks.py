@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_kd.data.resume import in_mid_epoch
 from lit_kd.models.files import write_columns, write_whole
 
 
@@ -135,12 +136,12 @@ class Last(ModelCheckpoint):
             self._theirs(signal.SIGUSR1, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, and tell the shell that this was no success; after an epoch's last batch its checkpoint is there."""
+        """Save, but for a validation after an epoch's last batch; tell the shell that this was no success."""
         super().on_exception(trainer, pl_module, exception)
         if not isinstance(exception, SIGTERMException):
             return
         exception.code = 128 + signal.SIGTERM
-        if trainer.training and not trainer.is_last_batch:
+        if in_mid_epoch(trainer):
             self.best_model_path = self.format_checkpoint_name({})  # so that the next epoch replaces it
             trainer.save_checkpoint(self.best_model_path)
             rank_zero_info(f"stopped by SIGTERM: go on with --ckpt_path {self.best_model_path}")

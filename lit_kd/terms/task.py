@@ -33,6 +33,7 @@ class Task:
     metrics: Callable[[int], dict[str, Metric]]  # ``agreement`` is with the teachers' decisions
     elements: bool = False  # whether a sample has many labels of one class each, as pixels and tokens
     score: str = "accuracy"  # the metric that tells the best epoch
+    best: str = "max"  # or "min": which value of it is the best
 
     def check_number(self, num_classes: Any) -> None:
         """Refuse a number of classes that is none; a ValueError."""

@@ -137,14 +137,19 @@ def _element_probabilities(logits: Tensor) -> Tensor:
     return classes_last(logits).softmax(-1)
 
 
+def _element_metrics(num_classes: int) -> dict[str, Metric]:
+    """Those of classes, but for the calibration error, which keeps numbers of each element."""
+    return {name: metric for name, metric in _class_metrics(num_classes).items() if name != "ece"}
+
+
 def _pixel_metrics(num_classes: int) -> dict[str, Metric]:
     """Those of classes, of all pixels together, and the mean over classes of intersection over union (``iou``)."""
-    return _class_metrics(num_classes) | {"iou": MulticlassJaccardIndex(num_classes, validate_args=False)}
+    return _element_metrics(num_classes) | {"iou": MulticlassJaccardIndex(num_classes, validate_args=False)}
 
 
 def _token_metrics(num_classes: int) -> dict[str, Metric]:
     """Those of classes, of all tokens together, and the mean over classes of the F1 score."""
-    return _class_metrics(num_classes) | {"f1": MulticlassF1Score(num_classes, average="macro", validate_args=False)}
+    return _element_metrics(num_classes) | {"f1": MulticlassF1Score(num_classes, average="macro", validate_args=False)}
 
 
 def _check_numbers(y: Tensor, outputs: int, missing: bool) -> None:

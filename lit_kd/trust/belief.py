@@ -1,6 +1,6 @@
 """How likely is each label, and each teacher, to be right about a row? [ours]
 
-N rows, the trusted ones among them, C classes, K teachers. Equations: docs/methods/almkd.md, "The rule robust".
+N rows, the trusted ones among them, C classes, K teachers. Equations: docs/mathematics.md, "The rule robust".
 """
 
 from typing import NamedTuple

@@ -35,7 +35,7 @@ def pair_counts(y: Tensor, said: Tensor, classes: int, kinds: int = 1) -> Tensor
 def teacher_channel(counts: Tensor, prior: float = PRIOR) -> Tensor:
     """T[j, c, t], how often the teacher says t where c is true, eq. (1), from `pair_counts` of trusted elements.
 
-    A prior of so many elements a class, 70% of them right, stands for classes of which few or none are trusted.
+    A prior of so many elements a class, `0.7 + 0.3 / C` of them right, stands for classes of which few are trusted.
     """
     classes = counts.shape[-1]
     start = 0.7 * torch.eye(classes).to(counts) + 0.3 / classes
@@ -49,11 +49,12 @@ def label_joint(counts: Tensor, channel: Tensor) -> Tensor:
     are counted.
     """
     joint = torch.full_like(counts, 1 / counts.shape[-1] ** 2)
-    share = counts / counts.sum((-1, -2), keepdim=True).clamp(min=TINY)
+    seen = counts.sum((-1, -2), keepdim=True)
+    share = counts / seen.clamp(min=TINY)
     for _ in range(STEPS):
         expected = joint.mT @ channel  # [j, y, t]
         joint = joint * (channel @ (share / expected.clamp(min=TINY)).mT)
-    return joint
+    return joint.where(seen > 0, 1 / counts.shape[-1] ** 2)
 
 
 def element_posterior(y: Tensor, said: Tensor, channel: Tensor, joint: Tensor) -> Tensor:
@@ -99,10 +100,15 @@ def trust_numbers(y: Tensor, teacher: Tensor, trusted: Tensor, heard: Tensor) ->
         trusted: Targets of trusted rows, ``(M, D)``, none missing.
         heard: The teacher's outputs for these.
     """
+    if len(trusted) < 3:
+        raise ValueError(
+            f"expected at least 3 trusted rows, to which a line is fitted, found {len(trusted)}: give more"
+        )
     centred = heard - heard.mean(0)
     slope = (centred * trusted).sum(0) / centred.square().sum(0).clamp(min=TINY)
     offset = (trusted - slope * heard).mean(0)
-    scale = (trusted - offset - slope * heard).square().mean(0).sqrt().clamp(min=TINY)
+    left = (trusted - offset - slope * heard).square().sum(0) / (len(trusted) - 2)
+    scale = left.sqrt().clamp(min=TINY)
     error, known = errors(offset + slope * teacher, y), ~y.isnan()
     wide = (error.amax(0) - error.amin(0)).clamp(min=TINY)  # a wrong target may be anywhere among all
     height = (wide / scale).log() - 0.5 * math.log(2 * math.pi)

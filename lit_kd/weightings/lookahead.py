@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from lit_kd.data.resume import in_mid_epoch
 from lit_kd.data.table import all_rows, all_sum
 from lit_kd.models import last_linear
 from lit_kd.models.taps import Tapped
@@ -97,7 +98,7 @@ class KeepMetaRows(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep them."""
         ahead = getattr(pl_module, "look_ahead", None)
-        if isinstance(ahead, LastLayer) and trainer.training and not trainer.is_last_batch:
+        if isinstance(ahead, LastLayer) and in_mid_epoch(trainer):
             checkpoint["meta_rows"] = list(ahead.rows)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ class Robust(Rule):
     row, on average, is a witness to its true class. The label is another one, and so is a teacher that is better than
     the student. The student learns the most probable class, the more the surer it is. Trusted rows are trained on, and
     tell how much of the doubt about labels is false; without any, no doubt is taken for false. No look-ahead is taken.
-    Equations, ablations, limits: docs/methods/almkd.md, "The rule robust".
+    Equations, ablations, limits: docs/mathematics.md, "The rule robust".
 
     Args:
         early_epochs: Epochs until teachers are heard; ``None``: a tenth of the training, or of 100 epochs if it is
