@@ -139,7 +139,7 @@ class TestNumbers:
             line = linregress(heard[:, d], trusted[:, d])
             assert (float(found.slope[d]), float(found.offset[d])) == pytest.approx((line.slope, line.intercept))
             residuals = trusted[:, d] - line.intercept - line.slope * heard[:, d]
-            assert float(found.scale[d]) == pytest.approx(float(residuals.std(correction=0)))
+            assert float(found.scale[d]) == pytest.approx(float(residuals.std(correction=2)))
 
     def test_wrong_targets_are_found_and_a_missing_one_is_not_right(self) -> None:
         right, y, teacher, trusted, heard = self.drawn()

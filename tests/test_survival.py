@@ -21,7 +21,7 @@ from commands import QUIET, call, configs, train_teacher
 from lightning import Callback, seed_everything
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from methods import Blobs, build, trained_teachers, trainer
+from methods import Blobs, blobs, build, trained_teachers, trainer
 from PIL import Image
 from test_every_method import Augmented, Each, assert_same, module
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lit_kd import KD
 from lit_kd.cli.lightning import make_cli
 from lit_kd.cli.main import main
-from lit_kd.data import CIFAR10DataModule, ImageFolderDataModule, MNISTDataModule
+from lit_kd.data import CIFAR10DataModule, DistillationDataModule, ImageFolderDataModule, MNISTDataModule
 from lit_kd.models.files import write_columns
 from lit_kd.report.callbacks import WholeCheckpoints, WritePredictions
 from lit_kd.report.evidence import KeepEvidence
@@ -292,12 +292,28 @@ def test_a_slurm_job_is_queued_again(whole: Path, tmp_path: Path, monkeypatch: p
     assert_same(state(Path("job/last.ckpt")), state(whole / "almkd" / "last.ckpt"))
 
 
-MIDDLE = [("kd", 1), ("almkd-robust", 0), ("almkd-paper", 1), ("kd-teachers", 0), ("loss-divider", 0)]
+MIDDLE = [
+    *[
+        (name, workers, "own")
+        for name, workers in {"kd": 1, "almkd-robust": 0, "kd-teachers": 0, "loss-divider": 0}.items()
+    ],
+    ("almkd-paper", 1, "validation"),
+    ("kd", 0, "wrapped"),
+]
 
 
-@pytest.mark.parametrize(("method", "workers"), MIDDLE)
-def test_resumed_in_mid_epoch(method: str, workers: int, tmp_path: Path) -> None:
-    """With dropout and augmentation: from the fourth batch of the second epoch as if it had not been cut."""
+def wrapped() -> DistillationDataModule:
+    x, y = blobs()
+    held = torch.utils.data.TensorDataset(x[:24], y[:24])
+    return DistillationDataModule.from_datasets(torch.utils.data.TensorDataset(x[24:], y[24:]), held, batch_size=8)
+
+
+@pytest.mark.parametrize(("method", "workers", "kind"), MIDDLE)
+def test_resumed_in_mid_epoch(method: str, workers: int, kind: str, tmp_path: Path) -> None:
+    """With dropout and augmentation: from the fourth batch of the second epoch as if it had not been cut.
+
+    Of our data and of wrapped ones; where a batch's end wrote the checkpoint, or a validation did.
+    """
 
     def run(folder: Path, **resumed: Any) -> tuple[dict[str, Any], list[list[int]]]:
         seen: list[list[int]] = []
@@ -306,10 +322,15 @@ def test_resumed_in_mid_epoch(method: str, workers: int, tmp_path: Path) -> None
             if trainer.current_epoch == 1 and trainer.fit_loop.batch_idx > 3:
                 seen.append((batch["train"] if isinstance(batch, dict) else batch).index.tolist())
 
-        kept = ModelCheckpoint(folder, "{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+        validates = kind == "validation"
+        often: dict[str, Any] = {"save_on_train_epoch_end": False} if validates else {"every_n_train_steps": 1}
+        kept = ModelCheckpoint(folder, "{epoch}-{step}", save_top_k=-1, **often)
         model = build(method, module("dropout"), lr_scheduler="cosine", lr_interval="step")
-        fitted = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[kept, Each(note, "on_train_batch_start")])
-        fitted.fit(model, Augmented(noise="symmetric", noise_rate=0.3, num_workers=workers), **resumed)
+        options: dict[str, Any] = {"val_check_interval": 1, "limit_val_batches": 1} if validates else {}
+        watch = Each(note, "on_train_batch_start")
+        fitted = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[kept, watch], **options)
+        data = wrapped() if kind == "wrapped" else Augmented(noise="symmetric", noise_rate=0.3, num_workers=workers)
+        fitted.fit(model, data, **resumed)
         fitted.save_checkpoint(folder / "last.ckpt")
         return state(folder / "last.ckpt"), seen
 

@@ -21,7 +21,7 @@ class ForwardCorrection(LabelTerm):
     `lit_kd.trust.transition.anchor_transition`.
 
     Args:
-        matrix: T, rows of C probabilities: entry [i][j] is P(given label = j | true label = i).
+        matrix: T, rows of C probabilities: entry ``[i][j]`` is P(given label = j | true label = i).
         weight: A constant factor.
     """
 

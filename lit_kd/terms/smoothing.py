@@ -19,7 +19,7 @@ class SmoothedCrossEntropy(LabelTerm):
     `lit_kd.trust.transition.gold_transition` of what a teacher says of each class.
 
     Args:
-        matrix: Rows of C probabilities, in the order of the classes: entry [i][j] is j's share of what i gives away.
+        matrix: Rows of C probabilities, in the order of the classes: entry ``[i][j]`` is j's share of what i gives.
         smoothing: In [0, 1]: the part of each label that is given away.
         weight: A constant factor.
     """
