@@ -533,7 +533,7 @@ class TestModules:
         inner.fold = 1
         with pytest.raises(ValueError, match="found others by the state of the wrapped data: restore it before fit"):
             trainer().fit(model(), DistillationDataModule(inner, num_classes=3), ckpt_path=tmp_path / "one.ckpt")
-        inner.load_state_dict(torch.load(tmp_path / "one.ckpt", weights_only=True)["DistillationDataModule"])
+        inner.load_state_dict(torch.load(tmp_path / "one.ckpt", weights_only=True)["DistillationDataModule"]["inner"])
         trainer().fit(model(), DistillationDataModule(inner, num_classes=3), ckpt_path=tmp_path / "one.ckpt")
 
     def test_from_datasets(self) -> None:

@@ -48,7 +48,8 @@ def test_the_wheel_brings_the_configs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["Author"] == yaml.safe_load((ROOT / "CITATION.cff").read_text())["authors"][0]["name"]
     assert told["Author"] in (ROOT / "LICENSE").read_text()
     assert (told["License-Expression"], told["License-File"]) == ("MIT", "LICENSE")
-    used = set(re.findall(r"lit_kd\[(\w+)\]", "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))))
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    used = set(re.findall(r"pip install '\.\[(\w+)\]", pages))
     assert set(told.get_all("Provides-Extra", [])) == used | {"docs", "bench", "dev"}  # the others are make's
 
     script = "from lit_kd.cli.main import find_config as f; print(f('methods/kd.yaml'), f('digits_pair', 'recipes'))"

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_kd import KD
+from lit_kd.distiller.optimisation import check_start
 from lit_kd.models import build_model
 
 ROWS = 12
@@ -117,7 +118,7 @@ def test_processes_that_share_their_rows(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_parts_that_are_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the hook that makes the optimizer, where each process would train an adapter of its own."""
+    """Each process would train an adapter of its own."""
     model, fitted = KD("mlp-4", trained_teachers()[1], num_classes=CLASSES, input_shape=list(SHAPE)), trainer()
     model.trainer = fitted
     strategy = ModelParallelStrategy.__new__(ModelParallelStrategy)
@@ -125,7 +126,7 @@ def test_parts_that_are_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     share = property(lambda _: {"num_replicas": 2, "rank": 0})
     monkeypatch.setattr(ModelParallelStrategy, "distributed_sampler_kwargs", share)
     with pytest.raises(ValueError, match=r"that configure_model has sharded .*, found student\.\S+ whole, of which"):
-        model.configure_optimizers()
+        check_start(model)
 
 
 if __name__ == "__main__":

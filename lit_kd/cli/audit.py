@@ -61,7 +61,8 @@ def main(args: Sequence[str]) -> None:
         parser.add_argument("--trusted", metavar="SIZE", help=text)
         options, line = parser.parse_known_args(args)
         if options.output is None or not line:
-            parser.error("expected a run's directory, or --data and --output")
+            lacks = "--output DIR, for what is found" if line else "a run's directory, or --data and --output"
+            parser.error(f"expected {lacks}")
     output: Path = options.output or options.run
     files = [output / name for name in ("label_issues.csv", "labels.csv", "label_issues.html")]
     for file in files:
@@ -129,8 +130,9 @@ def _tell(issues: LabelIssues, data: DataModule, files: Sequence[Path]) -> None:
     left = {"without a label": data.train_size - rows, "trusted": data.meta_size, "validation": len(data.parts.val)}
     told = ", ".join(f"{count} {kind}" for kind, count in (left | {"test": len(data.parts.test)}).items() if count)
     print(f"\nnot audited: {told} rows" if told else "")
-    if data.meta_size:
-        print(f"{data.meta_size} trusted rows were taken to be right: if nobody has checked them, say --trusted 0")
+    if data.meta_size and data.parts.source.meta is None:  # none are marked by the data
+        cure = "say --trusted 0, or train the run again with --data.meta 0"
+        print(f"{data.meta_size} trusted rows were taken to be right: if nobody has checked them, {cure}")
     if issues.note:
         print(f"note: {issues.note}")
     print(f"written: {', '.join(map(str, files))}")

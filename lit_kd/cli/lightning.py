@@ -47,8 +47,8 @@ class Cli(GivenOptionsWin):
         """Make all; the best epoch is that of the task's own score, unless another is wanted."""
         super().instantiate_classes()
         for callback in self.trainer.checkpoint_callbacks:
-            if getattr(callback, "monitor", None) == "val/accuracy":
-                task: Task = self.model.task
+            task: Task = self.model.task
+            if getattr(callback, "monitor", None) == "val/accuracy" != f"val/{task.score}":
                 callback.monitor, callback.mode = f"val/{task.score}", task.best  # type: ignore[attr-defined]
 
     def before_instantiate_classes(self) -> None:

@@ -90,7 +90,7 @@ def show(told: dict[str, Any]) -> None:
         shares = percent(one["accuracy"]), f"{100 * one['ece']:.1f}%", f"{100 * one['agrees_with_labels']:.1f}%"
         table.add_row(one["name"], *shares, percent(one["repeats_wrong_labels"]))
     console.print(table)
-    rows = f"{told['trusted_rows']} trusted rows and {told['training_rows']} training rows"
+    rows = f"{told['trusted_rows']} rows, whose labels are taken to be right, and {told['training_rows']} training rows"
     console.print(f"{rows}; wrong labels: {percent(told['wrong_labels'])}")
     for note in told["notes"]:
         console.print(f"note: {note}", style="yellow")

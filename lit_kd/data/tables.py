@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_kd.data.base import DataModule
 from lit_kd.data.columns import Table
@@ -174,6 +174,12 @@ class TableDataModule(DataModule):
             raise ValueError(
                 f"{table.name}: expected a label in each trusted row, found none in row {bare[0] + 1} ({len(bare)} "
                 "such rows): label them, or trust them not"
+            )
+        cut = [part for part in ("test", "val") if part not in self.tables and getattr(self, part)]
+        if cut:
+            rank_zero_warn(
+                f"the {' and '.join(cut)} rows are cut from those that {self.trusted_column!r} does not mark: some "
+                "of their labels may be wrong, and what is measured on them too low. Give tables of checked rows"
             )
         return rows
 
