@@ -63,7 +63,7 @@ def test_numbers_and_page(teachers: tuple[Path, Path], tmp_path: Path, capsys: p
     html = (output / "trust.html").read_text()
     assert told["words"] in html
     assert not re.search(r"(src|href)=\"(?!#|data:)", html)  # nothing from elsewhere
-    assert f"{m} trusted rows and {n} training rows" in capsys.readouterr().out
+    assert f"{m} rows, whose labels are taken to be right, and {n} training rows" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="--overwrite"):
         call("trust", teachers[0], "--data", "DigitsDataModule", "--output", output)
 
