@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ def errors() -> Any:
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_current(kind: str) -> None:
     shipped = json.loads((CONFIGS / f"{kind}.schema.json").read_text())
-    assert shipped == SCHEMAS[kind](), "configs have other options than their schema says: run make schema"
+    line = [sys.executable, "-m", "lit_kd", "schema", kind]  # in a process that knows no class of other tests
+    found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    assert shipped == found, "configs have other options than their schema says: run make schema"
     jsonschema.Draft202012Validator.check_schema(shipped)
 
 
