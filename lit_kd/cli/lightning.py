@@ -46,16 +46,15 @@ class Cli(GivenOptionsWin):
     def instantiate_classes(self) -> None:
         """Make all; the best epoch is that of the task's own score, unless another is wanted."""
         super().instantiate_classes()
+        task: Task = self.model.task
         for callback in self.trainer.checkpoint_callbacks:
-            task: Task = self.model.task
             if getattr(callback, "monitor", None) == "val/accuracy" != f"val/{task.score}":
                 callback.monitor, callback.mode = f"val/{task.score}", task.best  # type: ignore[attr-defined]
 
     def before_instantiate_classes(self) -> None:
         """Checkpoints hold tensors and plain values only: nothing else is loaded unless the user asks for it."""
-        config = self.config if self.subcommand is None else self.config[self.subcommand]
-        if self.subcommand is not None and config.weights_only is None:
-            config.weights_only = True
+        if self.subcommand is not None and self.config[self.subcommand].weights_only is None:
+            self.config[self.subcommand].weights_only = True
 
 
 def _known(num_classes: int) -> int:

@@ -178,32 +178,29 @@ def _same(values: Tensor) -> Tensor:
     return values
 
 
-_ELEMENTS = Task(
-    name="tokens",
+_CLASSES = Task(
+    name="classification",
     least_classes=2,
     label_term=CrossEntropy,
     teacher_term=KL,
+    label_loss=cross_entropy,
+    check_labels=_check_classes,
+    probabilities=partial(torch.softmax, dim=-1),
+    decide=partial(torch.argmax, dim=-1),
+    predict=_predict_class,
+    metrics=_class_metrics,
+)
+_TOKENS = replace(
+    _CLASSES,
+    name="tokens",
     label_loss=_element_loss,
     check_labels=partial(_check_elements, axes=2, each="a token, (batch, tokens)"),
     probabilities=_element_probabilities,
-    decide=partial(torch.argmax, dim=-1),
-    predict=_predict_class,
     metrics=_token_metrics,
     elements=True,
 )
 TASKS: dict[str, Task] = {
-    "classification": Task(
-        name="classification",
-        least_classes=2,
-        label_term=CrossEntropy,
-        teacher_term=KL,
-        label_loss=cross_entropy,
-        check_labels=_check_classes,
-        probabilities=partial(torch.softmax, dim=-1),
-        decide=partial(torch.argmax, dim=-1),
-        predict=_predict_class,
-        metrics=_class_metrics,
-    ),
+    "classification": _CLASSES,
     "multilabel": Task(
         name="multilabel",
         least_classes=1,
@@ -217,12 +214,12 @@ TASKS: dict[str, Task] = {
         metrics=_several_metrics,
     ),
     "dense": replace(
-        _ELEMENTS,
+        _TOKENS,
         name="dense",
         check_labels=partial(_check_elements, axes=3, each="a pixel, (batch, height, width)"),
         metrics=_pixel_metrics,
     ),
-    "tokens": _ELEMENTS,
+    "tokens": _TOKENS,
     "regression": Task(
         name="regression",
         least_classes=1,
