@@ -35,9 +35,9 @@ class Rows(NamedTuple):
 
 
 def counts(student: float, *teachers: float) -> Tensor:
-    """Of teachers that speak of all rows, (2, K + 1)."""
+    """Of teachers that speak of all rows, and as many of both together, (3, K + 1)."""
     own = torch.tensor([student, *teachers], dtype=torch.float32)
-    return torch.stack([own[:1].expand_as(own), own])
+    return torch.stack([own[:1].expand_as(own), own, own])
 
 
 def rows(teachers: int = 1, n: int = 60, seed: int = 0, dtype: torch.dtype = torch.float64, **other: Any) -> Rows:
@@ -208,6 +208,9 @@ class TestBelieve:
             assert (found.weights[:5] == 0).all()
             assert (found.weights[:, 1] == 0).all()
         heard = no_echo(r)._replace(student=sure(r), errors=counts(90.0, 5.0)).beliefs()
+        helpful = torch.tensor([[90.0, 90], [95, 95], [90, 5]])  # it errs more often, but where the student is sure
+        together = no_echo(r)._replace(student=sure(r), errors=helpful).beliefs()
+        assert torch.equal(together.quality, heard.quality)
         assert heard.quality > 0.85
         assert (heard.weights[:5, 0] > 0.7).all()
         assert torch.equal(heard.classes[:5], r.truth[:5])

@@ -39,9 +39,9 @@ class Trusting(Supervised):
 
 
 def both(*wrong: int) -> Tensor:
-    """Errors of the student, then of teachers that speak of all rows, (2, K + 1)."""
+    """Errors of the student, then of teachers that speak of all rows, (3, K + 1)."""
     own = torch.tensor(wrong)
-    return torch.stack([own[:1].expand_as(own), own])
+    return torch.stack([own[:1].expand_as(own), own, own])
 
 
 def fit(model: Any, seed: int, **noise: Any) -> tuple[Any, DigitsDataModule, float]:
@@ -79,7 +79,7 @@ class TestDigits:
             model, data, accuracy = fit(ALMKD("mlp-64", teacher.student, **DIGITS), seed, **noise)
             gains.append(accuracy - plain)
             assert auc(model, data) > 0.98
-            assert not model.table["weights"][:, 1].any()  # it repeats wrong labels
+            assert model.table["weights"][:, 1].max() < 0.01  # it repeats wrong labels
         assert sum(gains) / 3 > 0.01
 
     def test_right_labels_are_left_alone(self) -> None:

@@ -45,8 +45,12 @@ def test_counts_after_each_epoch() -> None:
     rows = data.parts.val.__getitems__(list(range(23)))
     nets = [model.student.eval(), *trained_teachers()]
     with torch.no_grad():
-        wrong = [zero_one_loss(rows.y, net(rows.x).argmax(-1), normalize=False) for net in nets]
-    assert rule.told[-1] == ([[wrong[0]] * 3, wrong], 23)  # all speak of all rows
+        said = [net(rows.x).softmax(-1) for net in nets]
+    alone, together = (
+        [zero_one_loss(rows.y, one.argmax(-1), normalize=False) for one in each]
+        for each in (said, [0.75 * said[0] + 0.25 * one for one in said])
+    )
+    assert rule.told[-1] == ([[alone[0]] * 3, alone, together], 23)  # all speak of all rows
     run.validate(model, data, verbose=False)
     assert len(rule.told) == 3
 
@@ -69,9 +73,9 @@ def test_the_rule_robust_keeps_the_two_latest() -> None:
     trainer(max_epochs=6).fit(model, data)
     assert model.table is not None
     assert wrong[-2] != wrong[-1]
-    assert model.table.shared["errors"].tolist() == [
-        [[each] * 2, [each, 0]] for each in wrong[-2:]
-    ]  # the teacher errs on none
+    errors = model.table.shared["errors"]
+    assert errors[:, :2].tolist() == [[[each] * 2, [each, 0]] for each in wrong[-2:]]  # the teacher errs on none
+    assert (errors[:, 2, 1] < errors[:, 2, 0]).all()
 
 
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}])

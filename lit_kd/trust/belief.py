@@ -45,7 +45,7 @@ def believe(
         trusted: Which labels are known to be right, bool ``(N,)``.
         said: The class that each teacher names, ``(N, K)``; `UNLABELED` where it does not speak.
         errors: Of all validation rows, then of those that each teacher speaks of: how many the student is wrong about,
-            and it, ``(2, K + 1)``; ``None``: nobody knows, and no teacher is heard.
+            the teacher, and both together, ``(3, K + 1)``; ``None``: nobody knows, and no teacher is heard.
         rest: The part of the training that is left, in [0, 1]: how much a teacher teaches beside the class.
     """
     labelled = labels != UNLABELED
@@ -107,8 +107,8 @@ def label_channel(student: Tensor, y: Tensor, labelled: Tensor, untrusted: Tenso
 
 
 def better(errors: Tensor) -> Tensor:
-    """How sure it is that each teacher errs less than the student where it speaks, eq. (5), ``(K,)`` in [0, 1]."""
-    student, teachers = errors[:, 1:]
+    """How sure it is that the student errs more than each teacher, or both together, eq. (5), ``(K,)`` in [0, 1]."""
+    student, teachers = errors[0, 1:], errors[1:, 1:].amin(0)
     z = (student - teachers) / (student + teachers + 1).sqrt()
     return torch.erf(z / 2**0.5).clamp(min=0)
 

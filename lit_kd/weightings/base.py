@@ -16,6 +16,7 @@ from lit_kd.terms import TASKS
 from lit_kd.trust.meta import meta_gradient
 from lit_kd.types import Batch, Pairs
 
+VOICES = 3  # of the student, beside one of a teacher: what that adds shows where the student is unsure
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
 learning rate; a rate of 0 takes none."""
@@ -117,18 +118,17 @@ class Rule(ABC):
 
         Args:
             table: The table.
-            wrong: Of all rows, then of those that each teacher speaks of: for how many the student's class is wrong,
-                and for how many its own, ``(2, K + 1)``.
+            wrong: See `count_errors`, ``(3, K + 1)``.
             rows: How many rows there were, a scalar above 0.
         """
 
 
 class TellRule(Callback):
-    """Counts for how many rows of the split val student and teachers are wrong, and tells ALM-KD's rule."""
+    """Counts errors of student and teachers on the split val, and tells ALM-KD's rule."""
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Any) -> None:
         """Count anew."""
-        self.counts = torch.zeros(2, 1 + len(module.teachers), dtype=torch.int64, device=module.device)
+        self.counts = torch.zeros(3, 1 + len(module.teachers), dtype=torch.int64, device=module.device)
         self.rows = torch.zeros((), dtype=torch.int64, device=module.device)
 
     def on_validation_batch_end(
@@ -149,10 +149,16 @@ class TellRule(Callback):
 
 
 def count_errors(logits: Tensor, y: Tensor, teachers: list[Tensor], known: Sequence[Tensor | None]) -> Tensor:
-    """Of all rows, then of those that each teacher speaks of: how many the student is wrong for, and it, (2, K + 1)."""
-    wrong = torch.stack([logits, *teachers]).argmax(-1) != y
-    counted = torch.stack([torch.ones_like(wrong[0]) if rows is None else rows for rows in (None, *known)])
-    return torch.stack([(wrong[:1] & counted).sum(1), (wrong & counted).sum(1)])
+    """How often the student, each teacher, and both together are wrong, ``(3, K + 1)``.
+
+    Of all rows, then of those that each teacher speaks of. Together, a teacher is one voice beside `VOICES` of the
+    student's: it has its way where it is sure and the student is not.
+    """
+    alone = torch.stack([logits, *teachers]).softmax(-1)
+    student = alone[:1].expand_as(alone)
+    wrong = torch.stack([student, alone, VOICES * student + alone]).argmax(-1) != y
+    counted = torch.stack([torch.ones_like(wrong[0, 0]) if rows is None else rows for rows in (None, *known)])
+    return (wrong & counted).sum(-1)
 
 
 def without_silent(weights: Tensor, known: Tensor | None) -> Tensor:

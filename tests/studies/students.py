@@ -20,8 +20,9 @@ from lit_kd.data.sampler import EpochSampler
 from lit_kd.data.seeds import derive_seed
 from lit_kd.trust import belief
 from lit_kd.trust.transition import gold_transition
-from lit_kd.weightings import Amal, Paper, Robust, robust
-from lit_kd.weightings.base import MetaStep
+from lit_kd.weightings import Amal, MetaWeightNet, Paper, Robust, robust
+from lit_kd.weightings.base import MetaStep, count_errors
+from lit_kd.weightings.reweighting import net_weights
 
 EPOCHS, HIDDEN, TEMPERATURE = 30, 32, 4.0
 
@@ -179,8 +180,36 @@ class CoTeaching(Method):
         self.epoch = epoch + 1
 
 
-class Published(KD):
-    """ALM-KD with a published rule. It sees all trusted rows at once, the library those of the latest batches."""
+class LooksAhead(KD):
+    """The base of what learns weights by a look-ahead step of the last layer.
+
+    It sees all trusted rows at once, the library those of the latest batches.
+    """
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.trusted, self.epoch = runs.stack([e.trusted for e in runs.experiments]).float(), 0
+
+    def slopes(self, terms: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        """``dL_val / d weights``, ``(E, B, S)``, from the terms' gradients ``(E, B, S, C)``."""
+        nets, lr = self.runs.nets, cosine(self.epoch, EPOCHS)
+        hidden, all_hidden = (nets.forward(x)[0] for x in (self.of(self.runs.x, index), self.runs.x))
+        shares = (index >= 0).unsqueeze(-1) / (index >= 0).sum(1).view(-1, 1, 1).clamp(min=1)
+        vouching = self.trusted.clone()
+        vouching[self.runs.each, index] = 0  # no row vouches for itself
+        vouching /= vouching.sum(1, keepdim=True).clamp(min=1)
+        ahead = lr * (weights.unsqueeze(-1) * terms).sum(2) * shares
+        w, b = nets.parameters[2] - hidden.mT @ ahead, nets.parameters[3] - ahead.sum(1, keepdim=True)
+        error = ((all_hidden @ w + b).softmax(-1) - self.runs.onehot) * vouching.unsqueeze(-1)
+        moved = hidden @ (all_hidden.mT @ error) + error.sum(1, keepdim=True)
+        return -lr * shares * (terms * moved.unsqueeze(2)).sum(-1)
+
+    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
+        self.epoch = epoch + 1
+
+
+class Published(LooksAhead):
+    """ALM-KD with a published rule."""
 
     def __init__(self, rule: Amal) -> None:
         super().__init__(0)
@@ -192,7 +221,6 @@ class Published(KD):
         self.weights = self.rule.first_weights(torch.full((1, 1), self.rule.start_weight or 0.5)).repeat(
             *runs.x.shape[:2], 1
         )
-        self.trusted, self.epoch = runs.stack([e.trusted for e in runs.experiments]).float(), 0
 
     def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
         terms = torch.stack([Method.gradient(self, z, p, index), self.taught(z, index)], dim=2)
@@ -202,24 +230,34 @@ class Published(KD):
 
     def moved(self, terms: Tensor, index: Tensor) -> Tensor:
         """Weights after the steps of a batch, ``(E, B, 2)``, from the gradients of label and teacher."""
-        nets, weights, lr = self.runs.nets, self.of(self.weights, index), cosine(self.epoch, EPOCHS)
-        hidden, all_hidden = (nets.forward(x)[0] for x in (self.of(self.runs.x, index), self.runs.x))
-        rows = (index >= 0).sum(1).view(-1, 1, 1)
-        shares = (index >= 0).unsqueeze(-1) / rows.clamp(min=1)
-        vouching = self.trusted.clone()
-        vouching[self.runs.each, index] = 0  # no row vouches for itself
-        vouching /= vouching.sum(1, keepdim=True).clamp(min=1)
+        weights, size = self.of(self.weights, index), (index >= 0).sum(1).view(-1, 1, 1) / 128
         for _ in range(self.rule.repeats):
-            ahead = lr * (weights.unsqueeze(-1) * terms).sum(2) * shares
-            w, b = nets.parameters[2] - hidden.mT @ ahead, nets.parameters[3] - ahead.sum(1, keepdim=True)
-            error = ((all_hidden @ w + b).softmax(-1) - self.runs.onehot) * vouching.unsqueeze(-1)
-            moved = hidden @ (all_hidden.mT @ error) + error.sum(1, keepdim=True)
-            gradient = -lr * shares * (terms * moved.unsqueeze(2)).sum(-1) * self.rule.step_size * rows / 128
+            gradient = self.slopes(terms, weights, index) * self.rule.step_size * size
             weights = self.rule.move(weights.flatten(0, 1), gradient.flatten(0, 1), 1.0).view_as(weights)
         return weights
 
-    def renew(self, epoch: int, logits: Tensor, nets: Mlps) -> None:
-        self.epoch = epoch + 1
+
+class MetaWeights(LooksAhead):
+    """Meta-Weight-Net (arXiv 1902.07379): the library's networks, one for each experiment, and its Adam."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def begin(self, runs: Runs) -> None:
+        super().begin(runs)
+        self.rule, table = MetaWeightNet(), SampleTable(1, "")
+        self.rule.start(table, len(runs.experiments) - 1, torch.ones(1), torch.zeros(1), EPOCHS)
+        self.state = table.shared
+
+    @torch.no_grad()
+    def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        term, net = Method.gradient(self, z, p, index), self.state["weight_net"].detach().requires_grad_()
+        losses = -(z.log_softmax(-1) * self.of(self.runs.onehot, index)).sum(-1).T
+        with torch.enable_grad():
+            weights = net_weights(net, losses).T.unsqueeze(-1)
+        slopes = self.slopes(term.unsqueeze(2), weights.detach(), index)
+        self.rule.update(self.state, torch.autograd.grad(weights, net, slopes)[0])
+        return net_weights(self.state["weight_net"], losses).T.unsqueeze(-1) * term
 
 
 class Trusting(KD):
@@ -274,9 +312,8 @@ class Trusting(KD):
                 with self.witness(i, table):
                     rule.renew(table, epoch)
                 if self.teachers:
-                    wrong = torch.stack([val[i], e.teacher_val]).argmax(-1) != e.val[1]
-                    errors = wrong.sum(1)
-                    rule.validated(table, torch.stack([errors[:1].expand(2), errors]), torch.tensor(len(e.val[1])))
+                    wrong = count_errors(val[i], e.val[1], [e.teacher_val], [None])
+                    rule.validated(table, wrong, torch.tensor(len(e.val[1])))
         self.read()
 
     def witness(self, i: int, table: SampleTable) -> AbstractContextManager[None]:
@@ -342,6 +379,7 @@ RIVALS: dict[str, Maker] = {
     "GLC": GLC,
     "GCE": GCE,
     "Co-teaching": CoTeaching,
+    "Meta-Weight-Net": MetaWeights,
     "paper": lambda: Published(Paper()),
     "amal": lambda: Published(Amal()),
 }
