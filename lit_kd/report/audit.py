@@ -36,7 +36,7 @@ def audit(
     Args:
         data: A data module of `lit_kd.data`.
         student: The network that learns, as for any method; its best size is that which suits the data.
-        teacher: Teachers, if there are any: heard as far as they do better than the student on validation rows.
+        teacher: Teachers, if there are any: heard as far as they help the student on validation rows.
         trusted: The size of the split whose labels are right for certain, a fraction or a count: the data's ``meta``.
             0: nobody has checked any label. Default: as the data say.
         epochs: How long to train.
