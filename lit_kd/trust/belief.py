@@ -14,6 +14,7 @@ from lit_kd.types import UNLABELED
 SHARPER = 2.0  # power of what the student says, for the channel alone, eq. (3): it has learned some of the noise
 LABEL_ROWS = 5.0  # pseudo-rows a class in the label's channel, eq. (3)
 TEACHER_ROWS = 10.0  # in a teacher's confusion matrix, eq. (4): trusted rows are few
+VOICES = 3.0  # of the student beside one of a teacher, eq. (5): both together differ where the student is unsure
 REPEATED = 0.25  # of the wrong labels; a teacher that says so many of them is not heard, eq. (5)
 FEW = 0.05  # of the labels; where fewer are wrong, it matters less who repeats them, eq. (5)
 SURE = 3.0  # power of a class's probability, for how much to learn from it, eq. (8): what is unsure teaches little

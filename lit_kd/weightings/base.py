@@ -13,10 +13,10 @@ from torch import Tensor
 from lit_kd.data import DataModule
 from lit_kd.data.table import SampleTable, all_sum
 from lit_kd.terms import TASKS
+from lit_kd.trust import belief
 from lit_kd.trust.meta import meta_gradient
 from lit_kd.types import Batch, Pairs
 
-VOICES = 3  # of the student, beside one of a teacher: what that adds shows where the student is unsure
 Align = Callable[[Tensor, float], Tensor]
 """From weights ``(B, S + 1)`` to `lit_kd.trust.meta.alignment`, ``(B, S + 1)``, after a look-ahead step with them and a
 learning rate; a rate of 0 takes none."""
@@ -151,12 +151,12 @@ class TellRule(Callback):
 def count_errors(logits: Tensor, y: Tensor, teachers: list[Tensor], known: Sequence[Tensor | None]) -> Tensor:
     """How often the student, each teacher, and both together are wrong, ``(3, K + 1)``.
 
-    Of all rows, then of those that each teacher speaks of. Together, a teacher is one voice beside `VOICES` of the
-    student's: it has its way where it is sure and the student is not.
+    Of all rows, then of those that each teacher speaks of. Together, a teacher is one voice beside `lit_kd.trust.belief.VOICES` of
+    the student's: it has its way where it is sure and the student is not.
     """
     alone = torch.stack([logits, *teachers]).softmax(-1)
     student = alone[:1].expand_as(alone)
-    wrong = torch.stack([student, alone, VOICES * student + alone]).argmax(-1) != y
+    wrong = torch.stack([student, alone, belief.VOICES * student + alone]).argmax(-1) != y
     counted = torch.stack([torch.ones_like(wrong[0, 0]) if rows is None else rows for rows in (None, *known)])
     return (wrong & counted).sum(-1)
 
