@@ -151,8 +151,8 @@ class TellRule(Callback):
 def count_errors(logits: Tensor, y: Tensor, teachers: list[Tensor], known: Sequence[Tensor | None]) -> Tensor:
     """How often the student, each teacher, and both together are wrong, ``(3, K + 1)``.
 
-    Of all rows, then of those that each teacher speaks of. Together, a teacher is one voice beside `lit_kd.trust.belief.VOICES` of
-    the student's: it has its way where it is sure and the student is not.
+    Of all rows, then of those that each teacher speaks of. Together, a teacher is one voice beside ``belief.VOICES``
+    of the student's: it has its way where it is sure and the student is not.
     """
     alone = torch.stack([logits, *teachers]).softmax(-1)
     student = alone[:1].expand_as(alone)

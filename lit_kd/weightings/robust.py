@@ -19,9 +19,9 @@ class Robust(Rule):
 
     Networks learn what most labels agree on before they learn single wrong ones by heart. So what the student said of a
     row, on average, is a witness to its true class. The label is another one, and so is a teacher that helps the
-    student on validation rows. The student learns the most probable class, the more the surer it is. Trusted rows are trained on, and
-    tell how much of the doubt about labels is false; without any, no doubt is taken for false. No look-ahead is taken.
-    Equations, ablations, limits: docs/mathematics.md, "The rule robust".
+    student on validation rows. The student learns the most probable class, the more the surer it is. Trusted rows are
+    trained on, and tell how much of the doubt about labels is false; without any, no doubt is taken for false. No
+    look-ahead is taken. Equations, ablations, limits: docs/mathematics.md, "The rule robust".
 
     Args:
         early_epochs: Epochs until teachers are heard; ``None``: a tenth of the training, or of 100 epochs if it is
