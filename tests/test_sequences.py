@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import seed_everything
-from methods import trainer
+from methods import CLASSES, SHAPE, Blobs, trainer
 from torch import Tensor, nn
 
 from lit_kd import ALMKD, GKD, KD, Distiller, OnlineKD, SequenceKD, SpeculativeKD, StepByStep, Supervised
 from lit_kd.data import SumsDataModule
-from lit_kd.models import build_model
+from lit_kd.models import build_model, load_student
 from lit_kd.models.generate import draw_tokens, next_tokens, respond, response_of, sampler
+from lit_kd.models.networks import mlp
 from lit_kd.terms import KL, OnlineTeacher
 from lit_kd.types import IGNORED, PENULTIMATE, Batch, Inputs, Outputs
 
@@ -229,6 +231,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "gkd": lambda **o: made(GKD, teacher=net(12, 2), **o),
     "speculative": lambda **o: made(SpeculativeKD, teacher=net(12, 2), top_k=3, **o),
     "online": lambda **o: made(OnlineKD, teacher=net(12, 2), **o),
+    "lora": lambda **o: made(OnlineKD, teacher=net(12, 2), lora=2, **o),
     "steps": lambda **o: made(StepByStep, **o),
 }
 
@@ -244,7 +247,7 @@ def test_trainings(method: str) -> None:
         assert all(spec.state_dict()[name].equal(value) for name, value in old.items())
 
 
-@pytest.mark.parametrize("method", ["gkd", "speculative"])
+@pytest.mark.parametrize("method", ["gkd", "speculative", "lora"])
 def test_a_resumed_run_draws_the_same(method: str, tmp_path: Any) -> None:
     whole, half, rest = (METHODS[method]() for _ in range(3))
     fit(whole, max_epochs=2)
@@ -252,6 +255,7 @@ def test_a_resumed_run_draws_the_same(method: str, tmp_path: Any) -> None:
     fitted = trainer(max_epochs=2)
     fitted.fit(rest, sums(), ckpt_path=tmp_path / "a.ckpt")
     assert weights(whole).equal(weights(rest))
+    assert all(a.equal(b) for a, b in zip(whole.terms.parameters(), rest.terms.parameters(), strict=True))
     assert not weights(whole).equal(weights(half))
 
 
@@ -338,6 +342,82 @@ def test_adapters_start_as_the_teacher_and_learn() -> None:
     x = torch.randn(5, 12)
     assert (adapters[0](x) == 0).all()
     assert (model.terms.each[0].adapter(x) != 0).any()
+
+
+class TestLora:
+    @pytest.fixture
+    def teacher(self) -> Any:
+        hub = pytest.importorskip("transformers")
+        small = {"vocab_size": C, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2, "attn_pdrop": 0.5}
+        return hub.GPT2LMHeadModel(hub.GPT2Config(**small, bos_token_id=END, eos_token_id=END))
+
+    def test_the_teacher_stays_and_its_adapters_learn(self, teacher: Any, tmp_path: Any) -> None:
+        old = copy.deepcopy(teacher.state_dict())
+        model, started = made(OnlineKD, student="gru-8", teacher=teacher, lora=2), []
+        x = batch().x
+
+        def at_start(*_: Any) -> None:
+            with torch.no_grad():
+                started.append((model.ask(batch())[0].logits, model.teachers(batch())[0].logits))
+            started.append([p.detach().clone() for p in model.terms.each[0].adapter])
+
+        model.on_train_start = at_start
+        fit(model).save_checkpoint(tmp_path / "a.ckpt")
+        torch.testing.assert_close(*started[0], atol=0, rtol=0)
+        adapter = model.terms.each[0].adapter
+        assert len(adapter) == 8  # two of each of the four layers
+        assert not any(p.equal(before) for p, before in zip(adapter, started[1], strict=True))
+        assert teacher.state_dict().keys() == old.keys()
+        assert all(value.equal(old[name]) for name, value in teacher.state_dict().items())
+        with torch.no_grad():
+            assert not model._adapted[0](x).logits.equal(teacher(x).logits)
+
+        saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+        for k, parameter in enumerate(adapter):
+            assert saved[f"terms.each.0.adapter.{k}"].equal(parameter)
+        assert {name.split(".")[0] for name in saved} == {"student", "terms"}
+        assert load_student(tmp_path / "a.ckpt").state_dict().keys() == net().state_dict().keys()
+
+    def test_its_answers_are_those_of_low_rank_sums(self) -> None:
+        """``W + B A`` in the place of each W, put together by hand."""
+        teacher, base = mlp(16, [8], CLASSES), {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+        model = made(OnlineKD, student="mlp-4", teacher=teacher, lora=2, task="classification", **base)
+        trainer(max_epochs=1).fit(model, Blobs())
+        by_hand, adapter = copy.deepcopy(teacher), list(model.terms.each[0].adapter)
+        layers = [part for part in by_hand.modules() if isinstance(part, nn.Linear)]
+        with torch.no_grad():
+            for layer, a, b in zip(layers, adapter[::2], adapter[1::2], strict=True):
+                assert b.any()
+                layer.weight += b @ a
+            x = torch.randn(7, *SHAPE)
+            torch.testing.assert_close(model._adapted[0](x), by_hand(x))
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"lora": 0}, "expected as lora a rank from 1, found 0"),
+            ({"lora": 2, "teacher_cache": "memory"}, "expected neither teacher_cache nor teacher_precision with lora"),
+            ({"lora": 2, "teacher_precision": "bf16"}, "nor teacher_precision with lora"),
+            (
+                {"lora": 2, "teacher": nn.Embedding(C, C)},
+                "linear layers inside it and no adapters.* found Embedding",
+            ),
+        ],
+    )
+    def test_refused(self, options: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            fit(made(OnlineKD, **{"teacher": net(12, 2)} | options))
+
+    def test_adapters_twice(self, teacher: Any) -> None:
+        peft = pytest.importorskip("peft")
+        adapted = peft.get_peft_model(teacher, peft.LoraConfig(r=2))
+        with pytest.raises(ValueError, match="found PeftModel: merge_and_unload"):
+            fit(made(OnlineKD, teacher=adapted, lora=2))
+
+    def test_without_peft(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(ImportError, match=r"LoRA needs peft, which is not installed: pip install 'lit_kd\[hf\]'"):
+            made(OnlineKD, teacher=net(), lora=2)
 
 
 def test_steps_are_a_weighted_sum() -> None:

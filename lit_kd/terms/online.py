@@ -15,23 +15,27 @@ class OnlineTeacher(Term):
     [ours]. A missing label trains no adapter by CE.
 
     Args:
-        width: Of the adapter's hidden layer.
+        width: Of the adapter's hidden layer; ``None``: the teacher itself has an adapter, and its logits a gradient.
         temperature: T > 0 of both KL, dimensionless.
         weight: A constant factor.
     """
 
     tasks = ("classification", "tokens")
-    teacher_taps = (PENULTIMATE,)
+    teacher_taps: tuple[str, ...] = (PENULTIMATE,)
 
-    def __init__(self, width: int = 16, temperature: float = 1.0, weight: float = 1.0) -> None:
+    def __init__(self, width: int | None = 16, temperature: float = 1.0, weight: float = 1.0) -> None:
         super().__init__(weight)
-        if width < 1 or not temperature > 0:
+        if (width is not None and width < 1) or not temperature > 0:
             raise ValueError(f"expected a width from 1 and a temperature above 0, found {width} and {temperature}")
         self.width, self.temperature = width, temperature
-        self.adapter: nn.Sequential | None = None
+        self.adapter: nn.Module | None = None
+        if width is None:
+            self.teacher_taps = ()
 
     def build(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make the adapter, whose last layer is 0."""
+        if self.width is None:
+            return
         assert teacher is not None
         features, logits = teacher.features[PENULTIMATE], teacher.logits
         last = nn.Linear(self.width, logits.shape[-1])
@@ -41,6 +45,8 @@ class OnlineTeacher(Term):
 
     def adapted(self, teacher: Outputs) -> Tensor:
         """The teacher's logits with what the adapter adds."""
+        if self.width is None:
+            return full(teacher.logits)
         assert self.adapter is not None
         return full(teacher.logits) + full(self.adapter(full(teacher.features[PENULTIMATE])))
 
