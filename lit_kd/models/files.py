@@ -98,6 +98,7 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         parquet = optional("pyarrow.parquet", "parquet", "a .parquet file")
         found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
         return found
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole response's tokens
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
         reader = csv.reader(file)
         try:

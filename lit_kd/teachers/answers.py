@@ -13,13 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lit_kd.data.columns import class_number
 from lit_kd.models.files import read_columns, write_whole
+from lit_kd.teachers.likeliest import LEAST, SLACK, Answers, Floats, Source, as_logits, column_of, of_tokens, spread
 
 LOGITS = "logits"
-LEAST = 1e-6  # in the place of a probability of 0, or the least other one of the row: logits stay finite
-SLACK = 0.01  # of a sum of probabilities, which may be rounded
-Floats = npt.NDArray[np.float64]
 
 
 class Options(NamedTuple):
@@ -29,42 +26,6 @@ class Options(NamedTuple):
     label: str | None = None
     confidence: str | None = None
     probabilities: str = "prob_*"
-
-
-class Answers(NamedTuple):
-    """What was said of F rows: k classes of each, with logits up to a constant, and that of every other class."""
-
-    ids: list[str]
-    values: Tensor  # (F, k)
-    classes: Tensor | None = None  # int64 (F, k); None: all, in order
-    rest: Tensor | None = None  # (F,)
-
-
-class Source(NamedTuple):
-    """A file, and the classes of the data that its answers are of."""
-
-    path: Path
-    num_classes: int
-    names: list[str] | None  # of the classes
-
-    def error(self, expected: str, found: str) -> ValueError:
-        """In one sentence."""
-        return ValueError(f"{self.path}: expected {expected}, found {found}")
-
-    def class_of(self, cell: Any) -> int:
-        """The number of a class that is named, or numbered from 0; names that are numbers are names."""
-        number, names = class_number(cell, self.names, self.num_classes), self.names or []
-        if number is not None:
-            return number
-        raise self.error(
-            f"the classes of the data, {', '.join(names[:20]) + ' or ' if names else ''}0 to {self.num_classes - 1}",
-            f"{str(cell).strip()!r}: write them as the data do",
-        )
-
-    def classes_of(self, cells: Sequence[Any]) -> npt.NDArray[np.int64]:
-        """Of many cells."""
-        known = {cell: self.class_of(cell) for cell in dict.fromkeys(cells)}
-        return np.array([known[cell] for cell in cells], dtype=np.int64)
 
 
 def write_arrays(folder: Path, ids: Sequence[str], arrays: Mapping[str, Tensor]) -> None:
@@ -98,8 +59,9 @@ def read_answers(source: Source, options: Options) -> Answers:
     if source.path.is_dir():
         ids, arrays = read_arrays(source.path)
         logits = arrays[LOGITS]
-        if logits.shape != (len(ids), source.num_classes):
-            raise source.error(f"logits of {len(ids)} rows and {source.num_classes} classes", f"{tuple(logits.shape)}")
+        expected = len(ids), *logits.shape[1:2] * source.tokens, source.num_classes
+        if logits.shape != expected:
+            raise source.error(f"logits of shape {expected}", f"{tuple(logits.shape)}: is the file of other data?")
         if not logits.isfinite().all():
             raise source.error("logits that are finite", "nan or infinity")
         return Answers(ids, logits.float())
@@ -107,10 +69,12 @@ def read_answers(source: Source, options: Options) -> Answers:
     rows = len(next(iter(columns.values()), []))
     if not rows:
         raise source.error("a table with a head and rows", "an empty one")
-    name = _column(source, columns, options.id, ("id", "file"), "the ids of the data's rows: id='...'")
+    name = column_of(source, columns, options.id, ("id", "file"), "the ids of the data's rows: id='...'")
     ids = [str(cell) for cell in columns[name]]
     if len(set(ids)) < rows:
         raise source.error("each id once", f"{Counter(ids).most_common(1)[0][0]!r} again: keep one answer a row")
+    if source.tokens:
+        return of_tokens(source, columns, ids)
     matched = [column for column in columns if fnmatchcase(str(column), options.probabilities)]
     top = [column for column in columns if re.fullmatch(r"logprob_\d+", str(column))]
     read: Callable[..., tuple[npt.NDArray[np.bool_], Answers]]
@@ -124,19 +88,9 @@ def read_answers(source: Source, options: Options) -> Answers:
     kept = np.flatnonzero(said)
     if not len(kept):
         raise source.error("answers", f"none in {rows} rows")
-    at, (_, values, classes, rest) = torch.from_numpy(kept), answers
+    at, (_, values, classes, rest, _) = torch.from_numpy(kept), answers
     others = (None if part is None else part[at] for part in (classes, rest))
     return Answers([ids[row] for row in kept], values[at], *others)
-
-
-def _column(source: Source, columns: Mapping[str, Any], given: str | None, usual: Sequence[str], what: str) -> str:
-    """The column of that name, else of a usual one."""
-    wanted = usual if given is None else (given,)
-    found = next((name for name in wanted if name in columns), None)
-    if found is None:
-        expected = f"a column {' or '.join(wanted)} with {what}"
-        raise source.error(expected, ", ".join(str(column) for column in columns))
-    return found
 
 
 def _blank(cell: Any) -> bool:
@@ -182,7 +136,7 @@ def _distributions(
         )
     table = (table / np.where(said, total, 1)[:, None])[:, np.argsort(classes)]
     least = np.where(table > 0, table, LEAST).min(1, keepdims=True, initial=LEAST)
-    return said, Answers(ids, _logs(table, least))
+    return said, Answers(ids, as_logits(table, least))
 
 
 def _labels(
@@ -190,7 +144,7 @@ def _labels(
 ) -> tuple[npt.NDArray[np.bool_], Answers]:
     """A class, and how sure the teacher is of it; the rest is for the others."""
     what = "classes, columns prob_* with probabilities, or class_1, logprob_1, ...: label='...'"
-    cells = columns[_column(source, columns, options.label, ("label", "class"), what)]
+    cells = columns[column_of(source, columns, options.label, ("label", "class"), what)]
     said = np.array([not _blank(cell) for cell in cells])
     classes = np.zeros((len(ids), 1), dtype=np.int64)
     classes[said, 0] = source.classes_of([cell for cell, told in zip(cells, said, strict=True) if told])
@@ -198,14 +152,14 @@ def _labels(
     usual = ("confidence", "probability")
     # of several columns of labels none can tell which the usual one is of
     if options.confidence is not None or (options.label is None and any(name in columns for name in usual)):
-        name = _column(source, columns, options.confidence, usual, "how sure each label is")
+        name = column_of(source, columns, options.confidence, usual, "how sure each label is")
         sure = _numbers(source, columns[name], ids, f"as {name} numbers from 0 to 1", 1)
         wrong = said & ~(sure >= 0)
         if wrong.any():
             row = int(wrong.argmax())
             raise source.error(f"as {name} numbers from 0 to 1", f"{columns[name][row]!r} in the row {ids[row]!r}")
     rest = (1 - sure) / (source.num_classes - 1)
-    return said, Answers(ids, _logs(sure[:, None]), torch.from_numpy(classes), _logs(rest))
+    return said, Answers(ids, as_logits(sure[:, None]), torch.from_numpy(classes), as_logits(rest))
 
 
 def _likeliest(
@@ -216,27 +170,9 @@ def _likeliest(
     classes = np.zeros((len(ids), len(numbers)), dtype=np.int64)
     logs = np.full(classes.shape, np.nan)
     for at, number in enumerate(numbers):
-        cells = columns[_column(source, columns, f"class_{number}", (), f"the class of logprob_{number}")]
+        cells = columns[column_of(source, columns, f"class_{number}", (), f"the class of logprob_{number}")]
         logs[:, at] = _numbers(source, columns[f"logprob_{number}"], ids, "as logprob_* numbers of at most 0", SLACK)
         told = ~np.isnan(logs[:, at])
         classes[told, at] = source.classes_of([cells[row] for row in np.flatnonzero(told)])
-    told = ~np.isnan(logs)
-    said, given = told.any(1), np.exp(np.where(told, logs, -np.inf))
-    order = np.sort(np.where(told, classes, -1 - np.arange(len(numbers))), axis=1)
-    total = given.sum(1)
-    wrong = said & ((total > 1 + SLACK) | (total <= 0) | (np.diff(order, axis=1) == 0).any(1))
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise source.error(
-            "classes that differ, whose probabilities exp(logprob_*) sum to more than 0, at most 1",
-            f"classes {classes[row][told[row]].tolist()} of sum {total[row]:.4g} in the row {ids[row]!r}",
-        )
-    left = source.num_classes - told.sum(1)
-    rest = (1 - total).clip(min=0) / left.clip(min=1)
-    first = told.argmax(1)[:, None]  # stands for those that are not told
-    classes, given = (np.where(told, part, np.take_along_axis(part, first, 1)) for part in (classes, given))
-    return said, Answers(ids, _logs(given), torch.from_numpy(classes), _logs(rest))
-
-
-def _logs(probabilities: Floats, least: Floats | float = LEAST) -> Tensor:
-    return torch.from_numpy(np.log(np.maximum(np.nan_to_num(probabilities), least))).float()
+    said, *parts = spread(source, classes, logs, lambda row: ids[row])
+    return said, Answers(ids, *parts)

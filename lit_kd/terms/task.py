@@ -136,7 +136,11 @@ class EvaluationMetrics(nn.Module):
         """
         logits = logits.float()
         self.nll.update(self.task.label_loss(logits, y))
-        counted = y != IGNORED if self.task.elements else slice(None)  # a row each, from here on
+        row = torch.arange(len(y), device=y.device)  # of each element
+        counted: Tensor | slice = slice(None)
+        if self.task.elements:  # each is a row, from here on
+            counted = y != IGNORED
+            row = row.view(-1, *[1] * (y.dim() - 1)).expand_as(y)[counted]
         probabilities, y = self.task.probabilities(logits)[counted], y[counted]
         logged: dict[str, Metric] = {f"{self.stage}/nll": self.nll}
         metrics = {name: cast(Metric, metric) for name, metric in self.metrics.items()}
@@ -147,7 +151,7 @@ class EvaluationMetrics(nn.Module):
         if teachers:
             said = torch.stack([self.task.probabilities(t.float())[counted] for t in teachers])
             if any(rows is not None for rows in known):
-                silent = [y.new_zeros(len(y), dtype=torch.bool) if rows is None else ~rows for rows in known]
+                silent = [torch.zeros_like(row, dtype=torch.bool) if rows is None else ~rows[row] for rows in known]
                 said = said.masked_fill(torch.stack(silent).unsqueeze(-1), math.nan)
             mean = said.nanmean(0)
             spoken = ~mean.isnan().any(-1)
