@@ -1,6 +1,6 @@
 """On-policy distillation of language models: the student is corrected where it goes itself."""
 
-from typing import Any, Literal
+from typing import Any
 
 from lit_kd.losses.divergences import Kind
 from lit_kd.methods.sequence_kd import SequenceKD
@@ -21,9 +21,7 @@ class GKD(SequenceKD):
         student_share: In [0, 1]; 0.5 [code].
         weight: The teacher's share, in [0, 1].
         divergence: See `lit_kd.losses.divergence`.
-        beta: Of the teacher in the mixture, in (0, 1); 0.5 [code].
-        sampling_temperature: T > 0 of the student's distribution: 1 [text], 0.9 [code].
-        **sequences: See `SequenceKD`.
+        **sequences: See `SequenceKD`. Its ``beta`` is 0.5 [code], its ``sampling_temperature`` 1 [text], 0.9 [code].
     """
 
     samples = True
@@ -36,21 +34,9 @@ class GKD(SequenceKD):
         student_share: float = 0.5,
         weight: float = 1.0,
         divergence: Kind = "jensen_shannon",
-        beta: float = 0.5,
-        sampling_temperature: float = 1.0,
-        task: Literal["tokens"] = "tokens",
         **sequences: Any,
     ) -> None:
-        super().__init__(
-            student=student,
-            teacher=teacher,
-            weight=weight,
-            divergence=divergence,
-            beta=beta,
-            sampling_temperature=sampling_temperature,
-            task=task,
-            **sequences,
-        )
+        super().__init__(student, teacher, weight=weight, divergence=divergence, **sequences)
         if not 0 <= student_share <= 1:
             raise ValueError(f"expected student_share in [0, 1], found {student_share}")
         self.student_share = student_share

@@ -25,7 +25,7 @@ class OnlineKD(Shares):
         student: The network to train, a module or a name.
         teacher: One teacher or a list, each with an adapter: modules or checkpoint paths.
         weight: The share of what is learned from teachers, and of what their adapters learn, in [0, 1].
-        width: Of the residual module's hidden layer.
+        width: Of the residual module's hidden layer, without ``lora``.
         lora: The rank of LoRA adapters at the teacher's linear layers, see `lit_kd.teachers.lora.with_lora`.
         temperature: T > 0 of both divergences, dimensionless.
         task: Tokens, or classification.

@@ -1,6 +1,6 @@
 """Speculative distillation: the student proposes, the teacher replaces what it finds unlikely."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -43,17 +43,10 @@ class SpeculativeKD(SequenceKD):
         top_p: float = 0.5,
         teacher_temperature: float = 0.2,
         teacher_top_p: float = 0.5,
-        task: Literal["tokens"] = "tokens",
         **sequences: Any,
     ) -> None:
         super().__init__(
-            student=student,
-            teacher=teacher,
-            weight=weight,
-            sampling_temperature=sampling_temperature,
-            top_p=top_p,
-            task=task,
-            **sequences,
+            student, teacher, weight=weight, sampling_temperature=sampling_temperature, top_p=top_p, **sequences
         )
         if self.responses != "data":
             raise ValueError("expected no responses: SpeculativeKD lets student and teacher write them; leave it out")
