@@ -392,6 +392,17 @@ class TestLora:
             x = torch.randn(7, *SHAPE)
             torch.testing.assert_close(model._adapted[0](x), by_hand(x))
 
+    def test_the_copy_follows_dtype_and_buffers(self) -> None:
+        """As it follows to a device: buffers are the copy's own."""
+        teacher = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+        base = {"num_classes": CLASSES, "input_shape": list(SHAPE)}
+        model = made(OnlineKD, student="mlp-4", teacher=teacher, lora=2, task="classification", **base)
+        trainer(max_epochs=1, precision="64-true").fit(model, Blobs())
+        [copied] = model._adapted
+        assert {t.dtype for t in copied.state_dict().values()} == {torch.float64, torch.int64}
+        own = {id(p) for p in model.teachers.models[0].parameters()}
+        assert len(own & {id(p) for p in copied.parameters()}) == 6
+
     @pytest.mark.parametrize(
         ("options", "match"),
         [
