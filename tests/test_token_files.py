@@ -13,7 +13,9 @@ from test_sequences import C, fit, made, net, sums, weights
 
 from lit_kd import ALMKD, GKD, KD, FileTeacher, OnlineKD, SequenceKD, write_predictions
 from lit_kd.models.files import read_columns, write_columns
+from lit_kd.teachers.answers import Options, read_answers
 from lit_kd.teachers.cache import TeacherCache
+from lit_kd.teachers.likeliest import Source
 from lit_kd.types import IGNORED
 
 formats = pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -143,6 +145,21 @@ def test_a_folder_of_the_cache_is_a_teacher(tmp_path: Path) -> None:
     read = made(SequenceKD, teacher=str(folder))
     fit(read)
     assert weights(read).equal(weights(live))
+
+
+def test_a_large_vocabulary_keeps_what_is_left(tmp_path: Path) -> None:
+    """Of a hundred thousand others, whose probabilities are far below one in a million."""
+    for left in (0.01, 0.0):
+        write_columns(tmp_path / "a.csv", one([[7]], [[math.log(1 - left)]]), overwrite=True)
+        told = read_answers(Source(tmp_path / "a.csv", 100_001, None, tokens=True), Options())
+        assert told.rest is not None
+        assert (told.rest.double().exp() * 100_000).item() == pytest.approx(max(left, 1e-6), rel=1e-4)
+
+
+def test_options_of_classes(tmp_path: Path) -> None:
+    teacher = FileTeacher(write(tmp_path / "said.csv", said(net(12, 2), 2)), label="anna")
+    with pytest.raises(ValueError, match="neither label, confidence nor probabilities for tokens, found"):
+        fit(made(SequenceKD, teacher=teacher))
 
 
 def one(tokens: Any, logs: Any) -> dict[str, list[Any]]:

@@ -74,6 +74,10 @@ def read_answers(source: Source, options: Options) -> Answers:
     if len(set(ids)) < rows:
         raise source.error("each id once", f"{Counter(ids).most_common(1)[0][0]!r} again: keep one answer a row")
     if source.tokens:
+        if options[1:] != Options()[1:]:
+            raise source.error(
+                "neither label, confidence nor probabilities for tokens", f"{options[1:]}: leave them out"
+            )
         return of_tokens(source, columns, ids)
     matched = [column for column in columns if fnmatchcase(str(column), options.probabilities)]
     top = [column for column in columns if re.fullmatch(r"logprob_\d+", str(column))]

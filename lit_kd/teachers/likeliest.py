@@ -134,11 +134,11 @@ def spread(
             f"classes {classes[row][told[row]].tolist()} of sum {total[row]:.4g} in the row {name(row)!r}",
         )
     left = source.num_classes - told.sum(1)
-    rest = (1 - total).clip(min=0) / left.clip(min=1)
+    rest = (1 - total).clip(min=LEAST) / left.clip(min=1)  # together: a large vocabulary has many others
     least = np.where(given > 0, given, LEAST).min(1, keepdims=True, initial=LEAST)
     first = told.argmax(1)[:, None]  # stands for those that are not told
     classes, given = (np.where(told, part, np.take_along_axis(part, first, 1)) for part in (classes, given))
-    return said, as_logits(given, least), torch.from_numpy(classes), as_logits(rest)
+    return said, as_logits(given, least), torch.from_numpy(classes), as_logits(rest, 0.0)
 
 
 def as_logits(probabilities: Floats, least: Floats | float = LEAST) -> Tensor:
