@@ -31,7 +31,7 @@ from lit_kd.cli.lightning import make_cli
 from lit_kd.cli.main import main
 from lit_kd.data import CIFAR10DataModule, DistillationDataModule, ImageFolderDataModule, MNISTDataModule
 from lit_kd.models.files import write_columns
-from lit_kd.report.callbacks import WholeCheckpoints, WritePredictions
+from lit_kd.report.callbacks import Last, WholeCheckpoints, WritePredictions
 from lit_kd.report.evidence import KeepEvidence
 
 
@@ -258,6 +258,37 @@ def test_stopped_in_an_epoch_and_resumed(
     for name in ("last.ckpt", "best.ckpt"):
         assert_same(state(Path("cut") / name), state(whole / method / name))
     assert {path.name for path in Path("cut").glob("*.ckpt")} == {"last.ckpt", "best.ckpt"}
+
+
+@pytest.mark.parametrize("method", ["kd", "almkd-robust"])
+def test_stopped_in_the_validation_after_an_epoch(method: str, tmp_path: Path) -> None:
+    """The epoch is not lost, and resumed, it is validated anew, from the first batch."""
+
+    def run(folder: Path, stop: bool = False, **resumed: Any) -> list[tuple[int, Tensor]]:
+        seen: list[tuple[int, Tensor]] = []
+
+        def note(hook: str, trainer: Any, module: Any, *batch: Any) -> None:
+            if hook == "on_validation_epoch_end":
+                seen.append((trainer.current_epoch, trainer.callback_metrics["val/nll"]))
+            elif stop and trainer.current_epoch == 1 and batch[1] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        last = Last(folder, "last", save_on_train_epoch_end=True)
+        watch = Each(note, "on_validation_batch_start", "on_validation_epoch_end")
+        fitted = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[last, watch])
+        fitted.fit(build(method, module("dropout")), Augmented(), **resumed)
+        return seen
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(SystemExit) as done:
+        run(tmp_path / "cut", stop=True)
+    assert done.value.code == 143
+    steps = [state(tmp_path / name / "last.ckpt")["global_step"] for name in ("cut", "whole")]
+    assert 3 * steps[0] == 2 * steps[1]
+    again = run(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt", weights_only=True)
+    assert [epoch for epoch, _ in again] == [1, 2]
+    assert_same(again, whole[1:])
+    assert_same(state(tmp_path / "cut" / "last.ckpt"), state(tmp_path / "whole" / "last.ckpt"))
 
 
 class Requeued(Callback):

@@ -108,7 +108,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class Last(ModelCheckpoint):
-    """Keeps the last epoch; and where SIGTERM ends a training in mid-epoch, what it has come to.
+    """Keeps the last epoch; and where SIGTERM ends a training within an epoch, what it has come to.
 
     A signal of SLURM, at which Lightning saves and queues the job again, waits for the end of the batch, too: in the
     middle of a step half of the network may have moved.
@@ -136,12 +136,18 @@ class Last(ModelCheckpoint):
             self._theirs(signal.SIGUSR1, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, but for a validation after an epoch's last batch; tell the shell that this was no success."""
+        """Save, unless the epoch was just saved; tell the shell that this was no success."""
         super().on_exception(trainer, pl_module, exception)
         if not isinstance(exception, SIGTERMException):
             return
         exception.code = 128 + signal.SIGTERM
-        if in_mid_epoch(trainer):
+        after_last_batch = trainer.validating and trainer.is_last_batch
+        if after_last_batch:  # as if within a batch of it: else a resumed run would not validate this epoch
+            validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            validation.reset()
+            validation.increment_ready()
+            validation.increment_started()
+        if in_mid_epoch(trainer) or after_last_batch:
             self.best_model_path = self.format_checkpoint_name({})  # so that the next epoch replaces it
             trainer.save_checkpoint(self.best_model_path)
             rank_zero_info(f"stopped by SIGTERM: go on with --ckpt_path {self.best_model_path}")
