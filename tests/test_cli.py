@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,13 @@ class TestHelp:
         text = capsys.readouterr().out
         assert "lit_kd.ALMKD" in text
         assert "--model.student" in text
+
+    def test_nobody_reads_on(self) -> None:
+        """As in ``lit-kd schema | head``."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([COMMAND, "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (1, b"")
 
     def test_version_answers_without_torch(self) -> None:
         check = "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"

@@ -46,7 +46,13 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is not None:
         return _run(list(args))
     try:
-        _run(None)
+        try:
+            _run(None)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as of lit-kd schema | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+        sys.exit(1)
     except Exception as error:
         expected = isinstance(error, (ValueError, OSError, ImportError, TypeError, RuntimeError))
         expected = expected or type(error).__name__ == "MisconfigurationException"  # Lightning's, not imported here
