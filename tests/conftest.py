@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
@@ -17,8 +18,10 @@ def pytest_collection_modifyitems() -> None:
     """Not called in the process that only starts those that test: it imports nothing heavy."""
     import lightning  # noqa: F401 - which sets the level itself
     import torch
+    from lightning.fabric.utilities import registry
     from threadpoolctl import threadpool_limits
 
+    registry.entry_points = functools.cache(registry.entry_points)  # every Trainer reads those of all packages
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     threadpool_limits(1)

@@ -211,7 +211,7 @@ def learn(case: str, devices: int, padding: int = 1) -> dict[str, Any] | None:
     """What the training leaves, on the first process."""
     seed_everything(0, verbose=False)
     model, data = prepare(case, devices, padding)
-    fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3)
+    fitted = trainer(devices=devices, strategy="ddp" if devices > 1 else "auto")
     fitted.fit(model, data)
     method = getattr(model, "distiller", model)  # within somebody's module
     table = getattr(method, "table", None)
@@ -276,7 +276,9 @@ def several(tmp_path_factory: pytest.TempPathFactory, by_command: Any) -> dict[t
             free.bind(("localhost", 0))
         ports = [str(free.getsockname()[1]) for free in sockets]
     log = directory / "log"
-    # forked, which spares the seconds that imports take
+    for case in SIZES[2]:
+        learn(case, 1)
+    # forked, which spares the seconds that imports take, those of the trainings too
     group = multiprocessing.get_context("fork").Process(target=start, args=(directory, ports, log))
     group.start()
     assert group.pid is not None
