@@ -10,15 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import torch.nn.functional as F
 from methods import CLASSES, SHAPE, Blobs, trained_teachers, trainer, weighted_terms
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import lit_kd.methods
 from lit_kd import ALMKD, KD, Batch, Distiller, Outputs, Supervised
 from lit_kd.cli.lightning import make_cli
+from lit_kd.cli.main import with_paths
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text() for path in (ROOT / "docs").rglob("*.md")}
@@ -29,7 +35,7 @@ def commands() -> list[str]:
     """What the pages' ``lit-kd fit`` lines say after ``fit``, of those whose configs are shipped."""
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
     found = [line.split(" fit ", 1)[1] for line in blocks.splitlines() if re.search(r"(lit-kd|-m lit_kd) fit ", line)]
-    return [line for line in found if "--config configs/" in line]
+    return [line for line in found if re.search(r"--config (methods|data)/", line) and " my_methods." not in line]
 
 
 @pytest.mark.parametrize("method", [name for name in lit_kd.methods.__all__ if name != "Distilled"])
@@ -72,14 +78,52 @@ def test_the_code_of_rows_that_label_each_other_runs(tmp_path: Path, monkeypatch
     assert there["history"].shape == (3, there["data"].train_size)
 
 
+def test_the_classifier_of_hugging_face_and_the_answers_of_an_api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    words, wrong = {"bad": "leaks", "good": "works"}, {"r31", "r41", "r51", "r61", "r71"}
+    reviews = {f"r{i}": "good" if i % 2 else "bad" for i in range(80)}
+    given = {name: "bad" if name in wrong else kind for name, kind in reviews.items()}
+    checked = [*["yes"] * 20, *["no"] * 60]
+    rows = [
+        f"{name},it {words[kind]},{given[name]},{sure}"
+        for (name, kind), sure in zip(reviews.items(), checked, strict=True)
+    ]
+    Path("reviews").mkdir()
+    Path("reviews/train.csv").write_text("\n".join(["id,text,label,checked", *rows]))
+    answers = [f"{name},{kind},-0.05" for name, kind in reviews.items()]
+    Path("gpt.csv").write_text("\n".join(["id,class_1,logprob_1", *answers]))
+    known = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "it", *words.values()))}
+    tokenizer = Tokenizer(WordLevel(known, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained("bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForSequenceClassification(BertConfig(vocab_size=5, max_position_embeddings=8, **sizes)).save_pretrained("bert")
+
+    page = PAGES["your_project.md"].split("## A classifier of Hugging Face")[1]
+    here = (
+        code(page.split("\n## ")[0])
+        .replace("max_epochs=5", "max_epochs=8, accelerator='cpu'")
+        .replace("lr=5e-5", "lr=1e-2")
+    )
+    there: dict[str, Any] = {}
+    exec(here, there)
+    assert there["trainer"].callback_metrics["test/accuracy"] == 1
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    weights = {line[0]: float(line[1]) for line in printed if line and line[0] in reviews}
+    assert len(weights) > 50
+    assert min(weights, key=lambda name: weights[name]) in wrong
+
+
 def test_every_command_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["lit-kd"])
     tiny = ["--model=Supervised", "--model.student=mlp-8", "--data=DigitsDataModule", "--trainer.logger=false"]
     parser = make_cli([*tiny, "--trainer.accelerator=cpu"], run=False).parser
-    assert len(commands()) > 8
-    for command in commands():  # run=False has made a parser without subcommands, once
-        config = parser.parse_args(shlex.split(command))
+    assert len(commands()) > 40
+    for command in commands():  # run=False has made a parser without subcommands, once, which knows no --ckpt_path
+        config = parser.parse_args(with_paths(shlex.split(command.replace("--ckpt_path last", ""))))
         assert config.model.class_path.removeprefix("lit_kd.") in lit_kd.methods.__all__
 
 
