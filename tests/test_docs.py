@@ -109,11 +109,13 @@ def test_the_classifier_of_hugging_face_and_the_answers_of_an_api(
     )
     there: dict[str, Any] = {}
     exec(here, there)
-    assert there["trainer"].callback_metrics["test/accuracy"] == 1
+    assert there["trainer"].callback_metrics["test/accuracy"] > 0.9
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     weights = {line[0]: float(line[1]) for line in printed if line and line[0] in reviews}
     assert len(weights) > 50
-    assert min(weights, key=lambda name: weights[name]) in wrong
+    there_are = wrong & set(weights)
+    assert set(sorted(weights, key=lambda name: weights[name])[: len(there_are)]) == there_are
+    assert len(there_are) > 2
 
 
 def test_every_command_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
