@@ -52,6 +52,15 @@ def test_every_config_is_mentioned_and_all_that_is_mentioned_is_there() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+STUDIES = {"sequences": "sequences", "worlds": "small_worlds", "elements": "element_trust"}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_tables_are_those_that_the_studies_wrote(study: str) -> None:
+    written = (ROOT / "tests" / "studies" / "results" / f"{study}.md").read_text().splitlines()
+    assert {line for line in written if line.startswith("|")} <= set(PAGES[f"methods/{STUDIES[study]}.md"].splitlines())
+
+
 THEIRS = ["MyDataModule", "Net", "net", "synthetic_x", "synthetic_y", "teacher", "val", "x", "y"]  # the reader's own
 
 

@@ -17,7 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from lit_kd import ALMKD, GLC, KD, CoTeaching, Distiller, Supervised
 from lit_kd.data import DigitsDataModule
+from lit_kd.methods.element_trust import Believed
 from lit_kd.terms import ELR, GeneralizedCrossEntropy
+from lit_kd.types import IGNORED, Batch, Outputs
 from lit_kd.weightings import Amal
 
 ALIKE: dict[str, Callable[..., Distiller]] = {
@@ -179,6 +181,37 @@ def test_summary_of_the_study_of_trust() -> None:
     assert plain == ["CE", "70.0", "80.0", "0.0", "100%", "50%", "0.0"]
     assert rival == ["GCE", "80.0", "80.0", "-10.0", "50%", "50%", "-5.0"]
     assert ours == ["robust", "79.8", "84.7", "-0.5", "50%", "50%", "-5.0"]
+
+
+@pytest.mark.usefixtures("_studies")
+def test_study_of_elements_changes_one_part() -> None:
+    """What it calls ElementTrust is that, a sure teacher's probabilities are its class, the rest by hand."""
+    import elements
+
+    draw = torch.Generator().manual_seed(0)
+    z, t = torch.randn(2, 4, 5, 3, generator=draw)
+    y = torch.randint(3, (4, 5), generator=draw)
+    y[0, :2] = IGNORED
+    channel, joint = torch.rand(2, 1, 3, 3, generator=draw)
+    terms = {form: elements.Classes(form) for form in elements.FORMS} | {"": Believed()}
+    for term in terms.values():
+        term.channel, term.joint = channel / channel.sum(-1, keepdim=True), joint
+    said = {form: term(Outputs(z, {}), Outputs(t, {}), Batch(z, y)) for form, term in terms.items()}
+    torch.testing.assert_close(said[elements.WHOLE], said[""])
+    assert all((said[form] - said[""]).abs().max() > 1e-3 for form in (elements.HARD, elements.REST, elements.SOFT))
+    sure = F.one_hot(t.argmax(-1), 3).float()
+    torch.testing.assert_close(
+        terms[elements.SOFT].believed(y, sure), terms[elements.WHOLE].believed(y, sure), rtol=1e-5, atol=1e-6
+    )
+    y, p = torch.tensor([[0]]), torch.tensor([[[0.6, 0.3, 0.1]]])
+    believed = joint[0, :, 0] * (channel / channel.sum(-1, keepdim=True))[0, :, 0]
+    right = believed[0] / believed.sum()
+    rest = torch.stack([right + (1 - right) * 0.6, (1 - right) * 0.3, (1 - right) * 0.1])
+    torch.testing.assert_close(terms[elements.REST].believed(y, p)[0, 0], rest)
+    counts = torch.tensor([[[6.0, 2.0], [1.0, 1.0]]])
+    torch.testing.assert_close(elements.even(counts), torch.tensor([[[0.7, 0.3], [0.3, 0.7]]]))
+    fixed = elements.CHANGED[elements.FIXED]["label_joint"](counts, None)
+    torch.testing.assert_close(fixed, torch.tensor([[[0.68, 0.03], [0.12, 0.17]]]))
 
 
 def trainer(epochs: int) -> Trainer:

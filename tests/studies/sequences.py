@@ -20,16 +20,51 @@ from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
-from torch import nn
+from torch import Tensor, nn
 
 from lit_kd import ALMKD, GKD, KD, Distiller, OnlineKD, SequenceKD, SpeculativeKD, StepByStep, Supervised
 from lit_kd.data import SumsDataModule
+from lit_kd.losses import cross_entropy, divergence
 from lit_kd.models.files import write_whole
 from lit_kd.models.generate import respond, sampler
+from lit_kd.models.taps import Tapped
+from lit_kd.terms import OnlineTeacher, Term
 from lit_kd.types import IGNORED
 
 RESULTS = Path(__file__).parent / "results"
 SIZES: dict[str, Any] = {"rows": 4000, "test": 500, "val": 200, "meta": 200, "batch_size": 64}
+
+
+class LabelsTeacher(OnlineTeacher):
+    """The adapter learns from the labels, and not from the student."""
+
+    def loss(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+        """Of rows, at temperature 1."""
+        q, p = (logits.log_softmax(-1) for logits in (student, teacher))
+        return divergence(p.detach(), q) + cross_entropy(teacher, y)
+
+
+class ByLabels(OnlineKD):
+    """With an adapter that knows no student."""
+
+    def default_term(self) -> Term:
+        """The changed one."""
+        return LabelsTeacher(self.width)
+
+
+class Adapted(nn.Module):
+    """The teacher with what its adapter has become."""
+
+    def __init__(self, teacher: nn.Module, model: Distiller) -> None:
+        super().__init__()
+        self.term = next(term for term in model.modules() if isinstance(term, OnlineTeacher))
+        self.tapped = Tapped(teacher, self.term.teacher_taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits."""
+        return self.term.adapted(self.tapped(x))
+
+
 Made = Callable[[nn.Module, dict[str, Any]], Distiller]
 RIGHT: dict[str, Made] = {
     "CE": lambda teacher, base: Supervised(task="tokens", **base),
@@ -40,6 +75,7 @@ RIGHT: dict[str, Made] = {
     "GKD": lambda teacher, base: GKD(teacher=teacher, **base),
     "SpeculativeKD, top_k 3": lambda teacher, base: SpeculativeKD(teacher=teacher, top_k=3, **base),
     "OnlineKD": lambda teacher, base: OnlineKD(teacher=teacher, **base),
+    "OnlineKD, adapter by CE alone": lambda teacher, base: ByLabels(teacher=teacher, **base),
     "StepByStep": lambda teacher, base: StepByStep(**base),
 }
 half: dict[str, Any] = {"task": "tokens", "temperature": 1.0}
@@ -72,12 +108,12 @@ def trained(model: Distiller, data: SumsDataModule, epochs: int) -> Distiller:
 
 
 @torch.no_grad()
-def measured(model: Distiller, data: SumsDataModule) -> dict[str, float]:
+def measured(network: nn.Module, data: SumsDataModule) -> dict[str, float]:
     """Of the test rows: the mean loss of a response's token, and the share of answers that are right, greedily."""
     rows = data.parts.test.__getitems__(list(range(len(data.parts.test))))
-    model.student.eval()
-    loss = nn.functional.cross_entropy(model.student(rows.x).mT, rows.y, ignore_index=IGNORED)
-    said = respond(rows.x, rows.y, data.end, sampler(model.student, 1e-4), torch.full((*rows.y.shape, 2), 0.5))[0]
+    network.eval()
+    loss = nn.functional.cross_entropy(network(rows.x).mT, rows.y, ignore_index=IGNORED)
+    said = respond(rows.x, rows.y, data.end, sampler(network, 1e-4), torch.full((*rows.y.shape, 2), 0.5))[0]
     assert isinstance(said, torch.Tensor)
     return {"nll": float(loss), "answers": float((said == rows.x).all(1).float().mean())}
 
@@ -94,14 +130,17 @@ def results(part: str, seed: int, epochs: int, done: set[tuple[str, str, int]]) 
     teacher = trained(Supervised("gru-64", task="tokens", optimizer=adam(0.005), **base), data, 3 * epochs)
     for name in left:
         if name == "the teacher":
-            yield name, measured(teacher, data)
+            yield name, measured(teacher.student, data)
             continue
         seed_everything(seed, verbose=False)
         joined = {"train_on_meta": True} if name.endswith("trained on") else {}
         data = SumsDataModule(**options, **joined)
         model = PARTS[part][name](teacher.student, base | {"student": "gru-24", "optimizer": adam(0.01)})
         own = epochs * (SIZES["rows"] - 900) // (SIZES["rows"] - 700) if joined else epochs
-        yield name, measured(trained(model, data, own), data)
+        trained(model, data, own)
+        if isinstance(model, OnlineKD):
+            yield f"{name}: its teacher", measured(Adapted(teacher.student, model), data)
+        yield name, measured(model.student, data)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -109,7 +148,8 @@ def table(rows: list[dict[str, str]]) -> str:
     lines = []
     for part, methods in PARTS.items():
         lines += [f"| responses: {part} | loss a token | right answers, % |", "| --- | --- | --- |"]
-        for name in ["the teacher", *methods]:
+        online = [f"{name}: its teacher" for name in methods if name.startswith("OnlineKD")]
+        for name in ["the teacher", *methods, *online]:
             own = [row for row in rows if (row["part"], row["method"]) == (part, name)]
             cells = []
             for key, factor, digits in (("nll", 1, 3), ("answers", 100, 1)):
