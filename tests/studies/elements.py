@@ -164,13 +164,21 @@ def fitted(make: Callable[..., Distiller], recipe: dict[str, Any], seed: int) ->
     return model.student, 100 * found[f"test/{model.task.score}"]
 
 
+def forms_of(world: str) -> list[str]:
+    """Those that make sense there."""
+    return [form for form in FORMS if world != "numbers" or form not in OF_CLASSES]
+
+
 def table(found: dict[str, float]) -> str:
-    """Means and standard deviations over seeds."""
-    lines = ["| form | tags | shapes | attributes | numbers, R² |", "| --- " * 5 + "|"]
+    """Means and standard deviations over the seeds that are complete."""
+    seeds = sorted({key.rsplit(" | ", 1)[1] for key in found})
+    keys = [f"{world} | {form}" for world in RECIPES for form in forms_of(world)]
+    seeds = [seed for seed in seeds if all(f"{key} | {seed}" in found for key in keys)]
+    lines = [f"Seeds {', '.join(seeds)}:\n", "| form | tags | shapes | attributes | numbers, R² |", "| --- " * 5 + "|"]
     for form in ["the teacher", *FORMS]:
         cells = []
         for world in RECIPES:
-            own = [value for key, value in found.items() if key.rsplit(" | ", 1)[0] == f"{world} | {form}"]
+            own = [found[key] for seed in seeds if (key := f"{world} | {form} | {seed}") in found]
             spread = f" ± {stdev(own):.1f}" if len(own) > 1 else ""
             cells.append(f"{mean(own):.1f}{spread}" if own else "")
         lines.append(f"| {form} | {' | '.join(cells)} |")
@@ -192,8 +200,7 @@ def main() -> None:
     for seed in args.seeds:
         for world in args.worlds:
             recipe: Any = read_yaml(HERE.parents[1] / "configs" / "recipes" / f"{RECIPES[world]}.yaml")
-            forms = [form for form in FORMS if world != "numbers" or form not in OF_CLASSES]
-            left = [form for form in forms if f"{world} | {form} | {seed}" not in found]
+            left = [form for form in forms_of(world) if f"{world} | {form} | {seed}" not in found]
             if not left:
                 continue
             strong = recipe["teacher"]["model"]["init_args"]

@@ -25,6 +25,7 @@ from torch import nn
 from lit_kd import KD, AdversarialKD, Distiller, OracleCTC, UnKD
 from lit_kd.data import DataModule, PopularItemsDataModule, SymbolSequencesDataModule
 from lit_kd.data.cartpole import BalancingPolicy, CartPoleDataModule, returns
+from lit_kd.methods.oracle_ctc import SymbolErrorRate
 from lit_kd.models.files import write_whole
 from lit_kd.models.worlds import FrameNet, MatrixFactorisation
 
@@ -69,13 +70,25 @@ def ctc(seed: int) -> Results:
     def net(hidden: int, oracle: bool = False) -> FrameNet:
         return FrameNet(data.input_shape[1], data.num_classes, hidden, oracle)
 
-    blind, of_blind = fitted(OracleCTC(net(32), **steps), data)
-    oracle, of_oracle = fitted(OracleCTC(net(32, oracle=True), reads_target=True, **steps), data)
-    results = {"blind teacher": of_blind, "oracle teacher": of_oracle}
-    for name, teacher in (("alone", None), ("of the blind teacher", blind), ("of the oracle", oracle)):
-        results[f"student {name}"] = fitted(OracleCTC(net(8), teacher, **steps), data)[1]
-    for method, metrics in results.items():
-        yield method, "symbol errors: test rows", metrics["test/error_rate"]
+    nets = {
+        "blind teacher": fitted(OracleCTC(net(32), **steps), data)[0],
+        "oracle teacher": fitted(OracleCTC(net(32, oracle=True), reads_target=True, **steps), data)[0],
+    }
+    teachers = {
+        "CTC alone": None,
+        "of the blind teacher": nets["blind teacher"],
+        "of the oracle": nets["oracle teacher"],
+    }
+    nets |= {
+        f"student {name}": fitted(OracleCTC(net(8), teacher, **steps), data)[0] for name, teacher in teachers.items()
+    }
+    for part, rows in (("test rows", data.parts.test), ("training rows", data.parts.train_rows(False))):
+        batch = rows.__getitems__(list(range(400)))
+        for method, network in nets.items():
+            errors = SymbolErrorRate()
+            with torch.no_grad():
+                errors.update(network(batch.x, batch.y), batch.y)
+            yield method, f"symbol errors: {part}", float(errors.compute())
 
 
 def policy(seed: int) -> Results:
