@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
@@ -35,10 +36,10 @@ ADAM = partial(torch.optim.Adam, lr=0.01)
 EPOCHS = 20
 
 
-def fitted(model: Distiller, data: DataModule) -> tuple[nn.Module, dict[str, float]]:
+def fitted(model: Distiller, data: DataModule, epochs: int = EPOCHS) -> tuple[nn.Module, dict[str, float]]:
     """The student after the last epoch, and its test metrics."""
     trainer = Trainer(
-        max_epochs=EPOCHS, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False,
+        max_epochs=epochs, limit_val_batches=0, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, data)
@@ -63,32 +64,38 @@ def unkd(seed: int) -> Results:
                 yield method, f"{kind}: {part.strip('_').replace('_', ' ') or 'all'}", metrics[f"test/{name}{part}"]
 
 
+NOISY = {"sequences": 4000, "spread": 0.6, "batch_size": 128}
+SEQUENCES: dict[str, tuple[dict[str, Any], int]] = {
+    "symbol errors": ({}, EPOCHS),
+    "symbol errors, more data and noise": (NOISY, EPOCHS),
+    "symbol errors, more data and noise, 7 epochs": (NOISY, 7),
+}
+"""Options of the data, and epochs, by kind of figure."""
+
+
 def ctc(seed: int) -> Results:
-    data = SymbolSequencesDataModule(seed=seed)
+    for kind, (options, epochs) in SEQUENCES.items():
+        data = SymbolSequencesDataModule(**options, seed=seed)
+        for method, network in listeners(data, epochs).items():
+            for part, rows in (("test rows", data.parts.test), ("training rows", data.parts.train_rows(False))):
+                batch, errors = rows.__getitems__(list(range(400))), SymbolErrorRate()
+                with torch.no_grad():
+                    errors.update(network(batch.x, batch.y), batch.y)
+                yield method, f"{kind}: {part}", float(errors.compute())
+
+
+def listeners(data: SymbolSequencesDataModule, epochs: int) -> dict[str, nn.Module]:
     steps = {"num_classes": data.num_classes, "optimizer": ADAM}
 
     def net(hidden: int, oracle: bool = False) -> FrameNet:
         return FrameNet(data.input_shape[1], data.num_classes, hidden, oracle)
 
-    nets = {
-        "blind teacher": fitted(OracleCTC(net(32), **steps), data)[0],
-        "oracle teacher": fitted(OracleCTC(net(32, oracle=True), reads_target=True, **steps), data)[0],
-    }
-    teachers = {
-        "CTC alone": None,
-        "of the blind teacher": nets["blind teacher"],
-        "of the oracle": nets["oracle teacher"],
-    }
-    nets |= {
-        f"student {name}": fitted(OracleCTC(net(8), teacher, **steps), data)[0] for name, teacher in teachers.items()
-    }
-    for part, rows in (("test rows", data.parts.test), ("training rows", data.parts.train_rows(False))):
-        batch = rows.__getitems__(list(range(400)))
-        for method, network in nets.items():
-            errors = SymbolErrorRate()
-            with torch.no_grad():
-                errors.update(network(batch.x, batch.y), batch.y)
-            yield method, f"symbol errors: {part}", float(errors.compute())
+    blind = fitted(OracleCTC(net(32), **steps), data, epochs)[0]
+    oracle = fitted(OracleCTC(net(32, oracle=True), reads_target=True, **steps), data, epochs)[0]
+    found = {"blind teacher, width 32": blind, "oracle teacher, width 32, which reads the target": oracle}
+    for name, teacher in (("CTC alone", None), ("of the blind teacher", blind), ("of the oracle", oracle)):
+        found[f"student, width 8, {name}"] = fitted(OracleCTC(net(8), teacher, **steps), data, epochs)[0]
+    return found
 
 
 def policy(seed: int) -> Results:
