@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from lit_kd.data import DistillationDataModule, TensorRows
 from lit_kd.models import build_model
 from lit_kd.models.taps import Tapped
 from lit_kd.terms import LabelTerm
+from lit_kd.terms.task import check_outputs
 from lit_kd.weightings import Paper
 
 DISTILLED = [method for method in METHODS if method not in ("supervised", "mutual")]
@@ -145,6 +147,14 @@ class TestTeacher:
         with pytest.warns(UserWarning, match=rf"{gone}.* not found: evaluating without the agreement"):
             [tested] = trainer().test(model, Blobs(), verbose=False)
         assert set(tested) == {"test/accuracy", "test/ece", "test/nll"}
+
+
+def test_an_accelerator_reads_the_labels_of_the_first_batch_alone() -> None:
+    read: list[Any] = []
+    task: Any = SimpleNamespace(elements=False, check_labels=lambda *labels: read.append(labels))
+    for first in (True, False):
+        check_outputs(task, torch.zeros(2, device="meta"), {}, CLASSES, missing=False, first=first)
+    assert len(read) == 1
 
 
 def of_probabilities(model: Distiller, data: Any) -> list[str]:

@@ -117,5 +117,7 @@ main()
     short = (*QUIET, "--model.student=mlp-16", "--trainer.limit_train_batches=4", "--trainer.max_epochs=1")
     done = python(script, ROOT, "fit", *configs("supervised"), *short)
     assert done.returncode == 0, done.stderr
+    assert "GPU available" in done.stderr
+    assert not re.search("Tip|TPU|LeafSpec", done.stderr)
     assert done.stdout.count("usage: lit-kd COMMAND") == 3
     assert (version(0) / "checkpoints" / "best.ckpt").is_file()

@@ -1,6 +1,8 @@
 """LightningCLI, wired for distillation."""
 
+import logging
 import sys
+import warnings
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -79,8 +81,15 @@ def make_cli(args: ArgsType = None, kind: type[Cli] = Cli, exit_on_error: bool =
     )
 
 
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning is more than an advertisement, or about TPUs."""
+    return not record.getMessage().startswith(("💡 Tip: For seamless cloud", "TPU available"))
+
+
 def run(args: list[str] | None) -> None:
     """Run one of Lightning's subcommands, and make a parser for no other: each knows every class."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_matters)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # of Lightning's own code
     line, every = sys.argv[1:] if args is None else args, Cli.subcommands()
     wanted = {line[0]: every[line[0]]} if line and line[0] in every else every
     kind = type("Cli", (Cli,), {"subcommands": staticmethod(lambda: wanted)})

@@ -57,10 +57,12 @@ class Task:
 def check_outputs(
     task: Task, y: Tensor, outputs: Mapping[str, Outputs], num_classes: int, missing: bool, first: bool = False
 ) -> None:
-    """Refuse labels and logits that do not fit; on an accelerator shapes only, as to read values would stall it.
+    """Refuse labels and logits that do not fit.
 
-    Outputs are by the model's name: teachers first, as their numbers can spoil the student's. On the ``first`` batch,
-    warn of those that look like probabilities.
+    On an accelerator, which would stall where values are read, these are shapes, and the labels of the ``first`` batch.
+    Our data modules, and wrapped ones, have checked all labels that are classes before. Outputs are by the model's
+    name: teachers first, as their numbers can spoil the student's. On the first batch, warn of those that look like
+    probabilities.
 
     Raises:
         ValueError: If logits are not ``(B, C)`` or not finite, labels are of another task, out of range, or missing
@@ -86,7 +88,7 @@ def check_outputs(
             )
         if first:
             _warn_of_probabilities(task, name, given.logits)
-    if reads:
+    if reads or first:
         task.check_labels(y, num_classes, missing)
 
 
