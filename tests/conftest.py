@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def pytest_collection_modifyitems() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     threadpool_limits(1)
+    gc.freeze()  # what is imported stays: each collection need not look at it
 
 
 @pytest.fixture(autouse=True)
