@@ -29,6 +29,11 @@ def pytest_collection_modifyitems() -> None:
     gc.freeze()  # what is imported stays: each collection need not look at it
 
 
+def pytest_unconfigure() -> None:
+    """Else triton tells of leaks at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning import seed_everything

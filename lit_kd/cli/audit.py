@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> None:
     else:
         parser.add_argument("--student", default="mlp-128", help="the network that learns; default: mlp-128")
         parser.add_argument(
-            "--teacher", nargs="+", help="networks, checkpoints or files that are heard where they do better"
+            "--teacher", nargs="+", help="networks, checkpoints or files that are heard where they help"
         )
         text = "the size of the data's meta split, whose labels are right; 0: nobody has checked any label"
         parser.add_argument("--trusted", metavar="SIZE", help=text)

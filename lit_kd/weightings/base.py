@@ -154,7 +154,7 @@ def count_errors(logits: Tensor, y: Tensor, teachers: list[Tensor], known: Seque
     Of all rows, then of those that each teacher speaks of. Together, a teacher is one voice beside ``belief.VOICES``
     of the student's: it has its way where it is sure and the student is not.
     """
-    alone = torch.stack([logits, *teachers]).softmax(-1)
+    alone = torch.stack([logits, *teachers]).float().softmax(-1)
     student = alone[:1].expand_as(alone)
     wrong = torch.stack([student, alone, belief.VOICES * student + alone]).argmax(-1) != y
     counted = torch.stack([torch.ones_like(wrong[0, 0]) if rows is None else rows for rows in (None, *known)])
