@@ -23,7 +23,7 @@ def main(args: Sequence[str]) -> None:
     try:
         import shtab
     except ImportError as error:
-        raise ImportError("expected shtab, which writes completions: pip install '.[completion]'") from error
+        raise ImportError("expected shtab, which writes completions: pip install 'lit_kd[completion]'") from error
     parser = argparse.ArgumentParser("lit-kd --print_completion", description="Print a script that a shell reads.")
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     print(shtab.complete(_everything(shtab.FILE), parser.parse_args(args).shell))
