@@ -20,6 +20,7 @@ from lit_kd.data import SumsDataModule
 from lit_kd.models import build_model, load_student
 from lit_kd.models.generate import draw_tokens, next_tokens, respond, response_of, sampler
 from lit_kd.models.networks import mlp
+from lit_kd.teachers.lora import with_lora
 from lit_kd.terms import KL, OnlineTeacher
 from lit_kd.types import IGNORED, PENULTIMATE, Batch, Inputs, Outputs
 
@@ -391,6 +392,20 @@ class TestLora:
                 layer.weight += b @ a
             x = torch.randn(7, *SHAPE)
             torch.testing.assert_close(model._adapted[0](x), by_hand(x))
+
+    def test_layers_that_are_read_past_get_none_whatever_their_names(self) -> None:
+        """torch's attention reads the weights of its out_proj; another layer has that name, too."""
+
+        class Named(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.attention, self.out_proj = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+        adapted, adapter = with_lora(Named(), 2)
+        assert len(adapter) == 2
+        assert {name.split(".")[0] for name, p in adapted.named_parameters() if p.requires_grad and "lora" in name} == {
+            "out_proj"
+        }
 
     def test_the_copy_follows_dtype_and_buffers(self) -> None:
         """As it follows to a device: buffers are the copy's own."""

@@ -21,6 +21,7 @@ from commands import QUIET, call, configs, train_teacher
 from lightning import Callback, seed_everything
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from methods import Blobs, blobs, build, trained_teachers, trainer
 from PIL import Image
 from test_every_method import Augmented, Each, assert_same, module
@@ -289,6 +290,28 @@ def test_stopped_in_the_validation_after_an_epoch(method: str, tmp_path: Path) -
     assert [epoch for epoch, _ in again] == [1, 2]
     assert_same(again, whole[1:])
     assert_same(state(tmp_path / "cut" / "last.ckpt"), state(tmp_path / "whole" / "last.ckpt"))
+
+
+def test_stopped_in_a_validation_of_its_own(tmp_path: Path) -> None:
+    """After a fit; the checkpoint stays that of the fit."""
+    stop: list[bool] = []
+
+    def note(hook: str, trainer: Any, module: Any, *batch: Any) -> None:
+        if stop:
+            raise SIGTERMException
+
+    last, watch = Last(tmp_path, "last", save_on_train_epoch_end=True), Each(note, "on_validation_batch_end")
+    fitted, model, data = (
+        trainer(max_epochs=1, enable_checkpointing=True, callbacks=[last, watch]),
+        build("kd", module("dropout")),
+        Augmented(),
+    )
+    fitted.fit(model, data)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    stop.append(True)
+    with pytest.raises(SystemExit):
+        fitted.validate(model, data)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
 class Requeued(Callback):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,20 +47,26 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is not None:
         return _run(list(args))
     try:
-        try:
-            _run(None)
-        finally:
+        _run(None)
+        if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # as of lit-kd schema | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
-        sys.exit(1)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not read():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+            sys.exit(1)
         expected = isinstance(error, (ValueError, OSError, ImportError, TypeError, RuntimeError))
         expected = expected or type(error).__name__ == "MisconfigurationException"  # Lightning's, not imported here
         if not expected or os.environ.get(TRACEBACK) == "1":
             raise
         told = "\n".join([f"lit-kd: error: {sentence(error)}", *getattr(error, "__notes__", [])])
         sys.exit(f"{told}\n({TRACEBACK}=1 shows where this was raised)")
+
+
+def read() -> bool:
+    """Whether somebody reads what is printed; not so after ``lit-kd schema | head``."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)  # for errors alone
+    return not stdout.poll(0)
 
 
 def sentence(error: BaseException) -> str:

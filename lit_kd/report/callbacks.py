@@ -141,7 +141,7 @@ class Last(ModelCheckpoint):
         if not isinstance(exception, SIGTERMException):
             return
         exception.code = 128 + signal.SIGTERM
-        after_last_batch = trainer.validating and trainer.is_last_batch
+        after_last_batch = trainer.state.fn == TrainerFn.FITTING and trainer.validating and trainer.is_last_batch
         if after_last_batch:  # as if within a batch of it: else a resumed run would not validate this epoch
             validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             validation.reset()

@@ -1,6 +1,7 @@
 """LoRA adapters of teachers, which are trained while the teacher stays as it is."""
 
 import copy
+import re
 
 from torch import nn
 
@@ -14,7 +15,7 @@ def with_lora(model: nn.Module, rank: int) -> tuple[nn.Module, nn.ParameterList]
     """A copy of a teacher with LoRA of peft, and the adapters' parameters, which alone can be trained.
 
     The copy shares the teacher's parameters. At first it answers as the teacher does. Adapters are at all linear layers
-    outside of torch's own transformer layers; of models of Hugging Face, at all but the last one.
+    outside of torch's own transformer layers; of models of Hugging Face, at all but a language model's head.
 
     Args:
         model: A network with linear layers; else a ValueError.
@@ -24,8 +25,10 @@ def with_lora(model: nn.Module, rank: int) -> tuple[nn.Module, nn.ParameterList]
     own = {id(parameter): parameter for parameter in model.parameters()}
     unread = {part for layer in model.modules() if isinstance(layer, UNREAD) for part in layer.modules()}
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part not in unread]
-    targets = "all-linear" if isinstance(model, transformers.PreTrainedModel) else linear
-    if targets in ([], [""]) or hasattr(model, "peft_config"):
+    # as one pattern: of a list peft would also take layers whose names end so
+    named = "|".join(re.escape(name) for name in linear if name)
+    targets = "all-linear" if isinstance(model, transformers.PreTrainedModel) else named
+    if not targets or hasattr(model, "peft_config"):
         raise ValueError(
             "expected as the teacher a network with linear layers inside it and no adapters yet, for LoRA, found "
             f"{type(model).__name__}: merge_and_unload() makes adapters part of a network"
