@@ -246,8 +246,11 @@ class MetaWeights(LooksAhead):
     def begin(self, runs: Runs) -> None:
         super().begin(runs)
         self.rule, table = MetaWeightNet(), SampleTable(1, "")
-        self.rule.start(table, len(runs.experiments) - 1, torch.ones(1), torch.zeros(1), EPOCHS)
-        self.state = table.shared
+        count = len(runs.experiments)
+        self.rule.start(table, count - 1, torch.ones(1), torch.zeros(1), EPOCHS)
+        self.state = table.shared  # all start alike, and each counts its own steps
+        self.state["weight_net"] = self.state["weight_net"][:1].repeat(count, 1)
+        self.state["weight_net_steps"] = torch.zeros(count, 1)
 
     @torch.no_grad()
     def gradient(self, z: Tensor, p: Tensor, index: Tensor) -> Tensor:
@@ -256,7 +259,10 @@ class MetaWeights(LooksAhead):
         with torch.enable_grad():
             weights = net_weights(net, losses).T.unsqueeze(-1)
         slopes = self.slopes(term.unsqueeze(2), weights.detach(), index)
+        before, shown = dict(self.state), (index >= 0).any(1, keepdim=True)
         self.rule.update(self.state, torch.autograd.grad(weights, net, slopes)[0])
+        for name, value in before.items():  # nothing moves without a row
+            self.state[name] = self.state[name].where(shown, value)
         return net_weights(self.state["weight_net"], losses).T.unsqueeze(-1) * term
 
 
