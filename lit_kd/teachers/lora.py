@@ -6,6 +6,7 @@ import re
 from torch import nn
 
 from lit_kd.models.files import optional
+from lit_kd.teachers.adapted import AdaptedTeacher
 
 UNREAD = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Layers that read the weights of their linear layers, and so pass adapters by."""
@@ -28,7 +29,7 @@ def with_lora(model: nn.Module, rank: int) -> tuple[nn.Module, nn.ParameterList]
     # as one pattern: of a list peft would also take layers whose names end so
     named = "|".join(re.escape(name) for name in linear if name)
     targets = "all-linear" if isinstance(model, transformers.PreTrainedModel) else named
-    if not targets or hasattr(model, "peft_config"):
+    if not targets or hasattr(model, "peft_config") or isinstance(model, AdaptedTeacher):
         raise ValueError(
             "expected as the teacher a network with linear layers inside it and no adapters yet, for LoRA, found "
             f"{type(model).__name__}: merge_and_unload() makes adapters part of a network"
