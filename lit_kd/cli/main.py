@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not read():
+        if isinstance(error, BrokenPipeError) and not is_read():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
             sys.exit(1)
         expected = isinstance(error, (ValueError, OSError, ImportError, TypeError, RuntimeError))
@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"{told}\n({TRACEBACK}=1 shows where this was raised)")
 
 
-def read() -> bool:
+def is_read() -> bool:
     """Whether somebody reads what is printed; not so after ``lit-kd schema | head``."""
     stdout = select.poll()
     stdout.register(sys.stdout, 0)  # for errors alone

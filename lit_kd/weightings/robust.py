@@ -104,7 +104,7 @@ class Robust(Rule):
         """From what was said to beliefs, from beliefs to weights."""
         seen = table["epochs"] > 0
         labels, trusted = (values.to(seen.device)[seen] for values in (self.labels, self.trusted))
-        if not len(labels) or (self.trusted.any() and not trusted.any()):  # those that tell are still to come
+        if not len(labels) or (self.trusted.any() and not trusted.any()):  # no trusted row has been seen yet
             return
         memory, said = table["memory"][seen], table["teacher_class"][seen]
         done = min(epoch + 1, self.length - 1) / self.length  # never all: the table is to tell good teachers to the end
